@@ -1,0 +1,206 @@
+//! What is attached where: one row a probe. The attach plan, `doctor`, the agent's own metrics and the table in the
+//! README all derive from these rows.
+
+/// Which part of a Node process exports or hides the function; each may be a library file of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Component {
+    Libuv,
+    V8,
+    Node,
+}
+
+/// Probes that are attached and detached together, over one link a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Group {
+    /// Always on: GC, thread pool, heap limit. Rates far below one hit a request.
+    Base,
+    /// The boundaries of event-loop phases: some hits a turn, so they are sampled in time where turns are fast.
+    Phases,
+}
+
+/// What is missing where a probe cannot be placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Feature {
+    Phases,
+    ThreadPool,
+    Gc,
+    HeapLimit,
+}
+
+/// Where in the machine code the probe goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The function's entry, or the first instruction of its straight-line prologue that the kernel emulates, provided
+    /// that the argument registers named in [`Probe::args`] still hold the arguments there.
+    Entry,
+    /// In `caller`: the first emulated instruction after its direct call of `callee`, before any other branch target or
+    /// call: the moment at which `callee` has returned, at the price of an entry probe.
+    AfterCall { caller: &'static str, callee: &'static str },
+}
+
+/// Argument registers of the System V ABI, as bits.
+pub mod arg {
+    pub const NONE: u8 = 0;
+    pub const RDI: u8 = 1;
+    pub const RSI: u8 = 2;
+    pub const RDX: u8 = 4;
+    pub const RCX: u8 = 8;
+}
+
+/// Ids of uprobes: the attach cookie, so that one program tells its attach points apart.
+pub mod id {
+    pub const RUN_TIMERS: u64 = 1;
+    pub const TIMERS_DONE: u64 = 2;
+    pub const RUN_IDLE: u64 = 3;
+    pub const RUN_PREPARE: u64 = 4;
+    pub const IO_POLL: u64 = 5;
+    pub const RUN_CHECK: u64 = 6;
+    pub const CHECK_DONE: u64 = 7;
+
+    pub const WORK_SUBMIT: u64 = 16;
+    pub const QUEUE_WORK: u64 = 17;
+    pub const FS_WORK: u64 = 18;
+    pub const GETADDRINFO_WORK: u64 = 19;
+    pub const GETNAMEINFO_WORK: u64 = 20;
+    pub const RANDOM_WORK: u64 = 21;
+    pub const NODE_WORK: u64 = 22;
+    pub const ASYNC_SEND: u64 = 23;
+    pub const FS_DONE: u64 = 24;
+    pub const GETADDRINFO_DONE: u64 = 25;
+    pub const GETNAMEINFO_DONE: u64 = 26;
+    pub const RANDOM_DONE: u64 = 27;
+    pub const QUEUE_DONE: u64 = 28;
+
+    pub const GC_START: u64 = 40;
+    pub const GC_END: u64 = 41;
+    pub const GC_SCAVENGE: u64 = 42;
+    pub const GC_MARK_COMPACT: u64 = 43;
+    pub const GC_MINOR_MARK_SWEEP: u64 = 44;
+    pub const GC_STEP_START: u64 = 45;
+    pub const GC_STEP_END: u64 = 46;
+    pub const HEAP_LIMIT_NEAR: u64 = 47;
+    pub const OUT_OF_MEMORY: u64 = 48;
+}
+
+/// One row: a uprobe.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe {
+    pub id: u64,
+    /// Name in plans, `doctor` and self-metrics.
+    pub name: &'static str,
+    pub component: Component,
+    pub group: Group,
+    pub feature: Feature,
+    /// Without it, the feature is off; otherwise it is only poorer.
+    pub required: bool,
+    pub place: Place,
+    /// Names of the function, as in the symbol table, over the versions, best first: the first one that is present and can
+    /// be placed is probed.
+    pub symbols: &'static [&'static str],
+    /// Argument registers that the program reads: bits of [`arg`].
+    pub args: u8,
+}
+
+macro_rules! probes {
+    ($($id:ident $name:literal $component:ident $group:ident $feature:ident $required:literal $place:expr, $args:expr, [$($symbol:literal),* $(,)?];)*) => {
+        /// Every uprobe.
+        pub static PROBES: &[Probe] = &[$(Probe {
+            id: id::$id,
+            name: $name,
+            component: Component::$component,
+            group: Group::$group,
+            feature: Feature::$feature,
+            required: $required,
+            place: $place,
+            symbols: &[$($symbol),*],
+            args: $args,
+        }),*];
+    };
+}
+
+use Place::{AfterCall, Entry};
+
+probes! {
+    RUN_TIMERS "run_timers" Libuv Phases Phases true Entry, arg::RDI, ["uv__run_timers"];
+    TIMERS_DONE "timers_done" Libuv Phases Phases false AfterCall { caller: "uv_run", callee: "uv__run_timers" }, arg::NONE, [];
+    RUN_IDLE "run_idle" Libuv Phases Phases true Entry, arg::RDI, ["uv__run_idle"];
+    RUN_PREPARE "run_prepare" Libuv Phases Phases false Entry, arg::RDI, ["uv__run_prepare"];
+    IO_POLL "io_poll" Libuv Phases Phases true Entry, arg::RDI, ["uv__io_poll"];
+    RUN_CHECK "run_check" Libuv Phases Phases true Entry, arg::RDI, ["uv__run_check"];
+    CHECK_DONE "check_done" Libuv Phases Phases false AfterCall { caller: "uv_run", callee: "uv__run_check" }, arg::NONE, [];
+
+    WORK_SUBMIT "work_submit" Libuv Base ThreadPool true Entry, arg::RDI | arg::RSI | arg::RDX | arg::RCX, ["uv__work_submit"];
+    QUEUE_WORK "queue_work" Libuv Base ThreadPool true Entry, arg::RDI | arg::RSI | arg::RDX, ["uv_queue_work"];
+    FS_WORK "fs_work" Libuv Base ThreadPool true Entry, arg::RDI, ["uv__fs_work"];
+    GETADDRINFO_WORK "getaddrinfo_work" Libuv Base ThreadPool false Entry, arg::RDI, ["uv__getaddrinfo_work"];
+    GETNAMEINFO_WORK "getnameinfo_work" Libuv Base ThreadPool false Entry, arg::RDI, ["uv__getnameinfo_work"];
+    RANDOM_WORK "random_work" Libuv Base ThreadPool false Entry, arg::RDI, ["uv__random_work"];
+    // The lambda in ThreadPoolWork::ScheduleWork that the pool thread runs: (uv_work_t*).
+    NODE_WORK "node_work" Node Base ThreadPool false Entry, arg::RDI, [
+        "_ZZN4node14ThreadPoolWork12ScheduleWorkEvENUlP9uv_work_sE_4_FUNES2_",
+        "_ZZN4node14ThreadPoolWork12ScheduleWorkEvENUlP9uv_work_sE_8__invokeES2_",
+    ];
+    ASYNC_SEND "async_send" Libuv Base ThreadPool true Entry, arg::RDI, ["uv_async_send"];
+    FS_DONE "fs_done" Libuv Base ThreadPool true Entry, arg::RDI | arg::RSI, ["uv__fs_done"];
+    GETADDRINFO_DONE "getaddrinfo_done" Libuv Base ThreadPool false Entry, arg::RDI | arg::RSI, ["uv__getaddrinfo_done"];
+    GETNAMEINFO_DONE "getnameinfo_done" Libuv Base ThreadPool false Entry, arg::RDI | arg::RSI, ["uv__getnameinfo_done"];
+    RANDOM_DONE "random_done" Libuv Base ThreadPool false Entry, arg::RDI | arg::RSI, ["uv__random_done"];
+    QUEUE_DONE "queue_done" Libuv Base ThreadPool true Entry, arg::RDI | arg::RSI, ["uv__queue_done"];
+
+    GC_START "gc_start" V8 Base Gc true Entry, arg::RDI | arg::RSI | arg::RDX, [
+        "_ZN2v88internal4Heap14CollectGarbageENS0_15AllocationSpaceENS0_23GarbageCollectionReasonENS_15GCCallbackFlagsE",
+        "_ZN2v88internal4Heap14CollectGarbageENS0_15AllocationSpaceENS0_23GarbageCollectionReasonENS_15GCCallbackFlagsENS0_21PerformHeapLimitCheckENS0_34PerformIneffectiveMarkCompactCheckE",
+    ];
+    GC_END "gc_end" V8 Base Gc true Entry, arg::NONE, [
+        "_ZN2v88internal8GCTracer4StopENS0_16GarbageCollectorE",
+        "_ZN2v88internal8GCTracer19StopObservablePauseEv",
+        "_ZN2v88internal8GCTracer19StopObservablePauseENS0_16GarbageCollectorENS_4base9TimeTicksE",
+    ];
+    GC_SCAVENGE "gc_scavenge" V8 Base Gc false Entry, arg::NONE, ["_ZN2v88internal4Heap8ScavengeEv"];
+    GC_MARK_COMPACT "gc_mark_compact" V8 Base Gc false Entry, arg::NONE, ["_ZN2v88internal4Heap11MarkCompactEv"];
+    GC_MINOR_MARK_SWEEP "gc_minor_mark_sweep" V8 Base Gc false Entry, arg::NONE, [
+        "_ZN2v88internal4Heap14MinorMarkSweepEv",
+        "_ZN2v88internal4Heap16MinorMarkCompactEv",
+    ];
+    GC_STEP_START "gc_step_start" V8 Base Gc false Entry, arg::NONE, [
+        "_ZN2v88internal18IncrementalMarking4StepEdNS1_16CompletionActionENS0_10StepOriginE",
+        "_ZN2v88internal18IncrementalMarking4StepEdNS0_10StepOriginE",
+        "_ZN2v88internal18IncrementalMarking4StepENS_4base9TimeDeltaEmNS0_10StepOriginE",
+    ];
+    // Called once at the end of each step, with what it did.
+    GC_STEP_END "gc_step_end" V8 Base Gc false Entry, arg::NONE, [
+        "_ZN2v88internal8GCTracer25AddIncrementalMarkingStepEdm",
+        "_ZN2v88internal8GCTracer25AddIncrementalMarkingStepENS_4base9TimeDeltaEm",
+    ];
+    HEAP_LIMIT_NEAR "heap_limit_near" V8 Base HeapLimit false Entry, arg::RDI, ["_ZN2v88internal4Heap27InvokeNearHeapLimitCallbackEv"];
+    OUT_OF_MEMORY "out_of_memory" V8 Base HeapLimit false Entry, arg::NONE, [
+        "_ZN2v88internal2V823FatalProcessOutOfMemoryEPNS0_7IsolateEPKcb",
+        "_ZN2v88internal2V823FatalProcessOutOfMemoryEPNS0_7IsolateEPKcRKNS_10OOMDetailsE",
+    ];
+}
+
+/// Tracepoints and raw tracepoints: programs of the object by name.
+#[derive(Clone, Copy, Debug)]
+pub struct Tracepoint {
+    pub program: &'static str,
+    pub category: &'static str,
+    pub event: &'static str,
+    /// Attached as a raw tracepoint: no tracefs needed.
+    pub raw: bool,
+    pub required: bool,
+}
+
+pub static TRACEPOINTS: &[Tracepoint] = &[
+    Tracepoint { program: "sched_switch", category: "sched", event: "sched_switch", raw: true, required: true },
+    Tracepoint { program: "sched_wakeup", category: "sched", event: "sched_wakeup", raw: true, required: true },
+    Tracepoint { program: "sched_wakeup_new", category: "sched", event: "sched_wakeup_new", raw: true, required: true },
+    Tracepoint { program: "process_fork", category: "sched", event: "sched_process_fork", raw: true, required: false },
+    Tracepoint { program: "process_exec", category: "sched", event: "sched_process_exec", raw: true, required: false },
+    Tracepoint { program: "process_exit", category: "sched", event: "sched_process_exit", raw: true, required: true },
+    Tracepoint { program: "enter_epoll_wait", category: "syscalls", event: "sys_enter_epoll_wait", raw: false, required: false },
+    Tracepoint { program: "exit_epoll_wait", category: "syscalls", event: "sys_exit_epoll_wait", raw: false, required: false },
+    Tracepoint { program: "enter_epoll_pwait", category: "syscalls", event: "sys_enter_epoll_pwait", raw: false, required: true },
+    Tracepoint { program: "exit_epoll_pwait", category: "syscalls", event: "sys_exit_epoll_pwait", raw: false, required: true },
+    Tracepoint { program: "io_uring_submit", category: "io_uring", event: "io_uring_submit_req", raw: false, required: false },
+    Tracepoint { program: "io_uring_complete", category: "io_uring", event: "io_uring_complete", raw: false, required: false },
+];

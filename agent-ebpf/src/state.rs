@@ -1,0 +1,171 @@
+//! Values of the maps that both halves touch.
+
+use crate::abi::{event_loop::Ledger, record};
+
+/// Bits of [`ThreadState::flags`].
+pub mod flag {
+    /// The thread turns an event loop.
+    pub const LOOP: u32 = 1 << 0;
+    /// The thread has run thread-pool work.
+    pub const POOL: u32 = 1 << 1;
+    /// Inside `epoll_wait` or `epoll_pwait` on the loop's own descriptor.
+    pub const IN_POLL: u32 = 1 << 2;
+    /// That poll may block.
+    pub const POLL_MAY_BLOCK: u32 = 1 << 3;
+    /// The last poll neither blocked nor found anything: libuv may poll again in the same turn.
+    pub const POLL_WAS_EMPTY: u32 = 1 << 4;
+    /// A phase probe was hit since the last poll.
+    pub const PHASES: u32 = 1 << 5;
+    /// Switched out.
+    pub const OFF_CPU: u32 = 1 << 6;
+    /// Began a turn: the ledger base is valid.
+    pub const IN_TURN: u32 = 1 << 7;
+    /// The stack budget was used up at the switch-out.
+    pub const STACK_OVER_BUDGET: u32 = 1 << 8;
+}
+
+record! {
+    /// What the kernel half keeps of a thread of a target: keyed by tid, written by the thread itself, read by user space
+    /// once a window. `ledger` and the open stretch since `mark_ns` add up to the time since `first_ns`.
+    pub struct ThreadState[560] {
+        pub tgid: u32,
+        pub tid: u32,
+        /// Bits of [`flag`].
+        pub flags: u32,
+        /// One of [`crate::abi::event_loop::phase`].
+        pub phase: u32,
+        /// First seen.
+        pub first_ns: u64,
+        /// Up to here the ledger is charged.
+        pub mark_ns: u64,
+        /// When the thread was switched out, as far as it is.
+        pub out_ns: u64,
+        /// Woken since, or 0.
+        pub woken_ns: u64,
+        /// One of [`crate::abi::sched::reason`].
+        pub out_reason: u32,
+        /// The loop's epoll descriptor, or -1.
+        pub poll_fd: i32,
+        pub user_stack: u64,
+        pub kernel_stack: u64,
+        /// Stack captures: tokens left, and when they were last filled up.
+        pub stack_tokens: u64,
+        pub stack_filled_ns: u64,
+        pub loop_addr: u64,
+        pub turn_started_ns: u64,
+        pub polled_ns: u64,
+        /// Return of the last poll.
+        pub poll_returned_ns: u64,
+        pub gc_started_ns: u64,
+        pub gc_step_started_ns: u64,
+        pub gc_heap: u64,
+        pub gc_space: u32,
+        pub gc_reason: u32,
+        pub gc_collectors: u32,
+        pub reserved: u32,
+        /// The `struct uv__work` that the thread runs, or 0.
+        pub work: u64,
+        pub turns: u64,
+        pub ledger: Ledger,
+        /// The ledger when the turn began.
+        pub turn_base: Ledger,
+        /// The ledger when the last, empty poll returned: where the turn ends if it was one of its own.
+        pub poll_base: Ledger,
+    }
+}
+
+/// Bits of [`Target::flags`].
+pub mod target_flag {
+    /// New child processes become targets too.
+    pub const FOLLOW: u32 = 1;
+}
+
+record! {
+    /// A traced process, keyed by tgid.
+    pub struct Target[16] {
+        /// Bits of [`target_flag`].
+        pub flags: u32,
+        pub reserved: u32,
+        /// Entries of the work map that the process holds, for the bound on it.
+        pub works: u64,
+    }
+}
+
+record! {
+    /// Key of the run-queue latency histogram, which is kept in the kernel: wake-ups are too many to send each.
+    pub struct RunQueueKey[8] {
+        pub tgid: u32,
+        /// One of [`crate::abi::sched::class`].
+        pub class: u16,
+        /// [`crate::histogram::index`] of the latency in nanoseconds.
+        pub bucket: u16,
+    }
+}
+
+record! {
+    /// Key of an item in flight.
+    pub struct WorkKey[16] {
+        /// Address of the `struct uv__work`, or of the request.
+        pub work: u64,
+        pub tgid: u32,
+        pub reserved: u32,
+    }
+}
+
+record! {
+    /// An item in flight: see [`crate::abi::thread_pool::Work`].
+    pub struct WorkState[64] {
+        pub submitted_ns: u64,
+        pub started_ns: u64,
+        pub ended_ns: u64,
+        pub callback: u64,
+        pub vtable: u64,
+        pub pool_tid: u32,
+        pub source: u32,
+        pub function: u32,
+        pub op: u32,
+        pub reserved: u64,
+    }
+}
+
+record! {
+    /// Per family and CPU: what the kernel half tried to send and what the ring had no room for.
+    pub struct FamilyCounters[16] {
+        pub emitted: u64,
+        pub dropped: u64,
+    }
+}
+
+/// Reasons for which the kernel half gave something up, and tallies of its own work: indices of the `COUNTERS` map.
+pub mod counter {
+    /// A thread could not be tracked: the map was full.
+    pub const THREADS_FULL: u32 = 0;
+    /// A work item could not be tracked: the map was full.
+    pub const WORKS_FULL: u32 = 1;
+    /// A stack was not taken: the thread's budget was used up.
+    pub const STACK_OVER_BUDGET: u32 = 2;
+    /// The kernel could not walk a stack.
+    pub const STACK_FAILED: u32 = 3;
+    /// A run-queue latency was not counted: the map was full.
+    pub const RUN_QUEUE_FULL: u32 = 4;
+    /// A work item ended that was not seen to begin.
+    pub const WORK_UNSEEN: u32 = 5;
+    pub const COUNT: usize = 6;
+    pub const NAMES: [&str; COUNT] =
+        ["threads_full", "works_full", "stack_over_budget", "stack_failed", "run_queue_full", "work_unseen"];
+}
+
+/// Numbers that the loader sets before the program is verified: offsets from the running kernel's own types.
+///
+/// They are separate read-only globals in the object, so that the verifier sees constants.
+pub mod global {
+    pub const TASK_PID: &str = "TASK_PID";
+    pub const TASK_TGID: &str = "TASK_TGID";
+    pub const TASK_STATE: &str = "TASK_STATE";
+    pub const TASK_EXIT_CODE: &str = "TASK_EXIT_CODE";
+    pub const TASK_SIGNAL: &str = "TASK_SIGNAL";
+    pub const SIGNAL_LIVE: &str = "SIGNAL_LIVE";
+    pub const LOOP_OFF_CPU_MIN_NS: &str = "LOOP_OFF_CPU_MIN_NS";
+    pub const OTHER_OFF_CPU_MIN_NS: &str = "OTHER_OFF_CPU_MIN_NS";
+    pub const RING_WAKEUP_BYTES: &str = "RING_WAKEUP_BYTES";
+}

@@ -1,0 +1,1 @@
+//! An eBPF tracing agent for production Node.js.
