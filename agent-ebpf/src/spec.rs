@@ -204,3 +204,7 @@ pub static TRACEPOINTS: &[Tracepoint] = &[
     Tracepoint { program: "io_uring_submit", category: "io_uring", event: "io_uring_submit_req", raw: false, required: false },
     Tracepoint { program: "io_uring_complete", category: "io_uring", event: "io_uring_complete", raw: false, required: false },
 ];
+
+/// Slots of the hit counters: uprobes by id, then tracepoints in the order of [`TRACEPOINTS`].
+pub const HITS_TRACEPOINTS: u32 = 64;
+pub const HITS_COUNT: u32 = HITS_TRACEPOINTS + 16;

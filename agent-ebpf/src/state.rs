@@ -14,7 +14,7 @@ pub mod flag {
     pub const POLL_MAY_BLOCK: u32 = 1 << 3;
     /// The last poll neither blocked nor found anything: libuv may poll again in the same turn.
     pub const POLL_WAS_EMPTY: u32 = 1 << 4;
-    /// A phase probe was hit since the last poll.
+    /// A phase probe other than that of the poll itself was hit since the last poll.
     pub const PHASES: u32 = 1 << 5;
     /// Switched out.
     pub const OFF_CPU: u32 = 1 << 6;
@@ -22,12 +22,14 @@ pub mod flag {
     pub const IN_TURN: u32 = 1 << 7;
     /// The stack budget was used up at the switch-out.
     pub const STACK_OVER_BUDGET: u32 = 1 << 8;
+    /// The poll's phase probe was hit: the turn's time on CPU is split by phase.
+    pub const SPLIT: u32 = 1 << 9;
 }
 
 record! {
     /// What the kernel half keeps of a thread of a target: keyed by tid, written by the thread itself, read by user space
     /// once a window. `ledger` and the open stretch since `mark_ns` add up to the time since `first_ns`.
-    pub struct ThreadState[560] {
+    pub struct ThreadState[568] {
         pub tgid: u32,
         pub tid: u32,
         /// Bits of [`flag`].
@@ -54,6 +56,8 @@ record! {
         pub loop_addr: u64,
         pub turn_started_ns: u64,
         pub polled_ns: u64,
+        /// Entry into the poll that the thread is in, if it may block: counts for the ledger's `poll_ns` when it returns.
+        pub poll_entered_ns: u64,
         /// Return of the last poll.
         pub poll_returned_ns: u64,
         pub gc_started_ns: u64,
@@ -85,9 +89,9 @@ record! {
     pub struct Target[16] {
         /// Bits of [`target_flag`].
         pub flags: u32,
-        pub reserved: u32,
-        /// Entries of the work map that the process holds, for the bound on it.
-        pub works: u64,
+        /// From a `uv_work_t` back to the vtable word of the `node::ThreadPoolWork` that holds it; 0 is not known.
+        pub vtable_back: u32,
+        pub reserved: u64,
     }
 }
 
@@ -163,9 +167,17 @@ pub mod global {
     pub const TASK_TGID: &str = "TASK_TGID";
     pub const TASK_STATE: &str = "TASK_STATE";
     pub const TASK_EXIT_CODE: &str = "TASK_EXIT_CODE";
+    /// 1 where `sched_switch` passes the previous state as its fourth argument (5.18 and newer).
+    pub const SWITCH_HAS_STATE: &str = "SWITCH_HAS_STATE";
     pub const TASK_SIGNAL: &str = "TASK_SIGNAL";
     pub const SIGNAL_LIVE: &str = "SIGNAL_LIVE";
     pub const LOOP_OFF_CPU_MIN_NS: &str = "LOOP_OFF_CPU_MIN_NS";
     pub const OTHER_OFF_CPU_MIN_NS: &str = "OTHER_OFF_CPU_MIN_NS";
+    /// Offsets in the `io_uring` tracepoints' records; 0 where the kernel has no such field.
+    pub const URING_SUBMIT_DATA: &str = "URING_SUBMIT_DATA";
+    pub const URING_SUBMIT_OPCODE: &str = "URING_SUBMIT_OPCODE";
+    pub const URING_COMPLETE_DATA: &str = "URING_COMPLETE_DATA";
+    pub const URING_COMPLETE_RESULT: &str = "URING_COMPLETE_RESULT";
+    /// Unread bytes in a ring from which on its reader is woken; below, it looks by itself in good time.
     pub const RING_WAKEUP_BYTES: &str = "RING_WAKEUP_BYTES";
 }

@@ -1,6 +1,6 @@
 //! The life of processes and threads.
 
-use super::{Header, record};
+use super::{Header, event_loop::Ledger, record};
 
 record! {
     /// `header` is the parent. A new thread where `child_tgid == header.tgid`, else a new process.
@@ -20,14 +20,25 @@ record! {
     }
 }
 
+/// `Header::flags` of an [`Exit`].
+pub mod exit_flag {
+    /// It was the last thread: the process is gone.
+    pub const PROCESS: u32 = 1;
+}
+
 record! {
-    /// A thread ended; the process did where `header.tid` was the last one (`flags` is 1).
-    pub struct Exit[48] {
+    /// A thread ended.
+    pub struct Exit[192] {
         pub header: Header,
-        /// Wait status of the thread's group leader as `wait(2)` encodes it: signal in the low 7 bits, code in the next byte.
+        /// Wait status as `wait(2)` encodes it: signal in the low 7 bits, exit code in the next byte.
         pub status: u32,
         /// Reserved, zero.
         pub reserved: u32,
         pub comm: [u8; 16],
+        /// The thread's last totals, as no snapshot of its state can be had any more: see [`crate::state::ThreadState`].
+        pub first_ns: u64,
+        /// Flags of the thread's state.
+        pub state_flags: u64,
+        pub ledger: Ledger,
     }
 }

@@ -14,7 +14,7 @@ record! {
     /// The head of a stack; `depth` frames of 8 bytes follow, innermost first. `header.flags` is a [`space`].
     pub struct Stack[40] {
         pub header: Header,
-        /// FNV-1a over the frames and, for user space, the tgid. Never 0.
+        /// A 64-bit hash over the frames and, in user space, the tgid. Never 0.
         pub id: u64,
         pub depth: u32,
         /// Reserved, zero.

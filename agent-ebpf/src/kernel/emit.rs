@@ -1,0 +1,110 @@
+//! Sending a record: reserve, fill, submit, and count what did not fit.
+
+use agent_ebpf::abi::{Header, family};
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    maps::RingBuf,
+};
+
+use super::{globals, maps};
+
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: the helper takes nothing and reads the clock.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// (tgid, tid) of the running thread.
+#[inline(always)]
+pub fn current() -> (u32, u32) {
+    let both = bpf_get_current_pid_tgid();
+    ((both >> 32) as u32, both as u32)
+}
+
+#[inline(always)]
+pub fn header(kind: u32, flags: u32, time_ns: u64) -> Header {
+    let (tgid, tid) = current();
+    Header { kind, tgid, tid, flags, time_ns }
+}
+
+#[inline(always)]
+pub fn count_family(family: u32, dropped: bool) {
+    if let Some(counters) = maps::FAMILIES.get_ptr_mut(family) {
+        // SAFETY: a per-CPU slot; only this CPU writes it.
+        unsafe {
+            (*counters).emitted += 1;
+            if dropped {
+                (*counters).dropped += 1;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub fn count(counter: u32) {
+    if let Some(value) = maps::COUNTERS.get_ptr_mut(counter) {
+        // SAFETY: a per-CPU slot; only this CPU writes it.
+        unsafe { *value += 1 }
+    }
+}
+
+#[inline(always)]
+pub fn count_hit(slot: u32) {
+    if let Some(value) = maps::HITS.get_ptr_mut(slot) {
+        // SAFETY: a per-CPU slot; only this CPU writes it.
+        unsafe { *value += 1 }
+    }
+}
+
+/// Waking the reader costs more than the record: do it when enough lies there, else let the reader come by itself.
+#[inline(always)]
+fn wakeup(ring: &RingBuf) -> u64 {
+    if ring.query(u64::from(BPF_RB_AVAIL_DATA)) >= globals::RING_WAKEUP_BYTES.load() {
+        u64::from(BPF_RB_FORCE_WAKEUP)
+    } else {
+        u64::from(BPF_RB_NO_WAKEUP)
+    }
+}
+
+/// Sends a record that `fill` writes in place.
+#[inline(always)]
+pub fn send<T: Copy + 'static>(family: u32, fill: impl FnOnce(*mut T)) {
+    let ring = ring(family);
+    let Some(mut entry) = ring.reserve::<T>(0) else {
+        count_family(family, true);
+        return;
+    };
+    fill(entry.as_mut_ptr());
+    entry.submit(wakeup(ring));
+    count_family(family, false);
+}
+
+/// Sends bytes that are already in memory; false if there was no room.
+#[inline(always)]
+pub fn send_bytes(family: u32, bytes: *const u8, len: u64) -> bool {
+    let ring = ring(family);
+    // SAFETY: the callers pass a map value and a length that they bounded by its size; the verifier checks it again.
+    let status = unsafe {
+        aya_ebpf::helpers::generated::bpf_ringbuf_output(
+            core::ptr::from_ref(ring).cast_mut().cast(),
+            bytes.cast_mut().cast(),
+            len,
+            wakeup(ring),
+        )
+    };
+    count_family(family, status != 0);
+    status == 0
+}
+
+#[inline(always)]
+fn ring(family: u32) -> &'static RingBuf {
+    match family {
+        family::EVENT_LOOP => &maps::EVENT_LOOP,
+        family::THREAD_POOL => &maps::THREAD_POOL,
+        family::V8 => &maps::V8,
+        family::SCHED => &maps::SCHED,
+        family::STACK => &maps::STACK,
+        _ => &maps::PROCESS,
+    }
+}

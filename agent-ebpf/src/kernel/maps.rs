@@ -1,0 +1,60 @@
+//! Every map of the object. Sizes are what the loader does not override; `limits.rs` of the user half has the arithmetic.
+
+use agent_ebpf::{
+    abi::{
+        family,
+        stack::{FRAMES_MAX, Stack},
+    },
+    spec::HITS_COUNT,
+    state::{FamilyCounters, RunQueueKey, Target, ThreadState, WorkKey, WorkState, counter},
+};
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+};
+
+/// A stack on its way to its ring: too large for the BPF stack.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct StackBuffer {
+    pub head: Stack,
+    pub frames: [u64; FRAMES_MAX],
+    /// The walk may write one frame more than a record holds.
+    pub spare: u64,
+}
+
+#[map]
+pub static EVENT_LOOP: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+#[map]
+pub static THREAD_POOL: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+#[map]
+pub static V8: RingBuf = RingBuf::with_byte_size(256 << 10, 0);
+#[map]
+pub static SCHED: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+#[map]
+pub static STACK: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+#[map]
+pub static PROCESS: RingBuf = RingBuf::with_byte_size(256 << 10, 0);
+
+#[map]
+pub static FAMILIES: PerCpuArray<FamilyCounters> = PerCpuArray::with_max_entries(family::COUNT as u32, 0);
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT as u32, 0);
+#[map]
+pub static HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(HITS_COUNT, 0);
+
+#[map]
+pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(4096, 0);
+#[map]
+pub static THREADS: HashMap<u32, ThreadState> = HashMap::with_max_entries(8192, 0);
+#[map]
+pub static WORKS: HashMap<WorkKey, WorkState> = HashMap::with_max_entries(32768, 0);
+#[map]
+pub static RUN_QUEUE: HashMap<RunQueueKey, u64> = HashMap::with_max_entries(65536, 0);
+#[map]
+pub static SEEN: LruHashMap<u64, u8> = LruHashMap::with_max_entries(16384, 0);
+#[map]
+pub static SCRATCH: PerCpuArray<StackBuffer> = PerCpuArray::with_max_entries(1, 0);
+/// A thread's state as it is first inserted: the BPF stack is too small for it.
+#[map]
+pub static BLANK: Array<ThreadState> = Array::with_max_entries(1, 0);

@@ -1,0 +1,7 @@
+//! The programs, by what they are attached to.
+
+mod epoll;
+mod io_uring;
+mod process;
+mod sched;
+mod uprobe;

@@ -1,0 +1,197 @@
+//! Off CPU and on again.
+
+use agent_ebpf::{
+    abi::{
+        family, kind,
+        sched::{OffCpu, class, flag as record_flag, reason},
+        stack::space,
+    },
+    histogram,
+    state::{RunQueueKey, ThreadState, counter, flag},
+};
+use aya_ebpf::{
+    helpers::bpf_probe_read_kernel, macros::raw_tracepoint, programs::RawTracePointContext,
+};
+
+use crate::kernel::{
+    emit::{self, count, current, now_ns, send},
+    globals, maps, stack,
+    thread::{self, charge},
+};
+
+/// `TASK_STOPPED | TASK_TRACED`.
+const STATE_STOPPED: u32 = 0x4 | 0x8;
+/// `TASK_DEAD`.
+const STATE_DEAD: u32 = 0x80;
+
+/// Reads a 32-bit field of a kernel structure.
+#[inline(always)]
+pub fn read_u32(base: u64, offset: u32) -> u32 {
+    // SAFETY: the helper checks the address itself and fails on a bad one.
+    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const u32) }.unwrap_or(0)
+}
+
+#[raw_tracepoint(tracepoint = "sched_switch")]
+pub fn sched_switch(ctx: RawTracePointContext) -> i32 {
+    emit::count_hit(64);
+    let now = now_ns();
+    switch_out(&ctx, now);
+    let next: u64 = ctx.arg(2);
+    let tid = read_u32(next, globals::TASK_PID.load());
+    if tid != 0
+        && let Some(state) = thread::lookup(tid)
+    {
+        switch_in(state, now);
+    }
+    0
+}
+
+#[inline(always)]
+fn switch_out(ctx: &RawTracePointContext, now: u64) {
+    let (tgid, tid) = current();
+    if tgid == 0 || maps::TARGETS.get_ptr(&tgid).is_none() {
+        return;
+    }
+    let task_state = if globals::SWITCH_HAS_STATE.load() != 0 {
+        ctx.arg::<u64>(3) as u32
+    } else {
+        read_u32(ctx.arg(1), globals::TASK_STATE.load())
+    };
+    if task_state & STATE_DEAD != 0 {
+        let _ = maps::THREADS.remove(&tid);
+        return;
+    }
+    let Some(state) = thread::of_target(tgid, tid) else { return };
+    charge(state, now);
+    let preempted = ctx.arg::<u64>(0) & 1 != 0 || task_state == 0;
+    state.out_reason = if preempted {
+        reason::PREEMPTED
+    } else if task_state & STATE_STOPPED != 0 {
+        reason::STOPPED
+    } else {
+        reason::BLOCKED
+    };
+    state.out_ns = now;
+    state.woken_ns = 0;
+    state.ledger.switches += 1;
+    state.user_stack = 0;
+    state.kernel_stack = 0;
+    state.flags &= !flag::STACK_OVER_BUDGET;
+    state.flags |= flag::OFF_CPU;
+    if thread::is_idle(state) {
+        return;
+    }
+    if stack::take_token(state, now) {
+        state.user_stack = stack::capture(ctx, space::USER, now);
+        state.kernel_stack = stack::capture(ctx, space::KERNEL, now);
+    } else {
+        state.flags |= flag::STACK_OVER_BUDGET;
+    }
+}
+
+#[inline(always)]
+fn switch_in(state: &mut ThreadState, now: u64) {
+    if state.flags & flag::OFF_CPU == 0 {
+        return;
+    }
+    let out = state.out_ns;
+    let away = now.wrapping_sub(out);
+    // The waker's clock may be read before the switch ends: a wake-up is never earlier than the switch.
+    let mut woken = state.woken_ns;
+    if woken != 0 && woken < out {
+        woken = out;
+    }
+    const BLOCKING_POLL: u32 = flag::IN_POLL | flag::POLL_MAY_BLOCK;
+    let idle = state.flags & BLOCKING_POLL == BLOCKING_POLL;
+    let runnable = match state.out_reason {
+        reason::PREEMPTED => away,
+        // Nobody was seen to wake it: all of it was the wait.
+        _ if woken == 0 => 0,
+        _ => now.wrapping_sub(woken),
+    };
+    let waited = away - if runnable > away { away } else { runnable };
+    state.ledger.runnable_ns += runnable;
+    if state.out_reason == reason::STOPPED {
+        state.ledger.stopped_ns += waited;
+    } else if idle {
+        state.ledger.idle_ns += waited;
+    } else {
+        state.ledger.blocked_ns += waited;
+    }
+    state.mark_ns = now;
+    state.flags &= !flag::OFF_CPU;
+
+    let class = thread::class(state);
+    if state.out_reason == reason::PREEMPTED || woken != 0 {
+        count_run_queue(state.tgid, class, runnable);
+    }
+    let threshold = if class == class::EVENT_LOOP {
+        globals::LOOP_OFF_CPU_MIN_NS.load()
+    } else {
+        globals::OTHER_OFF_CPU_MIN_NS.load()
+    };
+    // Idling is no event, unless the thread sat there stopped or waiting for a CPU.
+    if away < threshold || (thread::is_idle(state) && state.out_reason == reason::BLOCKED) {
+        return;
+    }
+    emit_off_cpu(state, now, woken, class);
+}
+
+#[inline(always)]
+fn emit_off_cpu(state: &ThreadState, now: u64, woken: u64, class: u32) {
+    send::<OffCpu>(family::SCHED, |record| {
+        let mut header = emit::header(kind::OFF_CPU, 0, now);
+        header.tgid = state.tgid;
+        header.tid = state.tid;
+        if state.flags & flag::STACK_OVER_BUDGET != 0 {
+            header.flags = record_flag::STACK_OVER_BUDGET;
+        }
+        // SAFETY: `record` is a reservation of exactly this type.
+        unsafe {
+            *record = OffCpu {
+                header,
+                out_ns: state.out_ns,
+                woken_ns: woken,
+                user_stack: state.user_stack,
+                kernel_stack: state.kernel_stack,
+                reason: state.out_reason,
+                class,
+            };
+        }
+    });
+}
+
+#[inline(always)]
+fn count_run_queue(tgid: u32, class: u32, latency_ns: u64) {
+    let key = RunQueueKey { tgid, class: class as u16, bucket: histogram::index(latency_ns) as u16 };
+    if let Some(count) = maps::RUN_QUEUE.get_ptr_mut(&key) {
+        // SAFETY: an aligned u64 in a map value; several CPUs add to it, each in one instruction.
+        unsafe { core::arch::asm!("lock *(u64 *)({at} + 0) += {one}", at = in(reg) count, one = in(reg) 1u64) }
+    } else if maps::RUN_QUEUE.insert(&key, &1, 0).is_err() {
+        count(counter::RUN_QUEUE_FULL);
+    }
+}
+
+#[raw_tracepoint(tracepoint = "sched_wakeup")]
+pub fn sched_wakeup(ctx: RawTracePointContext) -> i32 {
+    emit::count_hit(65);
+    wake(&ctx)
+}
+
+#[raw_tracepoint(tracepoint = "sched_wakeup_new")]
+pub fn sched_wakeup_new(ctx: RawTracePointContext) -> i32 {
+    emit::count_hit(66);
+    wake(&ctx)
+}
+
+#[inline(always)]
+fn wake(ctx: &RawTracePointContext) -> i32 {
+    let tid = read_u32(ctx.arg(0), globals::TASK_PID.load());
+    if let Some(state) = thread::lookup(tid)
+        && state.flags & flag::OFF_CPU != 0
+        && state.woken_ns == 0
+    {
+        state.woken_ns = now_ns();
+    }
+    0
+}

@@ -1,0 +1,273 @@
+//! Probes in libuv, V8 and Node.js: one program, told apart by the attach cookie.
+
+use agent_ebpf::{
+    abi::{
+        event_loop::phase,
+        family, kind,
+        thread_pool::{Work, function, source},
+        v8::{GcPause, GcStep, HeapLimit, collector, limit},
+    },
+    spec::id,
+    state::{ThreadState, WorkKey, WorkState, counter, flag},
+};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_probe_read_user, generated::bpf_get_attach_cookie},
+    macros::uprobe,
+    programs::ProbeContext,
+};
+
+use crate::kernel::{
+    emit::{self, count, current, header, now_ns, send},
+    maps, thread, turn,
+};
+
+/// Offsets in libuv's structures: the same from 1.43 to 1.52.
+mod offset {
+    pub const LOOP_BACKEND_FD: u64 = 64;
+    pub const LOOP_WQ_ASYNC: u64 = 176;
+    /// `uv_work_t::work_req`.
+    pub const WORK_REQ: u64 = 88;
+    /// `struct uv__work::loop`.
+    pub const WORK_LOOP: u64 = 16;
+    /// From `uv_fs_t::work_req` back to `uv_fs_t::fs_type`.
+    pub const FS_TYPE_BACK: u64 = 336 - 64;
+}
+
+/// Attached over `uprobe_multi` links (6.6 and newer).
+#[uprobe(multi)]
+pub fn probe_multi(ctx: ProbeContext) -> u32 {
+    probe(&ctx)
+}
+
+/// The same, attached probe by probe through perf events.
+#[uprobe]
+pub fn probe_single(ctx: ProbeContext) -> u32 {
+    probe(&ctx)
+}
+
+#[inline(always)]
+fn probe(ctx: &ProbeContext) -> u32 {
+    // SAFETY: the context is the one that the kernel passed in.
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    emit::count_hit((cookie & 63) as u32);
+    let Some(state) = thread::current_state() else { return 0 };
+    match cookie {
+        id::RUN_TIMERS => enter_phase(ctx, state, phase::TIMERS),
+        id::TIMERS_DONE => turn::enter_phase(state, phase::PENDING),
+        id::RUN_IDLE | id::RUN_PREPARE => enter_phase(ctx, state, phase::PREPARE),
+        id::IO_POLL => enter_phase(ctx, state, phase::POLL),
+        id::RUN_CHECK => enter_phase(ctx, state, phase::CHECK),
+        id::CHECK_DONE => turn::enter_phase(state, phase::CLOSING),
+
+        id::WORK_SUBMIT => submit(arg(ctx, 1), source::INTERNAL, arg(ctx, 3)),
+        id::QUEUE_WORK => submit(arg(ctx, 1) + offset::WORK_REQ, source::QUEUE_WORK, arg(ctx, 2)),
+        id::FS_WORK => start(state, arg(ctx, 0), function::FS),
+        id::GETADDRINFO_WORK => start(state, arg(ctx, 0), function::GETADDRINFO),
+        id::GETNAMEINFO_WORK => start(state, arg(ctx, 0), function::GETNAMEINFO),
+        id::RANDOM_WORK => start(state, arg(ctx, 0), function::RANDOM),
+        id::NODE_WORK => start(state, arg(ctx, 0) + offset::WORK_REQ, function::NODE),
+        id::ASYNC_SEND => end(state, arg(ctx, 0)),
+        id::FS_DONE => done(ctx, function::FS),
+        id::GETADDRINFO_DONE => done(ctx, function::GETADDRINFO),
+        id::GETNAMEINFO_DONE => done(ctx, function::GETNAMEINFO),
+        id::RANDOM_DONE => done(ctx, function::RANDOM),
+        id::QUEUE_DONE => done(ctx, function::QUEUE_WORK),
+
+        id::GC_START => {
+            state.gc_started_ns = now_ns();
+            state.gc_heap = arg(ctx, 0);
+            state.gc_space = arg(ctx, 1) as u32;
+            state.gc_reason = arg(ctx, 2) as u32;
+            state.gc_collectors = 0;
+        }
+        id::GC_SCAVENGE => state.gc_collectors |= collector::SCAVENGE,
+        id::GC_MARK_COMPACT => state.gc_collectors |= collector::MARK_COMPACT,
+        id::GC_MINOR_MARK_SWEEP => state.gc_collectors |= collector::MINOR_MARK_SWEEP,
+        id::GC_END => gc_end(state),
+        id::GC_STEP_START => state.gc_step_started_ns = now_ns(),
+        id::GC_STEP_END => gc_step_end(state),
+        id::HEAP_LIMIT_NEAR => heap_limit(arg(ctx, 0), limit::NEAR),
+        id::OUT_OF_MEMORY => heap_limit(0, limit::OUT_OF_MEMORY),
+        _ => {}
+    }
+    0
+}
+
+#[inline(always)]
+fn arg(ctx: &ProbeContext, n: usize) -> u64 {
+    ctx.arg::<u64>(n).unwrap_or(0)
+}
+
+/// Reads a word of the target's memory; 0 if it cannot be read.
+#[inline(always)]
+fn read_user<T: Default>(at: u64) -> T {
+    // SAFETY: the helper checks the address itself and fails on a bad one.
+    unsafe { bpf_probe_read_user(at as *const T) }.unwrap_or_default()
+}
+
+#[inline(always)]
+fn enter_phase(ctx: &ProbeContext, state: &mut ThreadState, phase: u32) {
+    let loop_addr = arg(ctx, 0);
+    if state.loop_addr != loop_addr {
+        // A loop that the thread has not turned before: from now on only its own descriptor's polls count.
+        if state.loop_addr == 0 {
+            state.loop_addr = loop_addr;
+            state.poll_fd = read_user::<i32>(loop_addr + offset::LOOP_BACKEND_FD);
+            state.flags |= flag::LOOP;
+        } else {
+            // A nested or a second loop (node runs one at exit): leave the first one's books alone.
+            return;
+        }
+    }
+    turn::enter_phase(state, phase);
+}
+
+#[inline(always)]
+fn submit(work: u64, source: u32, callback: u64) {
+    let (tgid, _) = current();
+    let item = WorkState {
+        submitted_ns: now_ns(),
+        started_ns: 0,
+        ended_ns: 0,
+        callback,
+        vtable: 0,
+        pool_tid: 0,
+        source,
+        function: function::UNKNOWN,
+        op: 0,
+        reserved: 0,
+    };
+    if maps::WORKS.insert(&WorkKey { work, tgid, reserved: 0 }, &item, 0).is_err() {
+        count(counter::WORKS_FULL);
+    }
+}
+
+#[inline(always)]
+fn start(state: &mut ThreadState, work: u64, function: u32) {
+    let key = WorkKey { work, tgid: state.tgid, reserved: 0 };
+    let Some(item) = maps::WORKS.get_ptr_mut(&key) else {
+        // No submission: a synchronous call on the loop thread, or an item that was queued before we came.
+        if state.flags & flag::LOOP != 0 || state.tid == state.tgid {
+            state.ledger.sync_fs += 1;
+        } else {
+            count(counter::WORK_UNSEEN);
+        }
+        return;
+    };
+    // SAFETY: a value of a preallocated map; until the item is done, this thread is the only one to write it.
+    unsafe {
+        (*item).started_ns = now_ns();
+        (*item).pool_tid = state.tid;
+        (*item).function = function;
+        if function == function::FS {
+            (*item).op = read_user::<u32>(work - offset::FS_TYPE_BACK);
+        } else if function == function::NODE
+            && let Some(target) = thread::target(state.tgid)
+            && target.vtable_back != 0
+        {
+            (*item).vtable = read_user::<u64>(work - offset::WORK_REQ - u64::from(target.vtable_back));
+        }
+    }
+    state.work = work;
+    state.flags |= flag::POOL;
+}
+
+/// A pool thread tells the loop that its item is ready.
+#[inline(always)]
+fn end(state: &mut ThreadState, handle: u64) {
+    if state.work == 0 {
+        return;
+    }
+    let work = state.work;
+    // The work itself may send other handles' signals: only the loop's own queue handle ends it.
+    if read_user::<u64>(work + offset::WORK_LOOP) + offset::LOOP_WQ_ASYNC != handle {
+        return;
+    }
+    if let Some(item) = maps::WORKS.get_ptr_mut(&WorkKey { work, tgid: state.tgid, reserved: 0 }) {
+        // SAFETY: as in `start`; the loop takes the item up only after this signal.
+        unsafe { (*item).ended_ns = now_ns() }
+    }
+    state.work = 0;
+}
+
+#[inline(always)]
+fn done(ctx: &ProbeContext, done_function: u32) {
+    let (tgid, _) = current();
+    let work = arg(ctx, 0);
+    let key = WorkKey { work, tgid, reserved: 0 };
+    let Some(item) = maps::WORKS.get_ptr(&key) else {
+        count(counter::WORK_UNSEEN);
+        return;
+    };
+    let status = arg(ctx, 1) as i32;
+    send::<Work>(family::THREAD_POOL, |record| {
+        // SAFETY: `record` is a reservation of exactly this type; `item` is a value of a preallocated map.
+        unsafe {
+            *record = Work {
+                header: header(kind::WORK, 0, now_ns()),
+                work,
+                submitted_ns: (*item).submitted_ns,
+                started_ns: (*item).started_ns,
+                ended_ns: (*item).ended_ns,
+                callback: (*item).callback,
+                vtable: (*item).vtable,
+                pool_tid: (*item).pool_tid,
+                source: (*item).source,
+                function: if (*item).function == function::UNKNOWN { done_function } else { (*item).function },
+                op: (*item).op,
+                status,
+                reserved: 0,
+            };
+        }
+    });
+    let _ = maps::WORKS.remove(&key);
+}
+
+#[inline(always)]
+fn gc_end(state: &mut ThreadState) {
+    if state.gc_started_ns == 0 {
+        return;
+    }
+    let now = now_ns();
+    state.ledger.gc_ns += now.wrapping_sub(state.gc_started_ns);
+    let state = &*state;
+    send::<GcPause>(family::V8, |record| {
+        // SAFETY: `record` is a reservation of exactly this type.
+        unsafe {
+            *record = GcPause {
+                header: header(kind::GC_PAUSE, 0, now),
+                started_ns: state.gc_started_ns,
+                heap: state.gc_heap,
+                space: state.gc_space,
+                reason: state.gc_reason,
+                collectors: state.gc_collectors,
+                reserved: 0,
+            };
+        }
+    });
+    if let Some(state) = thread::lookup(state.tid) {
+        state.gc_started_ns = 0;
+    }
+}
+
+#[inline(always)]
+fn gc_step_end(state: &mut ThreadState) {
+    let started_ns = state.gc_step_started_ns;
+    if started_ns == 0 {
+        return;
+    }
+    state.gc_step_started_ns = 0;
+    send::<GcStep>(family::V8, |record| {
+        // SAFETY: `record` is a reservation of exactly this type.
+        unsafe { *record = GcStep { header: header(kind::GC_STEP, 0, now_ns()), started_ns } };
+    });
+}
+
+#[inline(always)]
+fn heap_limit(heap: u64, limit: u32) {
+    send::<HeapLimit>(family::V8, |record| {
+        // SAFETY: `record` is a reservation of exactly this type.
+        unsafe { *record = HeapLimit { header: header(kind::HEAP_LIMIT, 0, now_ns()), heap, limit, reserved: 0 } };
+    });
+}

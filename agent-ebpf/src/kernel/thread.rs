@@ -1,0 +1,91 @@
+//! The state of a thread, and the charging of its time.
+
+use agent_ebpf::{
+    abi::{event_loop::phase, sched},
+    state::{Target, ThreadState, counter, flag},
+};
+
+use super::{
+    emit::{count, current, now_ns},
+    maps,
+};
+
+/// The target that a process is, if it is one.
+#[inline(always)]
+pub fn target(tgid: u32) -> Option<Target> {
+    let target = maps::TARGETS.get_ptr(&tgid)?;
+    // SAFETY: the value lives in a preallocated map; a copy of 16 bytes torn by a removal is harmless.
+    Some(unsafe { *target })
+}
+
+/// The state of the running thread, if it is one of a target; inserted at first sight.
+#[inline(always)]
+pub fn current_state() -> Option<&'static mut ThreadState> {
+    let (tgid, tid) = current();
+    maps::TARGETS.get_ptr(&tgid)?;
+    of_target(tgid, tid)
+}
+
+/// The state of a thread of a target; inserted at first sight.
+#[inline(always)]
+pub fn of_target(tgid: u32, tid: u32) -> Option<&'static mut ThreadState> {
+    if let Some(state) = lookup(tid) {
+        return Some(state);
+    }
+    let blank = maps::BLANK.get_ptr(0)?;
+    // SAFETY: BLANK is never written: its one value is zeroes.
+    if maps::THREADS.insert(&tid, unsafe { &*blank }, 0).is_err() {
+        count(counter::THREADS_FULL);
+        return None;
+    }
+    let state = lookup(tid)?;
+    let now = now_ns();
+    state.tgid = tgid;
+    state.tid = tid;
+    state.poll_fd = -1;
+    state.phase = phase::UNSPLIT;
+    state.first_ns = now;
+    state.mark_ns = now;
+    Some(state)
+}
+
+#[inline(always)]
+pub fn lookup(tid: u32) -> Option<&'static mut ThreadState> {
+    let state = maps::THREADS.get_ptr_mut(&tid)?;
+    // SAFETY: the map is preallocated, so the memory stays; each field but `woken_ns` is written by the thread itself.
+    Some(unsafe { &mut *state })
+}
+
+/// Charges the time on CPU since the last charge to the phase that the thread is in.
+#[inline(always)]
+pub fn charge(state: &mut ThreadState, now: u64) {
+    // A probe can be preempted between reading the clock and getting here: time never runs backwards in the ledger.
+    if now <= state.mark_ns {
+        return;
+    }
+    let spent = now - state.mark_ns;
+    state.mark_ns = now;
+    let phase = state.phase as usize;
+    if phase < phase::COUNT {
+        state.ledger.on_cpu_ns[phase] += spent;
+    }
+}
+
+/// What is known of the thread.
+#[inline(always)]
+pub fn class(state: &ThreadState) -> u32 {
+    if state.flags & flag::LOOP != 0 {
+        sched::class::EVENT_LOOP
+    } else if state.flags & flag::POOL != 0 {
+        sched::class::THREAD_POOL
+    } else {
+        sched::class::OTHER
+    }
+}
+
+/// Waits for work as it should: in poll, or on the pool's queue. Its stack says nothing.
+#[inline(always)]
+pub fn is_idle(state: &ThreadState) -> bool {
+    const BLOCKING_POLL: u32 = flag::IN_POLL | flag::POLL_MAY_BLOCK;
+    state.flags & BLOCKING_POLL == BLOCKING_POLL || (state.flags & flag::POOL != 0 && state.work == 0)
+}
