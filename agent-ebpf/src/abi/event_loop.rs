@@ -22,11 +22,11 @@ record! {
     /// Where a thread's time went, in nanoseconds; a running total in [`crate::state::ThreadState`], a difference
     /// in [`Turn`]. `idle + on_cpu + blocked + runnable + stopped` is the wall time; the rest are details of it.
     pub struct Ledger[128] {
-        /// Off CPU inside a blocking poll, until something woke the thread.
+        /// Off CPU with nothing to do, until something woke the thread: in a blocking poll, or on the thread pool's queue.
         pub idle_ns: u64,
         /// On CPU, by [`phase`].
         pub on_cpu_ns: [u64; 7],
-        /// Off CPU outside of poll, until something woke the thread.
+        /// Off CPU with something to do, until something woke the thread.
         pub blocked_ns: u64,
         /// Woken or preempted, and waiting for a CPU.
         pub runnable_ns: u64,

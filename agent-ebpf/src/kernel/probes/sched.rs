@@ -101,8 +101,7 @@ fn switch_in(state: &mut ThreadState, now: u64) {
     if woken != 0 && woken < out {
         woken = out;
     }
-    const BLOCKING_POLL: u32 = flag::IN_POLL | flag::POLL_MAY_BLOCK;
-    let idle = state.flags & BLOCKING_POLL == BLOCKING_POLL;
+    let idle = thread::is_idle(state);
     let runnable = match state.out_reason {
         reason::PREEMPTED => away,
         // Nobody was seen to wake it: all of it was the wait.
@@ -131,7 +130,7 @@ fn switch_in(state: &mut ThreadState, now: u64) {
         globals::OTHER_OFF_CPU_MIN_NS.load()
     };
     // Idling is no event, unless the thread sat there stopped or waiting for a CPU.
-    if away < threshold || (thread::is_idle(state) && state.out_reason == reason::BLOCKED) {
+    if away < threshold || (idle && state.out_reason == reason::BLOCKED) {
         return;
     }
     emit_off_cpu(state, now, woken, class);

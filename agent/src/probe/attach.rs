@@ -1,0 +1,280 @@
+//! Loads the BPF object, attaches its programs and detaches them again.
+//!
+//! Everything is held by file descriptors of this process, so the kernel detaches all of it when the process ends, however it
+//! ends. Uprobes go over one `uprobe_multi` link a file and group where the kernel has them (6.6), else one perf
+//! event a probe.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use agent_ebpf::{
+    abi::family,
+    spec::{Group, TRACEPOINTS, Tracepoint},
+    state::global,
+};
+use aya::{
+    Ebpf, EbpfLoader, include_bytes_aligned,
+    programs::{
+        ProgramError, RawTracePoint, TracePoint, UProbe,
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope},
+    },
+    sys::{UProbeMultiFeature, is_uprobe_multi_supported},
+};
+use thiserror::Error;
+
+use super::{btf::KernelTypes, tracefs::UringFields};
+
+/// The kernel half.
+static OBJECT: &[u8] = include_bytes_aligned!(env!("AGENT_BPF_OBJECT"));
+
+/// Names of the ring buffer maps, in the order of the families.
+pub const RING_MAPS: [&str; family::COUNT] = ["EVENT_LOOP", "THREAD_POOL", "V8", "SCHED", "STACK", "PROCESS"];
+
+#[derive(Debug, Error)]
+pub enum LoadError {
+    #[error("the kernel refused the BPF object: {source}{advice}")]
+    Object { source: Box<aya::EbpfError>, advice: &'static str },
+    #[error("the kernel refused the program {program}: {source}{advice}")]
+    Program { program: &'static str, source: Box<ProgramError>, advice: &'static str },
+    #[error("the BPF object has no program {program}")]
+    NoProgram { program: &'static str },
+}
+
+#[derive(Debug, Error)]
+pub enum AttachError {
+    #[error("{count} probes on {path}: {source}{advice}")]
+    Uprobes { count: usize, path: PathBuf, source: Box<ProgramError>, advice: &'static str },
+    #[error("detaching: {0}")]
+    Detach(#[source] Box<ProgramError>),
+    #[error("the BPF object has no program {0}")]
+    NoProgram(&'static str),
+}
+
+/// How uprobes are attached on this kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// One link for all probes of a file: fast, and no `CAP_SYS_ADMIN`.
+    Multi,
+    /// One perf event a probe: kernels before 6.6.
+    Single,
+}
+
+impl Way {
+    /// What the running kernel offers.
+    #[must_use]
+    pub fn of_kernel() -> Self {
+        match is_uprobe_multi_supported(UProbeMultiFeature::LinkCreation) {
+            Ok(true) => Self::Multi,
+            Ok(false) | Err(_) => Self::Single,
+        }
+    }
+
+    fn program(self) -> &'static str {
+        match self {
+            Self::Multi => "probe_multi",
+            Self::Single => "probe_single",
+        }
+    }
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Multi => "uprobe_multi link",
+            Self::Single => "perf event a probe",
+        }
+    }
+}
+
+/// What can be set when the object is loaded.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Stays off CPU at least this long are sent: of event-loop threads, and of all others.
+    pub loop_off_cpu_min: Duration,
+    pub other_off_cpu_min: Duration,
+    /// Size of every ring in bytes (a power of two of pages), for tests of overflow.
+    pub ring_bytes: Option<u32>,
+}
+
+/// A tracepoint that could not be attached, and why.
+#[derive(Debug)]
+pub struct TracepointSkip {
+    pub tracepoint: &'static Tracepoint,
+    pub reason: String,
+}
+
+/// The loaded object.
+pub struct Probes {
+    pub(super) ebpf: Ebpf,
+    way: Way,
+    links: BTreeMap<Group, Vec<UProbeLinkId>>,
+}
+
+impl Probes {
+    /// Loads the object and verifies its uprobe program; attaches nothing.
+    pub fn load(settings: &Settings, types: Option<&KernelTypes>, uring: &UringFields) -> Result<Self, LoadError> {
+        let way = Way::of_kernel();
+        let mut loader = EbpfLoader::new();
+        let min_loop = nanoseconds(settings.loop_off_cpu_min);
+        let min_other = nanoseconds(settings.other_off_cpu_min);
+        loader.override_global(global::LOOP_OFF_CPU_MIN_NS, &min_loop, true);
+        loader.override_global(global::OTHER_OFF_CPU_MIN_NS, &min_other, true);
+        loader.override_global(global::URING_SUBMIT_DATA, &uring.submit_data, true);
+        loader.override_global(global::URING_SUBMIT_OPCODE, &uring.submit_opcode, true);
+        loader.override_global(global::URING_COMPLETE_DATA, &uring.complete_data, true);
+        loader.override_global(global::URING_COMPLETE_RESULT, &uring.complete_result, true);
+        let has_state = u32::from(types.is_some_and(|types| types.switch_has_state));
+        if let Some(types) = types {
+            loader.override_global(global::TASK_PID, &types.task_pid, true);
+            loader.override_global(global::TASK_TGID, &types.task_tgid, true);
+            loader.override_global(global::TASK_STATE, &types.task_state, true);
+            loader.override_global(global::TASK_EXIT_CODE, &types.task_exit_code, true);
+            loader.override_global(global::TASK_SIGNAL, &types.task_signal, true);
+            loader.override_global(global::SIGNAL_LIVE, &types.signal_live, true);
+        }
+        loader.override_global(global::SWITCH_HAS_STATE, &has_state, true);
+        if let Some(bytes) = settings.ring_bytes {
+            for ring in RING_MAPS {
+                loader.map_max_entries(ring, bytes);
+            }
+        }
+        let ebpf = loader
+            .load(OBJECT)
+            .map_err(|source| LoadError::Object { advice: advice(&source.to_string()), source: Box::new(source) })?;
+        let mut probes = Self { ebpf, way, links: BTreeMap::new() };
+        probes.load_uprobe()?;
+        Ok(probes)
+    }
+
+    fn load_uprobe(&mut self) -> Result<(), LoadError> {
+        let program = self.way.program();
+        let uprobe: &mut UProbe = self
+            .ebpf
+            .program_mut(program)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(LoadError::NoProgram { program })?;
+        uprobe.load().map_err(|source| LoadError::Program {
+            program,
+            advice: advice(&chain(&source)),
+            source: Box::new(source),
+        })
+    }
+
+    /// Takes a ring's map out of the object; once each.
+    pub fn take_ring(&mut self, name: &str) -> Option<aya::maps::Map> {
+        self.ebpf.take_map(name)
+    }
+
+    #[must_use]
+    pub fn way(&self) -> Way {
+        self.way
+    }
+
+    /// Attaches every tracepoint that the kernel has; the rest is returned with the reason.
+    pub fn attach_tracepoints(&mut self, has_types: bool) -> Vec<TracepointSkip> {
+        let mut skips = Vec::new();
+        for tracepoint in TRACEPOINTS {
+            if tracepoint.raw && !has_types {
+                skips.push(TracepointSkip { tracepoint, reason: "needs the kernel's BTF".into() });
+            } else if let Err(reason) = self.attach_tracepoint(tracepoint) {
+                skips.push(TracepointSkip { tracepoint, reason });
+            }
+        }
+        skips
+    }
+
+    fn attach_tracepoint(&mut self, tracepoint: &Tracepoint) -> Result<(), String> {
+        let program =
+            self.ebpf.program_mut(tracepoint.program).ok_or_else(|| format!("no program {}", tracepoint.program))?;
+        let attached = if tracepoint.raw {
+            let program: &mut RawTracePoint = program.try_into().map_err(|error: ProgramError| chain(&error))?;
+            program.load().and_then(|()| program.attach(tracepoint.event)).map(drop)
+        } else {
+            let program: &mut TracePoint = program.try_into().map_err(|error: ProgramError| chain(&error))?;
+            program.load().and_then(|()| program.attach(tracepoint.category, tracepoint.event)).map(drop)
+        };
+        attached.map_err(|error| chain(&error))
+    }
+
+    /// Attaches probes to a file: pairs of file offset and probe id. They join the group's links.
+    pub fn attach(&mut self, group: Group, file: &Path, points: &[(u64, u64)]) -> Result<(), AttachError> {
+        if points.is_empty() {
+            return Ok(());
+        }
+        let program = self.way.program();
+        let uprobe: &mut UProbe = self
+            .ebpf
+            .program_mut(program)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(AttachError::NoProgram(program))?;
+        let links = self.links.entry(group).or_default();
+        let point = |&(offset, id): &(u64, u64)| UProbeAttachPoint {
+            location: UProbeAttachLocation::AbsoluteOffset(offset),
+            cookie: Some(id),
+        };
+        let fail = |source: ProgramError| AttachError::Uprobes {
+            count: points.len(),
+            path: file.to_owned(),
+            advice: advice(&chain(&source)),
+            source: Box::new(source),
+        };
+        match self.way {
+            Way::Multi => {
+                links.push(uprobe.attach(points.iter().map(point), file, UProbeScope::AllProcesses).map_err(fail)?);
+            }
+            Way::Single => {
+                for one in points {
+                    links.push(uprobe.attach([point(one)], file, UProbeScope::AllProcesses).map_err(fail)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Detaches a group's probes.
+    pub fn detach(&mut self, group: Group) -> Result<(), AttachError> {
+        let program = self.way.program();
+        let uprobe: &mut UProbe = self
+            .ebpf
+            .program_mut(program)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(AttachError::NoProgram(program))?;
+        for link in self.links.remove(&group).unwrap_or_default() {
+            uprobe.detach(link).map_err(|source| AttachError::Detach(Box::new(source)))?;
+        }
+        Ok(())
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// An error with all its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// What to do about an error of the kernel's.
+fn advice(error: &str) -> &'static str {
+    if error.contains("Operation not permitted") || error.contains("Permission denied") {
+        " (run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE; kernels before 6.6 need CAP_SYS_ADMIN for uprobes; \
+         see `agent doctor`)"
+    } else if error.contains("Invalid argument") {
+        " (kernel too old for this object? see `agent doctor`)"
+    } else {
+        ""
+    }
+}

@@ -1,0 +1,242 @@
+//! Offsets in the running kernel's own structures, from its BTF.
+//!
+//! The kernel half reads a handful of fields of `task_struct`; where they lie differs from one build to the next, and the kernel
+//! says it in `/sys/kernel/btf/vmlinux`. Format: `Documentation/bpf/btf.rst` of the kernel. The parser walks the type
+//! section once, without recursion but for anonymous members, and never reads past the slice.
+
+use std::{collections::HashMap, path::Path};
+
+use thiserror::Error;
+
+/// Where the kernel publishes its types.
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// Anonymous structures inside one another that are looked into.
+const NESTING_MAX: u32 = 8;
+
+#[derive(Debug, Error)]
+pub enum BtfError {
+    #[error("cannot read {path}: {source} (kernel built without CONFIG_DEBUG_INFO_BTF?)")]
+    Read { path: String, source: std::io::Error },
+    #[error("the kernel's BTF is malformed at byte {at}: {what}")]
+    Malformed { at: usize, what: &'static str },
+    #[error("the kernel's BTF has no {what}")]
+    Missing { what: &'static str },
+}
+
+/// What the kernel half needs to know about `task_struct` and its neighbours; offsets in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelTypes {
+    pub task_pid: u32,
+    pub task_tgid: u32,
+    pub task_state: u32,
+    pub task_exit_code: u32,
+    pub task_signal: u32,
+    pub signal_live: u32,
+    /// `sched_switch` passes the previous task's state as its fourth argument.
+    pub switch_has_state: bool,
+}
+
+impl KernelTypes {
+    /// Of the running kernel.
+    pub fn read() -> Result<Self, BtfError> {
+        Self::read_from(Path::new(VMLINUX))
+    }
+
+    pub fn read_from(path: &Path) -> Result<Self, BtfError> {
+        let bytes = std::fs::read(path).map_err(|source| BtfError::Read { path: path.display().to_string(), source })?;
+        Self::parse(&bytes)
+    }
+
+    pub fn parse(bytes: &[u8]) -> Result<Self, BtfError> {
+        let btf = Btf::index(bytes)?;
+        let task = btf.structure("task_struct").ok_or(BtfError::Missing { what: "struct task_struct" })?;
+        let signal = btf.structure("signal_struct").ok_or(BtfError::Missing { what: "struct signal_struct" })?;
+        let field = |structure, name, what| btf.member(structure, name, 0).ok_or(BtfError::Missing { what });
+        Ok(Self {
+            task_pid: field(task, "pid", "task_struct.pid")?,
+            task_tgid: field(task, "tgid", "task_struct.tgid")?,
+            // Renamed in 5.14.
+            task_state: field(task, "__state", "task_struct.__state")
+                .or_else(|_| field(task, "state", "task_struct.state"))?,
+            task_exit_code: field(task, "exit_code", "task_struct.exit_code")?,
+            task_signal: field(task, "signal", "task_struct.signal")?,
+            signal_live: field(signal, "live", "signal_struct.live")?,
+            switch_has_state: btf.switch_parameters().is_some_and(|count| count >= SWITCH_PARAMETERS_WITH_STATE),
+        })
+    }
+}
+
+/// The tracepoint's prototype as BTF has it: a private pointer, preempt, prev, next, and from 5.18 on the state.
+const SWITCH_PARAMETERS_WITH_STATE: u32 = 5;
+
+mod kind {
+    pub const INT: u32 = 1;
+    pub const PTR: u32 = 2;
+    pub const ARRAY: u32 = 3;
+    pub const STRUCT: u32 = 4;
+    pub const UNION: u32 = 5;
+    pub const ENUM: u32 = 6;
+    pub const TYPEDEF: u32 = 8;
+    pub const FUNC_PROTO: u32 = 13;
+    pub const VAR: u32 = 14;
+    pub const DATASEC: u32 = 15;
+    pub const DECL_TAG: u32 = 17;
+    pub const ENUM64: u32 = 19;
+}
+
+const MAGIC: u16 = 0xeb9f;
+const TYPE_BYTES: usize = 12;
+
+/// Byte position of a type in the file.
+#[derive(Clone, Copy, Debug)]
+struct TypeAt(usize);
+
+struct Btf<'a> {
+    bytes: &'a [u8],
+    strings: &'a [u8],
+    /// By type id; id 0 is `void`.
+    types: Vec<TypeAt>,
+    structures: HashMap<&'a [u8], TypeAt>,
+    switch: Option<TypeAt>,
+}
+
+impl<'a> Btf<'a> {
+    fn index(bytes: &'a [u8]) -> Result<Self, BtfError> {
+        let word = |at: usize| read_u32(bytes, at).ok_or(BtfError::Malformed { at, what: "header cut short" });
+        if (word(0)? & 0xffff) != u32::from(MAGIC) {
+            return Err(BtfError::Malformed { at: 0, what: "no BTF magic (foreign byte order?)" });
+        }
+        let header = word(4)? as usize;
+        let section = |offset_at: usize, what| -> Result<(usize, usize), BtfError> {
+            let begin = header.checked_add(word(offset_at)? as usize);
+            let end = begin.and_then(|begin| begin.checked_add(word(offset_at + 4).ok()? as usize));
+            match (begin, end) {
+                (Some(begin), Some(end)) if end <= bytes.len() => Ok((begin, end)),
+                _ => Err(BtfError::Malformed { at: offset_at, what }),
+            }
+        };
+        let (type_begin, type_end) = section(8, "type section out of bounds")?;
+        let (string_begin, string_end) = section(16, "string section out of bounds")?;
+        let mut btf = Self {
+            bytes,
+            strings: bytes.get(string_begin..string_end).unwrap_or_default(),
+            types: vec![TypeAt(usize::MAX)],
+            structures: HashMap::new(),
+            switch: None,
+        };
+        let mut at = type_begin;
+        while at < type_end {
+            at = btf.add(TypeAt(at))?;
+        }
+        Ok(btf)
+    }
+
+    /// Notes the type and returns where the next one begins.
+    fn add(&mut self, ty: TypeAt) -> Result<usize, BtfError> {
+        let info = self.word(ty, 4).ok_or(BtfError::Malformed { at: ty.0, what: "type cut short" })?;
+        let (kind, count) = (info >> 24 & 0x1f, info as usize & 0xffff);
+        let tail = match kind {
+            kind::INT | kind::VAR | kind::DECL_TAG => 4,
+            kind::ARRAY => 12,
+            kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => count * 12,
+            kind::ENUM | kind::FUNC_PROTO => count * 8,
+            _ => 0,
+        };
+        self.types.push(ty);
+        let name = self.name(ty, 0);
+        if kind == kind::STRUCT && !name.is_empty() {
+            self.structures.entry(name).or_insert(ty);
+        }
+        if kind == kind::TYPEDEF && name == b"btf_trace_sched_switch" {
+            self.switch = Some(ty);
+        }
+        ty.0.checked_add(TYPE_BYTES + tail).ok_or(BtfError::Malformed { at: ty.0, what: "type too long" })
+    }
+
+    fn word(&self, ty: TypeAt, offset: usize) -> Option<u32> {
+        read_u32(self.bytes, ty.0.checked_add(offset)?)
+    }
+
+    fn name(&self, ty: TypeAt, offset: usize) -> &'a [u8] {
+        let from = self.word(ty, offset).and_then(|at| self.strings.get(at as usize..)).unwrap_or_default();
+        from.split(|byte| *byte == 0).next().unwrap_or_default()
+    }
+
+    fn structure(&self, name: &str) -> Option<TypeAt> {
+        self.structures.get(name.as_bytes()).copied()
+    }
+
+    fn by_id(&self, id: u32) -> Option<TypeAt> {
+        self.types.get(id as usize).copied().filter(|_| id != 0)
+    }
+
+    /// Byte offset of a member, also of an anonymous structure or union inside.
+    fn member(&self, structure: TypeAt, name: &str, nesting: u32) -> Option<u32> {
+        if nesting > NESTING_MAX {
+            return None;
+        }
+        let info = self.word(structure, 4)?;
+        let bitfields = info >> 31 != 0;
+        for index in 0..(info as usize & 0xffff) {
+            let at = TYPE_BYTES + index * 12;
+            let raw = self.word(structure, at + 8)?;
+            let bits = if bitfields { raw & 0x00ff_ffff } else { raw };
+            let member_name = self.name(structure, at);
+            if member_name == name.as_bytes() {
+                return Some(bits / 8);
+            }
+            if member_name.is_empty()
+                && let Some(inner) = self.by_id(self.word(structure, at + 4)?)
+                && matches!(self.word(inner, 4)? >> 24 & 0x1f, kind::STRUCT | kind::UNION)
+                && let Some(offset) = self.member(inner, name, nesting + 1)
+            {
+                return offset.checked_add(bits / 8);
+            }
+        }
+        None
+    }
+
+    /// Parameters of the `sched_switch` tracepoint.
+    fn switch_parameters(&self) -> Option<u32> {
+        let pointer = self.by_id(self.word(self.switch?, 8)?)?;
+        if self.word(pointer, 4)? >> 24 & 0x1f != kind::PTR {
+            return None;
+        }
+        let proto = self.by_id(self.word(pointer, 8)?)?;
+        let info = self.word(proto, 4)?;
+        (info >> 24 & 0x1f == kind::FUNC_PROTO).then_some(info & 0xffff)
+    }
+}
+
+fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
+    let word = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_le_bytes(word.try_into().ok()?))
+}
+
+#[cfg(test)]
+#[expect(clippy::expect_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_running_kernel_is_understood() {
+        let types = KernelTypes::read().expect("BTF of the running kernel");
+        assert!(types.task_pid > 0);
+        assert_eq!(types.task_tgid, types.task_pid + 4, "the two are neighbours in every kernel so far");
+        assert!(types.switch_has_state);
+    }
+
+    #[test]
+    fn cut_and_garbled_types_are_refused_not_followed() {
+        let bytes = std::fs::read(VMLINUX).expect("BTF of the running kernel");
+        for len in [0, 3, 23, 24, 1000, bytes.len() / 2, bytes.len() - 1] {
+            let _ = KernelTypes::parse(bytes.get(..len).unwrap_or_default());
+        }
+        let mut garbled = bytes.get(..200_000).unwrap_or_default().to_vec();
+        for (at, byte) in garbled.iter_mut().enumerate().skip(24) {
+            *byte ^= (at * 31) as u8;
+        }
+        assert!(KernelTypes::parse(&garbled).is_err());
+    }
+}
