@@ -1,6 +1,13 @@
 //! An eBPF tracing agent for production Node.js.
 
+pub mod aggregate;
 pub mod cli;
+pub mod core;
+pub mod counters;
+pub mod export;
 pub mod govern;
 pub mod intake;
+pub mod limits;
 pub mod probe;
+pub mod report;
+pub mod units;

@@ -1,0 +1,111 @@
+//! What the core is told. A log of inputs replays to the same bytes of output.
+
+use agent_ebpf::{
+    abi::family,
+    state::{FamilyCounters, RunQueueKey, counter},
+};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    report::model::{Degraded, EndReason, Frame, StackId, TraceConfig},
+    units::{Clock, MonoNs, Pid, Tid, UserAddr, WallNs},
+};
+
+/// Everything that can happen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// A process is traced from here on.
+    Target(Box<TargetFacts>),
+    /// The driver can see the process no more.
+    TargetGone { pid: Pid, now: MonoNs },
+    /// Records of one family as its ring delivers them: each one after its length as a little-endian `u32`.
+    Records { family: u32, bytes: Bytes },
+    /// A window ends. The driver drains the rings first.
+    Tick(Box<Tick>),
+    /// Answer to [`super::Output::NeedWorkClass`]; `None` if the vtable has no name.
+    WorkClass { pid: Pid, vtable: UserAddr, class: Option<String> },
+    /// Answer to [`super::Output::NeedSymbols`].
+    Symbolized { stack: StackId, frames: Vec<Frame> },
+    /// The trace ends; the driver detached, drained and sent its last tick before.
+    Stop { now: MonoNs, reason: EndReason },
+}
+
+/// What the driver knows of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetFacts {
+    pub pid: Pid,
+    /// When tracing of it began.
+    pub since: MonoNs,
+    pub clock: Clock,
+    pub start_time: Option<WallNs>,
+    pub exe: String,
+    /// `argv[0]` and the script.
+    pub command: Vec<String>,
+    pub node_version: Option<String>,
+    pub thread_pool_size: Option<u32>,
+    pub config: TraceConfig,
+    pub degraded: Vec<Degraded>,
+    pub kernel_release: String,
+    pub cpus: u32,
+}
+
+/// The maps of the kernel half, and what else changes, at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tick {
+    pub now: MonoNs,
+    /// Of the time since the last tick, the phase probes were attached for.
+    pub phases_seen_ns: u64,
+    /// [`agent_ebpf::state::ThreadState`], one after the other.
+    pub threads: Bytes,
+    /// Items in flight: [`agent_ebpf::state::WorkKey`] and [`agent_ebpf::state::WorkState`] in turn. Without them queue depth and
+    /// busy time only know of items that ended in the window.
+    pub works: Bytes,
+    /// Counts since the trace began.
+    pub run_queue: Vec<(RunQueueKey, u64)>,
+    /// Sums over the CPUs.
+    pub families: [FamilyCounters; family::COUNT],
+    /// Records that the intake took from each ring; read after `families`.
+    pub received: [u64; family::COUNT],
+    pub kernel_counters: [u64; counter::COUNT],
+    pub thread_names: Vec<(Tid, String)>,
+    pub self_cost: SelfCost,
+}
+
+impl Default for Tick {
+    fn default() -> Self {
+        Self {
+            now: MonoNs::default(),
+            phases_seen_ns: 0,
+            threads: Bytes::new(),
+            works: Bytes::new(),
+            run_queue: Vec::new(),
+            families: [FamilyCounters { emitted: 0, dropped: 0 }; family::COUNT],
+            received: [0; family::COUNT],
+            kernel_counters: [0; counter::COUNT],
+            thread_names: Vec::new(),
+            self_cost: SelfCost::default(),
+        }
+    }
+}
+
+/// What the agent has cost since it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelfCost {
+    pub cpu_user_ns: u64,
+    pub cpu_system_ns: u64,
+    pub rss_bytes: u64,
+    /// Slot of the kernel half's `HITS` map, and hits.
+    pub hits: Vec<(u64, u64)>,
+    /// Time in BPF programs, where the kernel counts it.
+    pub bpf_run_ns: Option<u64>,
+    /// Calibrated cost of a hit.
+    pub hit_cost: Option<HitCost>,
+}
+
+/// Nanoseconds that one hit takes from the thread that hits it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HitCost {
+    pub uprobe_ns: u64,
+    pub tracepoint_ns: u64,
+}

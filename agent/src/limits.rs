@@ -1,0 +1,59 @@
+//! Every bound of the pure middle, with its arithmetic.
+
+/// Targets (processes) at a time: a cluster of one worker a CPU on a large host, and its children.
+pub const TARGETS_MAX: usize = 1024;
+
+/// Threads whose ledgers are kept, over all targets: `ThreadBook` is about 1 KiB, so 8 MiB.
+pub const THREADS_MAX: usize = 8192;
+
+/// Loop threads that get histograms of their own: three of at most 33 KiB each, so 25 MiB at the very worst and, as buckets
+/// are allocated by octave, a tenth of that in practice.
+pub const LOOPS_MAX: usize = 256;
+
+/// Stacks whose frames wait to be symbolised: 127 frames x 8 B x 4096 = 4 MiB.
+pub const STACKS_MAX: usize = 4096;
+
+/// Stacks that were symbolised already: 8 B each.
+pub const STACKS_SHOWN_MAX: usize = 65_536;
+
+/// Groups (class, reason, two stacks) of stays off CPU in a window: 64 B x 4096 = 256 KiB. What comes later is summed as `(other)`.
+pub const OFF_CPU_GROUPS_MAX: usize = 4096;
+
+/// Groups that a window reports one by one, longest first; the rest is summed.
+pub const OFF_CPU_REPORTED_MAX: usize = 64;
+
+/// Items of the thread pool in one window's sweep: 24 B x 65 536 = 1.5 MiB, and 20 ms to sort.
+pub const SWEEP_ITEMS_MAX: usize = 65_536;
+
+/// Classes of `node::ThreadPoolWork` that are told apart: V8 and Node.js have about twenty.
+pub const WORK_CLASSES_MAX: usize = 256;
+
+/// Groups of work (kind and operation) in a window: a histogram set each, so 64 x 4 x 33 KiB = 8 MiB at the very worst.
+pub const WORK_GROUPS_MAX: usize = 64;
+
+/// Stays off CPU and pauses that are remembered for each loop thread, to be put beside its slow turns: 64 B x 512 = 32 KiB.
+pub const RECENT_MAX: usize = 512;
+
+/// Slow turns that a window reports one by one, longest first.
+pub const SLOW_TURNS_WINDOW_MAX: usize = 16;
+
+/// Slow turns that a run reports one by one: 10 000 lines of about 1 KiB are 10 MiB of output.
+pub const SLOW_TURNS_RUN_MAX: u64 = 10_000;
+
+/// Stays off CPU, and pauses, that one slow turn lists, longest first.
+pub const SLOW_TURN_PARTS_MAX: usize = 8;
+
+/// Pauses that a window reports one by one; histograms count all.
+pub const GC_PAUSES_WINDOW_MAX: usize = 256;
+
+/// Lines about processes and threads in a window: a fork bomb must not fill the disk.
+pub const LIFE_WINDOW_MAX: usize = 256;
+
+/// Distinct buckets of the kernel's run-queue histogram that are remembered: 8 B key + 8 B, 65 536 = 1 MiB.
+pub const RUN_QUEUE_BUCKETS_MAX: usize = 65_536;
+
+/// Bytes of one line of NDJSON that is read back: a window of 1024 threads with full histograms is about 4 MiB.
+pub const LINE_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of one input in a recording: a batch of the largest ring (8 MiB), doubled.
+pub const RECORDING_FRAME_BYTES_MAX: usize = 16 << 20;

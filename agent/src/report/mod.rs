@@ -1,0 +1,7 @@
+//! The versioned output: the only place that knows the JSON shape.
+
+mod histogram_json;
+pub mod model;
+pub mod summary;
+
+pub use model::{Body, Record};

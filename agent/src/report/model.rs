@@ -1,0 +1,543 @@
+//! The output model: what a line of NDJSON says. `agent/schema/trace.schema.json` describes it to others.
+//!
+//! Times are RFC 3339 with nanoseconds, durations integer nanoseconds with the unit in the key, ids of stacks hexadecimal
+//! strings (JSON numbers lose bits above 2^53). A reader must tolerate keys and types that it does not know.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::histogram_json;
+use crate::aggregate::histogram::Histogram;
+
+/// Rises when a key changes its meaning or goes away; new keys and new types do not raise it.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub schema_version: u32,
+    /// When the recorded thing ended, RFC 3339.
+    pub time: String,
+    /// The process, in the initial pid namespace; 0 where the line is about the whole trace.
+    pub pid: u32,
+    #[serde(flatten)]
+    pub body: Body,
+}
+
+/// The types of lines.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Body {
+    /// A process is traced from here on.
+    Target(Target),
+    /// What happened in a window of time, a second as a rule.
+    Window(Box<Window>),
+    /// One turn of an event loop that took longer than the threshold.
+    SlowTurn(Box<SlowTurn>),
+    /// One garbage collection pause.
+    GcPause(GcPause),
+    /// V8 is at its heap limit.
+    HeapLimit(HeapLimit),
+    /// The frames of a stack that other lines name; it comes at most a window after its first use.
+    Stack(Stack),
+    /// Where a window's time off CPU went, by stack.
+    OffCpu(OffCpu),
+    /// A fork, an exec, an exit.
+    Process(Process),
+    /// Something is wrong or poorer than it should be.
+    Warning(Warning),
+    /// What the agent itself cost in a window, and what it lost.
+    Agent(Box<AgentCost>),
+    /// The end of the trace.
+    End(End),
+}
+
+/// Facts about a process and about how it is traced.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    pub agent_version: String,
+    /// When the process started, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process_start_time: Option<String>,
+    /// When tracing began.
+    pub trace_start_time: String,
+    pub exe: String,
+    /// `argv[0]` and the script; nothing else, as arguments may hold secrets.
+    pub command: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread_pool_size: Option<u32>,
+    pub config: TraceConfig,
+    /// What does not work on this target.
+    pub degraded: Vec<Degraded>,
+    pub kernel_release: String,
+    pub cpus: u32,
+}
+
+/// Thresholds, as they were in this trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceConfig {
+    pub window_ns: u64,
+    pub slow_turn_ns: u64,
+    pub loop_off_cpu_min_ns: u64,
+    pub other_off_cpu_min_ns: u64,
+    /// Period of the timer whose lateness `nodejs.eventloop.delay` states.
+    pub delay_resolution_ns: u64,
+}
+
+impl Default for TraceConfig {
+    fn default() -> Self {
+        Self {
+            window_ns: 1_000_000_000,
+            slow_turn_ns: 50_000_000,
+            loop_off_cpu_min_ns: 100_000,
+            other_off_cpu_min_ns: 1_000_000,
+            delay_resolution_ns: 10_000_000,
+        }
+    }
+}
+
+/// A feature that is off or poorer, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Degraded {
+    pub feature: String,
+    pub reason: String,
+}
+
+/// One window of one process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    pub duration_ns: u64,
+    /// Of which the phase probes were attached.
+    pub phases_seen_ns: u64,
+    /// Threads that turn an event loop: the main thread first.
+    pub loops: Vec<LoopWindow>,
+    /// All other threads.
+    pub threads: Vec<ThreadWindow>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread_pool: Option<ThreadPool>,
+    pub gc: Vec<Gc>,
+    /// Wake-up (or preemption) to running, by class of thread.
+    pub run_queue: Vec<RunQueue>,
+}
+
+/// Where a thread's time went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerPart {
+    pub wall_ns: u64,
+    pub idle_ns: u64,
+    pub on_cpu_ns: u64,
+    pub blocked_ns: u64,
+    pub runnable_ns: u64,
+    pub stopped_ns: u64,
+    /// Wall time that no part accounts for; negative where the parts overlap.
+    pub unaccounted_ns: i64,
+    pub switches: u64,
+}
+
+/// One event-loop thread in a window.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LoopWindow {
+    pub tid: u32,
+    pub name: String,
+    pub role: Role,
+    #[serde(flatten)]
+    pub ledger: LedgerPart,
+    /// `on_cpu_ns` by phase of the loop; `unsplit` is time when phase probes were not attached.
+    pub on_cpu_by_phase_ns: Phases,
+    /// Of which: garbage collection pauses, as wall time.
+    pub gc_ns: u64,
+    /// Wall time in polls that were allowed to block.
+    pub poll_ns: u64,
+    pub events: u64,
+    /// Synchronous file system requests: they ran on this thread.
+    pub sync_fs: u64,
+    pub turns: u64,
+    pub slow_turns: u64,
+    /// `1 - poll_ns / wall_ns`.
+    #[serde(rename = "nodejs.eventloop.utilization")]
+    pub utilization: f64,
+    #[serde(rename = "nodejs.eventloop.time")]
+    pub time: LoopTime,
+    /// Lateness of a virtual timer, its period not included.
+    #[serde(rename = "nodejs.eventloop.delay", with = "histogram_json")]
+    pub delay: Histogram,
+    /// From the return of one poll to the entry into the next.
+    #[serde(with = "histogram_json")]
+    pub turn_busy: Histogram,
+}
+
+/// `nodejs.eventloop.time` by `nodejs.eventloop.state`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoopTime {
+    pub active_ns: u64,
+    pub idle_ns: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    #[default]
+    Main,
+    Worker,
+    ThreadPool,
+    Other,
+}
+
+/// Nanoseconds by phase of the loop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phases {
+    pub unsplit: u64,
+    pub timers: u64,
+    pub pending: u64,
+    pub prepare: u64,
+    pub poll: u64,
+    pub check: u64,
+    pub closing: u64,
+}
+
+/// One other thread in a window.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadWindow {
+    pub tid: u32,
+    pub name: String,
+    pub role: Role,
+    #[serde(flatten)]
+    pub ledger: LedgerPart,
+}
+
+/// libuv's thread pool in a window.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ThreadPool {
+    /// Threads; 0 is not known.
+    pub size: u32,
+    /// Most items that waited for a thread at one time.
+    pub queue_len_max: u64,
+    /// Items waiting, integrated over time: divided by the window's length it is the mean queue length.
+    pub queue_len_ns: u64,
+    /// Threads at work, integrated over time.
+    pub busy_ns: u64,
+    /// All threads were at work.
+    pub all_busy_ns: u64,
+    pub work: Vec<Work>,
+}
+
+/// Finished items of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    pub kind: WorkKind,
+    /// Operation or class, as far as it is known.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub operation: String,
+    pub count: u64,
+    pub cancelled: u64,
+    pub failed: u64,
+    /// Submitted until a thread took it up.
+    #[serde(with = "histogram_json")]
+    pub queue_wait: Histogram,
+    #[serde(with = "histogram_json")]
+    pub run: Histogram,
+    /// Done until the loop took it back.
+    #[serde(with = "histogram_json")]
+    pub completion_delay: Histogram,
+    #[serde(with = "histogram_json")]
+    pub total: Histogram,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkKind {
+    Fs,
+    Dns,
+    Crypto,
+    Zlib,
+    #[default]
+    Other,
+    /// Not in the pool: the kernel did it.
+    IoUring,
+}
+
+/// Garbage collection of one isolate's thread in a window.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Gc {
+    pub tid: u32,
+    #[serde(rename = "v8js.gc.type")]
+    pub gc_type: GcType,
+    #[serde(rename = "v8js.gc.duration", with = "histogram_json")]
+    pub duration: Histogram,
+    /// Pauses by V8's reason for them.
+    pub reasons: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GcType {
+    Minor,
+    Major,
+    /// A step of marking between pauses, not a pause.
+    Incremental,
+    #[default]
+    Unknown,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunQueue {
+    pub class: Class,
+    #[serde(with = "histogram_json")]
+    pub latency: Histogram,
+}
+
+/// What a thread is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    EventLoop,
+    ThreadPool,
+    #[default]
+    Other,
+}
+
+/// Why a thread was off CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OffReason {
+    #[default]
+    Blocked,
+    Preempted,
+    Stopped,
+    Unknown,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SlowTurn {
+    pub tid: u32,
+    /// The turn had not ended when the trace did.
+    pub open: bool,
+    pub started: String,
+    /// From the return of one poll to the entry into the next: nothing else ran on the loop.
+    pub busy_ns: u64,
+    #[serde(flatten)]
+    pub ledger: LedgerPart,
+    pub on_cpu_by_phase_ns: Phases,
+    pub gc_ns: u64,
+    pub sync_fs: u64,
+    pub events: u64,
+    /// Pauses within it, longest first.
+    pub gc: Vec<GcPause>,
+    /// Stays off CPU within it, longest first.
+    pub off_cpu: Vec<OffCpuStay>,
+    /// Pauses and stays that are not listed.
+    pub omitted: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GcPause {
+    pub tid: u32,
+    #[serde(rename = "v8js.gc.type")]
+    pub gc_type: GcType,
+    pub reason: String,
+    pub duration_ns: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffCpuStay {
+    pub reason: OffReason,
+    pub duration_ns: u64,
+    pub runnable_ns: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_stack: Option<StackId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_stack: Option<StackId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeapLimit {
+    pub tid: u32,
+    pub severity: HeapSeverity,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeapSeverity {
+    /// The next failed allocation kills the process.
+    Near,
+    /// The process is about to abort.
+    OutOfMemory,
+}
+
+/// A hash over a stack's addresses; sixteen hexadecimal digits in JSON.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct StackId(pub u64);
+
+impl From<StackId> for String {
+    fn from(id: StackId) -> Self {
+        format!("{:016x}", id.0)
+    }
+}
+
+impl TryFrom<String> for StackId {
+    type Error = std::num::ParseIntError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        u64::from_str_radix(&text, 16).map(Self)
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stack {
+    pub id: StackId,
+    pub space: Space,
+    /// Innermost first.
+    pub frames: Vec<Frame>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Space {
+    #[default]
+    User,
+    Kernel,
+}
+
+/// One frame, or one of the functions that were inlined into it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frame {
+    pub name: String,
+    pub kind: FrameKind,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub module: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub inlined: bool,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub line: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FrameKind {
+    Kernel,
+    Native,
+    Js,
+    Builtin,
+    #[default]
+    Unknown,
+}
+
+/// Time off CPU in a window, above the threshold; the ledgers hold all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffCpu {
+    /// By total time, longest first.
+    pub stacks: Vec<OffCpuStack>,
+    /// Groups beyond the limit, in one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub other: Option<OffCpuTotals>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffCpuStack {
+    pub class: Class,
+    pub reason: OffReason,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_stack: Option<StackId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_stack: Option<StackId>,
+    #[serde(flatten)]
+    pub totals: OffCpuTotals,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffCpuTotals {
+    pub count: u64,
+    pub total_ns: u64,
+    /// Of which: ready to run, waiting for a CPU.
+    pub runnable_ns: u64,
+    pub max_ns: u64,
+    /// Stays without a stack, as the thread's budget for stacks was used up.
+    pub over_budget: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Process {
+    ThreadStart { tid: u32, parent_tid: u32 },
+    ThreadEnd { tid: u32, name: String },
+    Fork { child_pid: u32 },
+    Exec { name: String },
+    Exit { name: String, code: Option<u8>, signal: Option<u8>, core_dumped: bool },
+    /// The agent can see the process no more.
+    Gone,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// A word to filter by.
+    pub code: String,
+    pub message: String,
+}
+
+/// The agent's own cost and losses; all figures but the ones of the last line are of one window.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentCost {
+    pub duration_ns: u64,
+    pub cpu_user_ns: u64,
+    pub cpu_system_ns: u64,
+    pub rss_bytes: u64,
+    /// Time in BPF programs, where the kernel counts it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub bpf_run_ns: Option<u64>,
+    pub probes: Vec<ProbeHits>,
+    /// Hits times the calibrated cost of one: time taken from the targets.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub probe_cost_ns: Option<u64>,
+    pub families: Vec<FamilyAccount>,
+    /// What the kernel half gave up, by reason.
+    pub kernel_counters: BTreeMap<String, u64>,
+    /// What user space gave up, by reason.
+    pub counters: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeHits {
+    pub probe: String,
+    pub hits: u64,
+}
+
+/// One family of records since the trace began: `emitted = received + dropped + pending`, and `pending` is 0 at the end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FamilyAccount {
+    pub family: String,
+    pub emitted: u64,
+    /// The ring was full.
+    pub dropped: u64,
+    pub received: u64,
+    /// Of which: understood.
+    pub decoded: u64,
+    /// Emitted, and neither received nor dropped so far; not 0 at the end is a violation of the books.
+    pub pending: i64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    pub reason: EndReason,
+    pub duration_ns: u64,
+    /// The books of each family, which are closed now.
+    pub families: Vec<FamilyAccount>,
+    /// `emitted = received + dropped` holds for each family.
+    pub balanced: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    #[default]
+    Duration,
+    Interrupted,
+    TargetsGone,
+    OutputClosed,
+    Failed,
+}
