@@ -14,6 +14,8 @@ pub enum Component {
 pub enum Group {
     /// Always on: GC, thread pool, heap limit. Rates far below one hit a request.
     Base,
+    /// The agent's own measurement of what a hit costs; never in a target.
+    Calibration,
     /// The boundaries of event-loop phases: some hits a turn, so they are sampled in time where turns are fast.
     Phases,
 }

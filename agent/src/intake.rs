@@ -4,7 +4,10 @@
 //! to the core over a bounded channel: when the core cannot keep up, this task waits, the rings fill, and the
 //! kernel half counts what it drops. Nothing is lost uncounted.
 
-use std::{os::fd::AsRawFd, time::Duration};
+use std::{
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    time::Duration,
+};
 
 use agent_ebpf::abi::family;
 use aya::maps::{MapData, RingBuf};
@@ -54,10 +57,15 @@ struct Ring {
     ring: RingBuf<MapData>,
 }
 
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
+    }
+}
+
 impl AsRawFd for Ring {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        use std::os::fd::AsFd;
-        self.ring.as_fd().as_raw_fd()
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 
@@ -68,7 +76,9 @@ impl Intake {
         for (family, name) in (0..).zip(RING_MAPS) {
             let map = probes.take_ring(name).ok_or(IntakeError::Missing(name))?;
             let ring = RingBuf::try_from(map).map_err(|source| IntakeError::Ring { name, source })?;
-            let ring = AsyncFd::new(Ring { family, ring }).map_err(|source| IntakeError::Poll { name, source })?;
+            // SAFETY: the descriptor is the map's; the ring owns the map, never swaps it, and lives as long as the `AsyncFd`.
+            let ring = unsafe { AsyncFd::register(Ring { family, ring }) }
+                .map_err(|error| IntakeError::Poll { name, source: error.into() })?;
             rings.push(ring);
         }
         Ok(Self { rings })

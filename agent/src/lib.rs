@@ -2,6 +2,7 @@
 
 pub mod aggregate;
 pub mod cli;
+pub mod commands;
 pub mod core;
 pub mod counters;
 pub mod export;
@@ -10,4 +11,5 @@ pub mod intake;
 pub mod limits;
 pub mod probe;
 pub mod report;
+pub mod symbolize;
 pub mod units;

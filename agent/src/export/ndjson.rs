@@ -30,6 +30,26 @@ pub struct Tally {
     pub bad: Vec<(u64, String)>,
 }
 
+impl Tally {
+    /// What a person should know about the lines that were not understood, if there were any.
+    #[must_use]
+    pub fn complaint(&self) -> Option<String> {
+        if self.unknown_types + self.other_schemas + self.bad_lines == 0 {
+            return None;
+        }
+        let named: Vec<String> = self.bad.iter().map(|(line, what)| format!("line {line}: {what}")).collect();
+        Some(format!(
+            "of {} lines, {} were malformed, {} of another schema version, {} of unknown types{}{}",
+            self.lines,
+            self.bad_lines,
+            self.other_schemas,
+            self.unknown_types,
+            if named.is_empty() { "" } else { "; " },
+            named.join("; ")
+        ))
+    }
+}
+
 /// Bad lines that are named.
 const BAD_NAMED_MAX: usize = 5;
 

@@ -90,6 +90,12 @@ struct Stop {
     reason: EndReason,
 }
 
+/// Whether a file that begins like this is a recording.
+#[must_use]
+pub fn is_recording(head: &[u8]) -> bool {
+    head.starts_with(&MAGIC)
+}
+
 /// Writes a recording.
 #[derive(Debug)]
 pub struct Writer<W> {

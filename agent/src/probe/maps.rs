@@ -8,10 +8,12 @@ use agent_ebpf::{
     state::{FamilyCounters, RunQueueKey, Target, ThreadState, WorkKey, WorkState, counter},
 };
 use aya::maps::{HashMap, Map, MapError, PerCpuArray};
+use bytes::{BufMut, Bytes, BytesMut};
 use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::attach::Probes;
+use crate::units::MonoNs;
 
 #[derive(Debug, Error)]
 pub enum MapsError {
@@ -21,7 +23,7 @@ pub enum MapsError {
     Access { name: &'static str, source: MapError },
 }
 
-type Bytes<const N: usize> = [u8; N];
+type Raw<const N: usize> = [u8; N];
 const TARGET: usize = size_of::<Target>();
 const THREAD: usize = size_of::<ThreadState>();
 const KEY: usize = size_of::<RunQueueKey>();
@@ -32,8 +34,12 @@ const WORK: usize = size_of::<WorkState>();
 /// What a look at the kernel half's maps tells: running totals.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// One a thread, unordered.
-    pub threads: Vec<ThreadState>,
+    /// When the threads were read.
+    pub now: MonoNs,
+    /// [`ThreadState`], one after the other, unordered.
+    pub threads: Bytes,
+    /// [`WorkKey`] and [`WorkState`] of items in flight, in turn.
+    pub works: Bytes,
     /// Counts of run-queue latencies.
     pub run_queue: Vec<(RunQueueKey, u64)>,
     pub families: [FamilyCounters; family::COUNT],
@@ -42,13 +48,21 @@ pub struct Snapshot {
     pub hits: Vec<u64>,
 }
 
+/// The clock that the kernel half stamps records with.
+#[must_use]
+pub fn monotonic_ns() -> MonoNs {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    MonoNs(seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0))
+}
+
 /// Access to the maps; reading them costs a system call or two an entry.
 pub struct Maps {
-    targets: HashMap<aya::maps::MapData, u32, Bytes<TARGET>>,
-    threads: HashMap<aya::maps::MapData, u32, Bytes<THREAD>>,
-    run_queue: HashMap<aya::maps::MapData, Bytes<KEY>, u64>,
-    works: HashMap<aya::maps::MapData, Bytes<WORK_KEY>, Bytes<WORK>>,
-    families: PerCpuArray<aya::maps::MapData, Bytes<FAMILY>>,
+    targets: HashMap<aya::maps::MapData, u32, Raw<TARGET>>,
+    threads: HashMap<aya::maps::MapData, u32, Raw<THREAD>>,
+    run_queue: HashMap<aya::maps::MapData, Raw<KEY>, u64>,
+    works: HashMap<aya::maps::MapData, Raw<WORK_KEY>, Raw<WORK>>,
+    families: PerCpuArray<aya::maps::MapData, Raw<FAMILY>>,
     counters: PerCpuArray<aya::maps::MapData, u64>,
     hits: PerCpuArray<aya::maps::MapData, u64>,
 }
@@ -74,6 +88,11 @@ impl Maps {
         self.targets.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "TARGETS", source })
     }
 
+    /// From now on, nothing of this process is recorded; what the maps hold of it stays to be read.
+    pub fn quiet_target(&mut self, tgid: u32) {
+        let _ = self.targets.remove(&tgid);
+    }
+
     /// Forgets a target and all that the maps hold of it. Entries that are gone already are no error.
     pub fn remove_target(&mut self, tgid: u32) {
         let _ = self.targets.remove(&tgid);
@@ -94,13 +113,16 @@ impl Maps {
 
     /// Reads everything. An entry that vanishes meanwhile is left out.
     pub fn snapshot(&self) -> Result<Snapshot, MapsError> {
-        let threads = self
-            .threads
-            .iter()
-            .flatten()
-            .filter_map(|(_, bytes)| ThreadState::read_from_bytes(&bytes).ok())
-            .filter(|state| state.tgid != 0)
-            .collect();
+        let mut threads = BytesMut::new();
+        for (_, state) in self.threads.iter().flatten() {
+            threads.put_slice(&state);
+        }
+        let now = monotonic_ns();
+        let mut works = BytesMut::new();
+        for (key, item) in self.works.iter().flatten() {
+            works.put_slice(&key);
+            works.put_slice(&item);
+        }
         let run_queue = self
             .run_queue
             .iter()
@@ -126,7 +148,7 @@ impl Maps {
             .map(|slot| sum(&self.hits, slot))
             .collect::<Result<_, _>>()
             .map_err(|source| MapsError::Access { name: "HITS", source })?;
-        Ok(Snapshot { threads, run_queue, families, counters, hits })
+        Ok(Snapshot { now, threads: threads.freeze(), works: works.freeze(), run_queue, families, counters, hits })
     }
 }
 

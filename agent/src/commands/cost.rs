@@ -1,0 +1,103 @@
+//! What the agent itself costs: its own CPU time and memory, and what a probe takes from the thread that hits it.
+
+use std::time::Instant;
+
+use agent_ebpf::spec::Group;
+
+use crate::{
+    core::{HitCost, SelfCost},
+    probe::attach::Probes,
+};
+
+/// Calls in a calibration: 10 ms at the 2 µs that a slow machine takes for one.
+const CALLS: u32 = 5_000;
+
+/// Tracepoint programs begin with the same filter but need no trap; where the trap was measured, this is what is left.
+const TRACEPOINT_NS: u64 = 300;
+
+/// Id that no probe has.
+const CALIBRATION_ID: u64 = 63;
+
+// A function of one emulated instruction, as most probed ones begin.
+core::arch::global_asm!(
+    ".pushsection .text.agent_calibration,\"ax\",@progbits",
+    ".globl agent_calibration",
+    ".type agent_calibration,@function",
+    ".p2align 4",
+    "agent_calibration:",
+    "nop",
+    "ret",
+    ".size agent_calibration, . - agent_calibration",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    fn agent_calibration();
+}
+
+/// Measures a hit: a probe on a function of this program, called often. `None` if it could not be placed.
+pub fn calibrate(probes: &mut Probes) -> Option<HitCost> {
+    let (file, offset) = own_offset(agent_calibration as *const () as usize)?;
+    let bare = time_calls();
+    probes.attach(Group::Calibration, &file, &[(offset, CALIBRATION_ID)]).ok()?;
+    let probed = time_calls();
+    probes.detach(Group::Calibration).ok()?;
+    Some(HitCost { uprobe_ns: probed.saturating_sub(bare), tracepoint_ns: TRACEPOINT_NS })
+}
+
+/// Nanoseconds a call: the best of several rounds, as everything else on the machine only adds.
+fn time_calls() -> u64 {
+    const ROUNDS: u32 = 5;
+    let mut best = u64::MAX;
+    for _ in 0..ROUNDS {
+        let begin = Instant::now();
+        for _ in 0..CALLS / ROUNDS {
+            // SAFETY: the function above does nothing and returns.
+            unsafe { agent_calibration() }
+        }
+        let per_call = begin.elapsed().as_nanos() / u128::from(CALLS / ROUNDS);
+        best = best.min(u64::try_from(per_call).unwrap_or(u64::MAX));
+    }
+    best
+}
+
+/// The file that an address of this program was mapped from, and its offset there.
+fn own_offset(address: usize) -> Option<(std::path::PathBuf, u64)> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    for line in maps.lines() {
+        let mut fields = line.split_whitespace();
+        let (begin, end) = fields.next()?.split_once('-')?;
+        let (begin, end) = (usize::from_str_radix(begin, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+        if (begin..end).contains(&address) {
+            let offset = u64::from_str_radix(fields.nth(1)?, 16).ok()?;
+            return Some(("/proc/self/exe".into(), offset + (address - begin) as u64));
+        }
+    }
+    None
+}
+
+/// CPU time and memory of this process so far.
+pub fn of_self(hits: Vec<(u64, u64)>, hit_cost: Option<HitCost>) -> SelfCost {
+    let (cpu_user_ns, cpu_system_ns) = cpu_time();
+    SelfCost { cpu_user_ns, cpu_system_ns, rss_bytes: resident_bytes().unwrap_or(0), hits, bpf_run_ns: None, hit_cost }
+}
+
+/// Nanoseconds in user space and in the kernel, of all threads.
+fn cpu_time() -> (u64, u64) {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the pointer is to a `rusage`, which the call fills; zeroes are a valid one should it fail.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    let nanoseconds = |time: libc::timeval| {
+        u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_usec).unwrap_or(0) * 1_000
+    };
+    (nanoseconds(usage.ru_utime), nanoseconds(usage.ru_stime))
+}
+
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}

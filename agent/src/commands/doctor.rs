@@ -1,0 +1,3 @@
+//! temporary
+use crate::cli::{DoctorArgs, exit};
+pub fn run(_: &DoctorArgs) -> u8 { exit::OK }

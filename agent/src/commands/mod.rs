@@ -1,0 +1,44 @@
+//! The drivers: they turn a command line into inputs for the core, and carry out what the core asks for. They may see everything.
+
+mod cost;
+pub mod doctor;
+pub mod launch;
+pub mod report;
+mod session;
+mod sinks;
+mod subject;
+mod symbols;
+pub mod trace;
+
+use std::io::Write;
+
+use clap::CommandFactory;
+
+use crate::cli::{Cli, Command, exit};
+
+/// Runs a command and returns the exit code.
+#[must_use]
+pub fn run(cli: &Cli) -> u8 {
+    match &cli.command {
+        Command::Trace(args) => trace::run(args),
+        Command::Report(args) => report::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "agent", &mut text);
+            print(&text)
+        }
+        Command::Man => {
+            let mut text = Vec::new();
+            match clap_mangen::Man::new(Cli::command()).render(&mut text) {
+                Ok(()) => print(&text),
+                Err(_) => exit::FAILED,
+            }
+        }
+    }
+}
+
+fn print(text: &[u8]) -> u8 {
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text).and_then(|()| out.flush()).is_ok() { exit::OK } else { exit::FAILED }
+}

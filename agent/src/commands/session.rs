@@ -1,0 +1,256 @@
+//! A trace in progress, as seen from below: what is attached, and what the kernel half has counted so far.
+
+use std::{path::PathBuf, time::Duration};
+
+use agent_ebpf::{
+    abi::family,
+    spec::Group,
+    state::{Target, target_flag},
+};
+use log::{debug, warn};
+use tokio::sync::{mpsc, oneshot};
+
+use super::cost;
+use crate::{
+    core::{HitCost, Tick},
+    govern::{Action, PhaseDuty},
+    intake::{Batch, Intake, IntakeError},
+    probe::{
+        attach::{AttachError, LoadError, Probes, Settings, TracepointSkip, Way},
+        btf::KernelTypes,
+        maps::{Maps, MapsError, monotonic_ns},
+        tracefs,
+    },
+    report::model::Degraded,
+    units::{MonoNs, Pid},
+};
+
+/// Batches that may wait for the core: 16 of 256 KiB.
+const BATCHES_MAX: usize = 16;
+
+/// From a `uv_work_t` back to the vtable word of the `node::ThreadPoolWork` around it: vtable, environment, request. The same in
+/// Node.js 16 to 26.
+const THREAD_POOL_WORK_VTABLE_BACK: u32 = 16;
+
+/// Probes of one file, ready to be attached.
+#[derive(Clone, Debug)]
+pub struct FileProbes {
+    /// A path by which the file can be opened from here.
+    pub path: PathBuf,
+    /// Which file it is: device and inode.
+    pub identity: (u64, u64),
+    /// File offset and probe id.
+    pub base: Vec<(u64, u64)>,
+    pub phases: Vec<(u64, u64)>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+    #[error(transparent)]
+    Intake(#[from] IntakeError),
+    #[error("the scheduler cannot be watched, and nothing can be accounted for without it: {0}")]
+    NoScheduler(String),
+}
+
+/// Everything that is attached; dropping it detaches all of it.
+pub struct Session {
+    probes: Option<Probes>,
+    maps: Maps,
+    files: Vec<FileProbes>,
+    duty: Option<PhaseDuty>,
+    received: [u64; family::COUNT],
+    flush: mpsc::Sender<oneshot::Sender<()>>,
+    hit_cost: Option<HitCost>,
+    /// The phase probes were last attached or detached, or counted, then.
+    phases_marked: MonoNs,
+    phases_seen_ns: u64,
+    turns_at_tick: u64,
+    pub batches: mpsc::Receiver<Batch>,
+    pub degraded: Vec<Degraded>,
+    pub way: Way,
+}
+
+impl Session {
+    /// Loads the kernel half and attaches what does not depend on a target. Must be called inside the runtime.
+    pub fn start(settings: &Settings, phases: PhasesWanted) -> Result<Self, SessionError> {
+        let mut degraded = Vec::new();
+        let types = KernelTypes::read();
+        if let Err(error) = &types {
+            return Err(SessionError::NoScheduler(error.to_string()));
+        }
+        let types = types.ok();
+        let uring = tracefs::find().map(|place| tracefs::UringFields::read(&place)).unwrap_or_default();
+        let mut probes = Probes::load(settings, types.as_ref(), &uring)?;
+        let skips = probes.attach_tracepoints(types.is_some());
+        if let Some(fatal) = skips.iter().find(|skip| skip.tracepoint.raw && skip.tracepoint.required) {
+            return Err(SessionError::NoScheduler(one_line(&fatal.reason)));
+        }
+        degraded.extend(skips.iter().map(tracepoint_degraded));
+        let maps = Maps::take(&mut probes)?;
+        let hit_cost = cost::calibrate(&mut probes);
+        let (to_core, batches) = mpsc::channel(BATCHES_MAX);
+        let (flush, requests) = mpsc::channel(1);
+        tokio::spawn(Intake::take(&mut probes)?.run(to_core, requests));
+        let uprobe_cost = Duration::from_nanos(hit_cost.map_or(2_000, |cost| cost.uprobe_ns));
+        let duty = match phases {
+            PhasesWanted::Never => None,
+            PhasesWanted::Auto => Some(PhaseDuty::new(uprobe_cost, false)),
+            PhasesWanted::Always => Some(PhaseDuty::new(uprobe_cost, true)),
+        };
+        Ok(Self {
+            way: probes.way(),
+            probes: Some(probes),
+            maps,
+            files: Vec::new(),
+            duty,
+            received: [0; family::COUNT],
+            flush,
+            hit_cost,
+            phases_marked: monotonic_ns(),
+            phases_seen_ns: 0,
+            turns_at_tick: 0,
+            batches,
+            degraded,
+        })
+    }
+
+    /// Attaches a file's probes, unless they are already.
+    pub fn add_file(&mut self, file: FileProbes) -> Result<(), SessionError> {
+        if self.files.iter().any(|known| known.identity == file.identity) {
+            return Ok(());
+        }
+        if let Some(probes) = &mut self.probes {
+            probes.attach(Group::Base, &file.path, &file.base)?;
+            if self.duty.as_ref().is_some_and(PhaseDuty::is_attached) {
+                probes.attach(Group::Phases, &file.path, &file.phases)?;
+                if self.files.is_empty() {
+                    self.phases_marked = monotonic_ns();
+                }
+            }
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    /// From now on, this process is traced.
+    pub fn add_target(&mut self, pid: Pid, follow: bool) -> Result<(), SessionError> {
+        let flags = if follow { target_flag::FOLLOW } else { 0 };
+        self.maps.add_target(pid.0, Target { flags, vtable_back: THREAD_POOL_WORK_VTABLE_BACK, reserved: 0 })?;
+        Ok(())
+    }
+
+    pub fn quiet_target(&mut self, pid: Pid) {
+        self.maps.quiet_target(pid.0);
+    }
+
+    pub fn remove_target(&mut self, pid: Pid) {
+        self.maps.remove_target(pid.0);
+    }
+
+    /// Notes that a batch has arrived.
+    pub fn count(&mut self, batch: &Batch) {
+        if let Some(received) = self.received.get_mut(batch.family as usize) {
+            *received += batch.count;
+        }
+    }
+
+    /// Asks for everything that lies in the rings; the answer comes when all of it is in `batches`.
+    pub async fn request_flush(&self) -> oneshot::Receiver<()> {
+        let (answer, done) = oneshot::channel();
+        // An intake that is gone drops the answer, which ends the wait just as well.
+        let _ = self.flush.send(answer).await;
+        done
+    }
+
+    /// Reads the maps: the threads first, as time goes on meanwhile.
+    pub fn snapshot(&mut self) -> Result<Tick, SessionError> {
+        let snapshot = self.maps.snapshot()?;
+        self.mark_phases(snapshot.now);
+        let phases_seen_ns = std::mem::take(&mut self.phases_seen_ns);
+        let hits = (0..).zip(&snapshot.hits).filter(|(_, hits)| **hits > 0).map(|(slot, hits)| (slot, *hits)).collect();
+        Ok(Tick {
+            now: snapshot.now,
+            phases_seen_ns,
+            threads: snapshot.threads,
+            works: snapshot.works,
+            run_queue: snapshot.run_queue,
+            families: snapshot.families,
+            received: self.received,
+            kernel_counters: snapshot.counters,
+            thread_names: Vec::new(),
+            self_cost: cost::of_self(hits, self.hit_cost),
+        })
+    }
+
+    /// The records received so far, for a tick whose rings have been emptied since the snapshot.
+    pub fn settle(&self, tick: &mut Tick) {
+        tick.received = self.received;
+    }
+
+    /// Attaches or detaches phase probes as their budget has it; `turns` is the running total.
+    pub fn govern(&mut self, turns: u64, window: Duration) {
+        let Some(duty) = &mut self.duty else { return };
+        let ended = turns.saturating_sub(self.turns_at_tick);
+        self.turns_at_tick = turns;
+        let action = duty.step(ended, window);
+        if action == Action::Keep {
+            return;
+        }
+        self.mark_phases_as(monotonic_ns(), action == Action::Detach);
+        let Some(probes) = &mut self.probes else { return };
+        let result = match action {
+            Action::Keep => Ok(()),
+            Action::Detach => probes.detach(Group::Phases),
+            Action::Attach => {
+                self.files.iter().try_for_each(|file| probes.attach(Group::Phases, &file.path, &file.phases))
+            }
+        };
+        if let Err(error) = result {
+            warn!("phase probes: {error}");
+        }
+        debug!("phase probes: {action:?} after {ended} turns");
+        self.phases_marked = monotonic_ns();
+    }
+
+    fn mark_phases(&mut self, now: MonoNs) {
+        let attached = self.duty.as_ref().is_some_and(PhaseDuty::is_attached) && !self.files.is_empty();
+        self.mark_phases_as(now, attached);
+    }
+
+    fn mark_phases_as(&mut self, now: MonoNs, attached: bool) {
+        if attached {
+            self.phases_seen_ns += now.since(self.phases_marked).0;
+        }
+        self.phases_marked = now;
+    }
+
+    /// Detaches everything; the maps and what lies in the rings stay.
+    pub fn detach(&mut self) {
+        self.probes = None;
+    }
+}
+
+/// Whether time on CPU is split by phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PhasesWanted {
+    Auto,
+    Always,
+    Never,
+}
+
+fn tracepoint_degraded(skip: &TracepointSkip) -> Degraded {
+    let name = format!("{}:{}", skip.tracepoint.category, skip.tracepoint.event);
+    Degraded { feature: skip.tracepoint.program.to_owned(), reason: format!("tracepoint {name}: {}", one_line(&skip.reason)) }
+}
+
+/// The first line: the verifier's log is for `RUST_LOG=debug`.
+pub fn one_line(text: &str) -> String {
+    debug!("{text}");
+    text.lines().next().unwrap_or_default().to_owned()
+}

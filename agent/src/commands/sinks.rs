@@ -1,0 +1,193 @@
+//! Writes what the core puts out, on a thread of its own: a slow disk or pipe holds up nobody else.
+//!
+//! A sink that fails is closed, said so once, and the others go on: a full disk costs the file, not the report.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    thread::JoinHandle,
+};
+
+use log::error;
+
+use crate::{
+    core::Input,
+    export::{ndjson, recording},
+    report::Record,
+};
+
+/// Messages that may wait for a slow disk; a record is about a kilobyte.
+const QUEUE_LEN: usize = 4096;
+
+/// What the writer is told.
+enum Message {
+    Record(Box<Record>),
+    Input(Box<Input>),
+    /// All that came before shall be on its way to the reader.
+    Flush,
+}
+
+/// Where records and inputs go.
+#[derive(Default)]
+pub struct Destinations {
+    /// Newline-delimited JSON; `-` is standard output.
+    pub ndjson: Vec<PathBuf>,
+    pub recording: Option<PathBuf>,
+    /// The report for a person, which is written at the end and not by the writer thread.
+    pub text: Option<PathBuf>,
+}
+
+/// What became of the sinks.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Standard output was closed by its reader.
+    pub stdout_closed: bool,
+    /// Sinks that failed.
+    pub failures: Vec<String>,
+}
+
+/// The writer thread.
+pub struct Sinks {
+    messages: SyncSender<Message>,
+    thread: JoinHandle<Outcome>,
+    has_recording: bool,
+    has_ndjson: bool,
+}
+
+struct Sink<W> {
+    name: String,
+    writer: W,
+    is_stdout: bool,
+}
+
+impl Sinks {
+    /// Opens every file now, so that a bad path is an error before anything is attached.
+    pub fn open(to: &Destinations) -> Result<Self, String> {
+        let mut lines = Vec::new();
+        for path in &to.ndjson {
+            lines.push(Sink { name: display(path), writer: BufWriter::new(open(path)?), is_stdout: is_stdout(path) });
+        }
+        let recording = match &to.recording {
+            None => None,
+            Some(path) => {
+                let writer = recording::Writer::new(BufWriter::new(open(path)?))
+                    .map_err(|error| format!("cannot write {}: {error}", display(path)))?;
+                Some(Sink { name: display(path), writer, is_stdout: is_stdout(path) })
+            }
+        };
+        let (messages, inbox) = sync_channel(QUEUE_LEN);
+        let (has_recording, has_ndjson) = (recording.is_some(), !lines.is_empty());
+        let thread = std::thread::Builder::new()
+            .name("agent-export".into())
+            .spawn(move || write_all(&inbox, lines, recording))
+            .map_err(|error| format!("cannot start the writer thread: {error}"))?;
+        Ok(Self { messages, thread, has_recording, has_ndjson })
+    }
+
+    /// False when the writer is gone, and with it every reason to go on.
+    pub fn record(&self, record: &Record) -> bool {
+        !self.has_ndjson || self.messages.send(Message::Record(Box::new(record.clone()))).is_ok()
+    }
+
+    pub fn input(&self, input: &Input) -> bool {
+        !self.has_recording || self.messages.send(Message::Input(Box::new(input.clone()))).is_ok()
+    }
+
+    /// Whatever was put in so far shall reach its reader.
+    pub fn flush(&self) {
+        // A writer that is gone has nothing to flush.
+        let _ = self.messages.send(Message::Flush);
+    }
+
+    /// Whether the writer has given up, which it does when standard output is closed.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits until everything is written.
+    #[must_use]
+    pub fn finish(self) -> Outcome {
+        drop(self.messages);
+        self.thread.join().unwrap_or_else(|_| Outcome {
+            stdout_closed: false,
+            failures: vec!["the writer thread panicked; its files may be cut short".into()],
+        })
+    }
+}
+
+fn write_all(
+    inbox: &Receiver<Message>,
+    mut lines: Vec<Sink<BufWriter<Box<dyn Write + Send>>>>,
+    mut recording: Option<Sink<recording::Writer<BufWriter<Box<dyn Write + Send>>>>>,
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    for message in inbox {
+        match message {
+            Message::Record(record) => keep(&mut lines, &mut outcome, |sink| ndjson::write_record(&mut sink.writer, &record)),
+            Message::Input(input) => {
+                if let Some(sink) = &mut recording
+                    && let Err(error) = sink.writer.write(&input)
+                {
+                    outcome.fail(&sink.name, sink.is_stdout, &error);
+                    recording = None;
+                }
+            }
+            Message::Flush => keep(&mut lines, &mut outcome, |sink| sink.writer.flush()),
+        }
+        if outcome.stdout_closed {
+            return outcome;
+        }
+    }
+    keep(&mut lines, &mut outcome, |sink| sink.writer.flush());
+    if let Some(sink) = &mut recording
+        && let Err(error) = sink.writer.flush()
+    {
+        outcome.fail(&sink.name, sink.is_stdout, &error);
+    }
+    outcome
+}
+
+/// Does something to each sink and drops those that fail.
+fn keep<W>(sinks: &mut Vec<Sink<W>>, outcome: &mut Outcome, mut act: impl FnMut(&mut Sink<W>) -> io::Result<()>) {
+    sinks.retain_mut(|sink| match act(sink) {
+        Ok(()) => true,
+        Err(error) => {
+            outcome.fail(&sink.name, sink.is_stdout, &error);
+            false
+        }
+    });
+}
+
+impl Outcome {
+    fn fail(&mut self, name: &str, is_stdout: bool, error: &io::Error) {
+        if is_stdout && error.kind() == io::ErrorKind::BrokenPipe {
+            self.stdout_closed = true;
+            return;
+        }
+        let advice = if error.kind() == io::ErrorKind::StorageFull { "; what was written before is intact" } else { "" };
+        let message = format!("cannot write {name}: {error}{advice}");
+        error!("{message}");
+        self.failures.push(message);
+    }
+}
+
+fn is_stdout(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+fn display(path: &Path) -> String {
+    if is_stdout(path) { "standard output".into() } else { path.display().to_string() }
+}
+
+fn open(path: &Path) -> Result<Box<dyn Write + Send>, String> {
+    if is_stdout(path) {
+        return Ok(Box::new(io::stdout()));
+    }
+    match File::create(path) {
+        Ok(file) => Ok(Box::new(file)),
+        Err(error) => Err(format!("cannot write {}: {error}", path.display())),
+    }
+}

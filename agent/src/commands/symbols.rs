@@ -1,0 +1,91 @@
+//! Names for stacks, looked up on a thread of its own: reading a large binary's symbols must not hold up the rings.
+
+use std::{
+    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    thread::JoinHandle,
+};
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::{
+    core::{Input, Output},
+    report::model::Space,
+    symbolize::Symbolizer,
+};
+
+/// Questions that may wait: more stacks than that are new only in the first moments of a trace.
+const QUESTIONS_MAX: usize = 8192;
+
+/// The thread, and the way to it.
+pub struct Symbols {
+    questions: SyncSender<Output>,
+    pending: u64,
+    thread: JoinHandle<()>,
+}
+
+impl Symbols {
+    /// Answers go to `answers` as inputs for the core.
+    pub fn start(symbolizer: Symbolizer, answers: UnboundedSender<Input>) -> std::io::Result<Self> {
+        let (questions, inbox) = sync_channel(QUESTIONS_MAX);
+        let thread = std::thread::Builder::new()
+            .name("agent-symbols".into())
+            .spawn(move || answer_all(symbolizer, &inbox, &answers))?;
+        Ok(Self { questions, pending: 0, thread })
+    }
+
+    /// Asks; a question that finds the queue full is answered with nothing at once.
+    pub fn ask(&mut self, question: Output) -> Option<Input> {
+        match self.questions.try_send(question) {
+            Ok(()) => {
+                self.pending += 1;
+                None
+            }
+            Err(TrySendError::Full(question) | TrySendError::Disconnected(question)) => unanswered(question),
+        }
+    }
+
+    /// An answer has arrived.
+    pub fn answered(&mut self) {
+        self.pending = self.pending.saturating_sub(1);
+    }
+
+    #[must_use]
+    pub fn pending(&self) -> u64 {
+        self.pending
+    }
+
+    pub fn finish(self) {
+        drop(self.questions);
+        // A panic there was reported by its own hook; the names are missing, nothing else.
+        let _ = self.thread.join();
+    }
+}
+
+fn answer_all(mut symbolizer: Symbolizer, inbox: &Receiver<Output>, answers: &UnboundedSender<Input>) {
+    for question in inbox {
+        let answer = match question {
+            Output::Record(_) => continue,
+            Output::NeedSymbols { stack, pid, space, frames } => {
+                let frames = match space {
+                    Space::User => symbolizer.symbolize_user(pid, &frames),
+                    Space::Kernel => symbolizer.symbolize_kernel(&frames),
+                };
+                Input::Symbolized { stack, frames }
+            }
+            Output::NeedWorkClass { pid, vtable } => {
+                Input::WorkClass { pid, vtable, class: symbolizer.work_class(pid, vtable).map(Into::into) }
+            }
+        };
+        if answers.send(answer).is_err() {
+            return;
+        }
+    }
+}
+
+fn unanswered(question: Output) -> Option<Input> {
+    match question {
+        Output::Record(_) => None,
+        Output::NeedSymbols { stack, .. } => Some(Input::Symbolized { stack, frames: Vec::new() }),
+        Output::NeedWorkClass { pid, vtable } => Some(Input::WorkClass { pid, vtable, class: None }),
+    }
+}
