@@ -181,31 +181,58 @@ probes! {
     ];
 }
 
-/// Tracepoints and raw tracepoints: programs of the object by name.
+/// How a program hangs on a tracepoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Raw: cheap, needs no tracefs, but offsets in the kernel's structures (BTF).
+    Raw,
+    /// On the tracepoint's record: needs tracefs.
+    Record,
+    /// On the record, in place of a raw one where the kernel has no BTF.
+    Substitute,
+}
+
+/// One row: a program of the object on a tracepoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Tracepoint {
     pub program: &'static str,
     pub category: &'static str,
     pub event: &'static str,
-    /// Attached as a raw tracepoint: no tracefs needed.
-    pub raw: bool,
+    pub form: Form,
+    /// Nothing can be accounted for without it.
     pub required: bool,
 }
 
-pub static TRACEPOINTS: &[Tracepoint] = &[
-    Tracepoint { program: "sched_switch", category: "sched", event: "sched_switch", raw: true, required: true },
-    Tracepoint { program: "sched_wakeup", category: "sched", event: "sched_wakeup", raw: true, required: true },
-    Tracepoint { program: "sched_wakeup_new", category: "sched", event: "sched_wakeup_new", raw: true, required: true },
-    Tracepoint { program: "process_fork", category: "sched", event: "sched_process_fork", raw: true, required: false },
-    Tracepoint { program: "process_exec", category: "sched", event: "sched_process_exec", raw: true, required: false },
-    Tracepoint { program: "process_exit", category: "sched", event: "sched_process_exit", raw: true, required: true },
-    Tracepoint { program: "enter_epoll_wait", category: "syscalls", event: "sys_enter_epoll_wait", raw: false, required: false },
-    Tracepoint { program: "exit_epoll_wait", category: "syscalls", event: "sys_exit_epoll_wait", raw: false, required: false },
-    Tracepoint { program: "enter_epoll_pwait", category: "syscalls", event: "sys_enter_epoll_pwait", raw: false, required: true },
-    Tracepoint { program: "exit_epoll_pwait", category: "syscalls", event: "sys_exit_epoll_pwait", raw: false, required: true },
-    Tracepoint { program: "io_uring_submit", category: "io_uring", event: "io_uring_submit_req", raw: false, required: false },
-    Tracepoint { program: "io_uring_complete", category: "io_uring", event: "io_uring_complete", raw: false, required: false },
-];
+macro_rules! tracepoints {
+    ($($program:literal on $category:literal $event:literal $form:ident $required:literal;)*) => {
+        /// Every tracepoint.
+        pub static TRACEPOINTS: &[Tracepoint] = &[$(Tracepoint {
+            program: $program,
+            category: $category,
+            event: $event,
+            form: Form::$form,
+            required: $required,
+        }),*];
+    };
+}
+
+tracepoints! {
+    "sched_switch" on "sched" "sched_switch" Raw true;
+    "sched_wakeup" on "sched" "sched_wakeup" Raw true;
+    "sched_wakeup_new" on "sched" "sched_wakeup_new" Raw true;
+    "process_fork" on "sched" "sched_process_fork" Raw false;
+    "process_exec" on "sched" "sched_process_exec" Raw false;
+    "process_exit" on "sched" "sched_process_exit" Raw false;
+    "enter_epoll_wait" on "syscalls" "sys_enter_epoll_wait" Record false;
+    "exit_epoll_wait" on "syscalls" "sys_exit_epoll_wait" Record false;
+    "enter_epoll_pwait" on "syscalls" "sys_enter_epoll_pwait" Record true;
+    "exit_epoll_pwait" on "syscalls" "sys_exit_epoll_pwait" Record true;
+    "io_uring_submit" on "io_uring" "io_uring_submit_req" Record false;
+    "io_uring_complete" on "io_uring" "io_uring_complete" Record false;
+    "sched_switch_record" on "sched" "sched_switch" Substitute true;
+    "sched_wakeup_record" on "sched" "sched_wakeup" Substitute true;
+    "sched_wakeup_record" on "sched" "sched_wakeup_new" Substitute true;
+}
 
 /// Slots of the hit counters: uprobes by id, then tracepoints in the order of [`TRACEPOINTS`].
 pub const HITS_TRACEPOINTS: u32 = 64;

@@ -1,4 +1,4 @@
-//! temporary
+//! Names for addresses, until the symbol reader is in place: hexadecimal.
 use crate::{report::model::Frame, units::{Pid, UserAddr}};
 #[derive(Default)] pub struct Symbolizer;
 impl Symbolizer {

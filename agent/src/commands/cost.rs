@@ -41,7 +41,7 @@ pub fn calibrate(probes: &mut Probes) -> Option<HitCost> {
     let bare = time_calls();
     probes.attach(Group::Calibration, &file, &[(offset, CALIBRATION_ID)]).ok()?;
     let probed = time_calls();
-    probes.detach(Group::Calibration).ok()?;
+    probes.detach(Group::Calibration);
     Some(HitCost { uprobe_ns: probed.saturating_sub(bare), tracepoint_ns: TRACEPOINT_NS })
 }
 

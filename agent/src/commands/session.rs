@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use agent_ebpf::{
     abi::family,
-    spec::Group,
+    spec::{Group, Tracepoint},
     state::{Target, target_flag},
 };
 use log::{debug, warn};
@@ -54,8 +54,8 @@ pub enum SessionError {
     Maps(#[from] MapsError),
     #[error(transparent)]
     Intake(#[from] IntakeError),
-    #[error("the scheduler cannot be watched, and nothing can be accounted for without it: {0}")]
-    NoScheduler(String),
+    #[error("a tracepoint without which no time can be accounted for cannot be attached: {0}")]
+    NoFrame(String),
 }
 
 /// Everything that is attached; dropping it detaches all of it.
@@ -80,16 +80,20 @@ impl Session {
     /// Loads the kernel half and attaches what does not depend on a target. Must be called inside the runtime.
     pub fn start(settings: &Settings, phases: PhasesWanted) -> Result<Self, SessionError> {
         let mut degraded = Vec::new();
-        let types = KernelTypes::read();
-        if let Err(error) = &types {
-            return Err(SessionError::NoScheduler(error.to_string()));
-        }
-        let types = types.ok();
+        let types = match KernelTypes::read() {
+            Ok(types) => Some(types),
+            Err(error) => {
+                warn!("{error}; exits and new threads are not seen at once, and exit codes not at all");
+                degraded.push(Degraded { feature: "life".into(), reason: error.to_string() });
+                None
+            }
+        };
         let uring = tracefs::find().map(|place| tracefs::UringFields::read(&place)).unwrap_or_default();
         let mut probes = Probes::load(settings, types.as_ref(), &uring)?;
         let skips = probes.attach_tracepoints(types.is_some());
-        if let Some(fatal) = skips.iter().find(|skip| skip.tracepoint.raw && skip.tracepoint.required) {
-            return Err(SessionError::NoScheduler(one_line(&fatal.reason)));
+        if let Some(fatal) = skips.iter().find(|skip| skip.tracepoint.required) {
+            let Tracepoint { category, event, .. } = fatal.tracepoint;
+            return Err(SessionError::NoFrame(format!("{category}:{event}: {}", one_line(&fatal.reason))));
         }
         degraded.extend(skips.iter().map(tracepoint_degraded));
         let maps = Maps::take(&mut probes)?;
@@ -206,7 +210,10 @@ impl Session {
         let Some(probes) = &mut self.probes else { return };
         let result = match action {
             Action::Keep => Ok(()),
-            Action::Detach => probes.detach(Group::Phases),
+            Action::Detach => {
+                probes.detach(Group::Phases);
+                Ok(())
+            }
             Action::Attach => {
                 self.files.iter().try_for_each(|file| probes.attach(Group::Phases, &file.path, &file.phases))
             }

@@ -12,14 +12,14 @@ use std::{
 
 use agent_ebpf::{
     abi::family,
-    spec::{Group, TRACEPOINTS, Tracepoint},
+    spec::{Form, Group, TRACEPOINTS, Tracepoint},
     state::global,
 };
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     programs::{
         ProgramError, RawTracePoint, TracePoint, UProbe,
-        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope},
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
     sys::{UProbeMultiFeature, is_uprobe_multi_supported},
 };
@@ -47,8 +47,6 @@ pub enum LoadError {
 pub enum AttachError {
     #[error("{count} probes on {path}: {source}{advice}")]
     Uprobes { count: usize, path: PathBuf, source: Box<ProgramError>, advice: &'static str },
-    #[error("detaching: {0}")]
-    Detach(#[source] Box<ProgramError>),
     #[error("the BPF object has no program {0}")]
     NoProgram(&'static str),
 }
@@ -109,7 +107,27 @@ pub struct TracepointSkip {
 pub struct Probes {
     pub(super) ebpf: Ebpf,
     way: Way,
-    links: BTreeMap<Group, Vec<UProbeLinkId>>,
+    tracepoints: Vec<Link>,
+    uprobes: BTreeMap<Group, Vec<Link>>,
+}
+
+/// Something that is attached; dropping it detaches it, and waits for the kernel to be sure.
+type Link = Box<dyn Send>;
+
+impl Drop for Probes {
+    /// Each link waits tens of milliseconds for a grace period of its own; together they share one.
+    fn drop(&mut self) {
+        let links = self.tracepoints.drain(..).chain(std::mem::take(&mut self.uprobes).into_values().flatten());
+        detach_all(links.collect());
+    }
+}
+
+fn detach_all(links: Vec<Link>) {
+    std::thread::scope(|scope| {
+        for link in links {
+            scope.spawn(move || drop(link));
+        }
+    });
 }
 
 impl Probes {
@@ -143,7 +161,7 @@ impl Probes {
         let ebpf = loader
             .load(OBJECT)
             .map_err(|source| LoadError::Object { advice: advice(&source.to_string()), source: Box::new(source) })?;
-        let mut probes = Self { ebpf, way, links: BTreeMap::new() };
+        let mut probes = Self { ebpf, way, tracepoints: Vec::new(), uprobes: BTreeMap::new() };
         probes.load_uprobe()?;
         Ok(probes)
     }
@@ -172,14 +190,22 @@ impl Probes {
         self.way
     }
 
-    /// Attaches every tracepoint that the kernel has; the rest is returned with the reason.
+    /// Attaches every tracepoint that the kernel has; the rest is returned with the reason. Without the kernel's types, raw
+    /// ones are left to their substitutes.
     pub fn attach_tracepoints(&mut self, has_types: bool) -> Vec<TracepointSkip> {
         let mut skips = Vec::new();
         for tracepoint in TRACEPOINTS {
-            if tracepoint.raw && !has_types {
+            let wanted = match tracepoint.form {
+                Form::Raw => has_types,
+                Form::Record => true,
+                Form::Substitute => !has_types,
+            };
+            if wanted {
+                if let Err(reason) = self.attach_tracepoint(tracepoint) {
+                    skips.push(TracepointSkip { tracepoint, reason });
+                }
+            } else if tracepoint.form == Form::Raw && !tracepoint.required {
                 skips.push(TracepointSkip { tracepoint, reason: "needs the kernel's BTF".into() });
-            } else if let Err(reason) = self.attach_tracepoint(tracepoint) {
-                skips.push(TracepointSkip { tracepoint, reason });
             }
         }
         skips
@@ -188,14 +214,26 @@ impl Probes {
     fn attach_tracepoint(&mut self, tracepoint: &Tracepoint) -> Result<(), String> {
         let program =
             self.ebpf.program_mut(tracepoint.program).ok_or_else(|| format!("no program {}", tracepoint.program))?;
-        let attached = if tracepoint.raw {
-            let program: &mut RawTracePoint = program.try_into().map_err(|error: ProgramError| chain(&error))?;
-            program.load().and_then(|()| program.attach(tracepoint.event)).map(drop)
-        } else {
-            let program: &mut TracePoint = program.try_into().map_err(|error: ProgramError| chain(&error))?;
-            program.load().and_then(|()| program.attach(tracepoint.category, tracepoint.event)).map(drop)
+        let link: Result<Link, ProgramError> = match tracepoint.form {
+            Form::Raw => {
+                let program: &mut RawTracePoint = program.try_into().map_err(|error: ProgramError| chain(&error))?;
+                program.load().and_then(|()| {
+                    let id = program.attach(tracepoint.event)?;
+                    Ok(Box::new(program.take_link(id)?) as Link)
+                })
+            }
+            Form::Record | Form::Substitute => {
+                let program: &mut TracePoint = program.try_into().map_err(|error: ProgramError| chain(&error))?;
+                // One program may hang on several tracepoints.
+                let loaded = if program.fd().is_ok() { Ok(()) } else { program.load() };
+                loaded.and_then(|()| {
+                    let id = program.attach(tracepoint.category, tracepoint.event)?;
+                    Ok(Box::new(program.take_link(id)?) as Link)
+                })
+            }
         };
-        attached.map_err(|error| chain(&error))
+        self.tracepoints.push(link.map_err(|error| chain(&error))?);
+        Ok(())
     }
 
     /// Attaches probes to a file: pairs of file offset and probe id. They join the group's links.
@@ -209,7 +247,7 @@ impl Probes {
             .program_mut(program)
             .and_then(|program| program.try_into().ok())
             .ok_or(AttachError::NoProgram(program))?;
-        let links = self.links.entry(group).or_default();
+        let links = self.uprobes.entry(group).or_default();
         let point = |&(offset, id): &(u64, u64)| UProbeAttachPoint {
             location: UProbeAttachLocation::AbsoluteOffset(offset),
             cookie: Some(id),
@@ -220,31 +258,20 @@ impl Probes {
             advice: advice(&chain(&source)),
             source: Box::new(source),
         };
+        let mut add = |points: &mut dyn Iterator<Item = UProbeAttachPoint<'static>>| {
+            let id = uprobe.attach(points, file, UProbeScope::AllProcesses)?;
+            links.push(Box::new(uprobe.take_link(id)?));
+            Ok(())
+        };
         match self.way {
-            Way::Multi => {
-                links.push(uprobe.attach(points.iter().map(point), file, UProbeScope::AllProcesses).map_err(fail)?);
-            }
-            Way::Single => {
-                for one in points {
-                    links.push(uprobe.attach([point(one)], file, UProbeScope::AllProcesses).map_err(fail)?);
-                }
-            }
+            Way::Multi => add(&mut points.iter().map(point)).map_err(fail),
+            Way::Single => points.iter().try_for_each(|one| add(&mut std::iter::once(point(one)))).map_err(fail),
         }
-        Ok(())
     }
 
     /// Detaches a group's probes.
-    pub fn detach(&mut self, group: Group) -> Result<(), AttachError> {
-        let program = self.way.program();
-        let uprobe: &mut UProbe = self
-            .ebpf
-            .program_mut(program)
-            .and_then(|program| program.try_into().ok())
-            .ok_or(AttachError::NoProgram(program))?;
-        for link in self.links.remove(&group).unwrap_or_default() {
-            uprobe.detach(link).map_err(|source| AttachError::Detach(Box::new(source)))?;
-        }
-        Ok(())
+    pub fn detach(&mut self, group: Group) {
+        detach_all(self.uprobes.remove(&group).unwrap_or_default());
     }
 }
 

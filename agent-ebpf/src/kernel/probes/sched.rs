@@ -10,7 +10,10 @@ use agent_ebpf::{
     state::{RunQueueKey, ThreadState, counter, flag},
 };
 use aya_ebpf::{
-    helpers::bpf_probe_read_kernel, macros::raw_tracepoint, programs::RawTracePointContext,
+    EbpfContext,
+    helpers::bpf_probe_read_kernel,
+    macros::{raw_tracepoint, tracepoint},
+    programs::{RawTracePointContext, TracePointContext},
 };
 
 use crate::kernel::{
@@ -23,6 +26,9 @@ use crate::kernel::{
 const STATE_STOPPED: u32 = 0x4 | 0x8;
 /// `TASK_DEAD`.
 const STATE_DEAD: u32 = 0x80;
+/// In the tracepoint's record: `EXIT_DEAD | EXIT_ZOMBIE`, and `TASK_REPORT_MAX` for a preempted task.
+const RECORD_DEAD: u64 = 0x10 | 0x20;
+const RECORD_PREEMPTED: u64 = 0x100;
 
 /// Reads a 32-bit field of a kernel structure.
 #[inline(always)]
@@ -34,12 +40,56 @@ pub fn read_u32(base: u64, offset: u32) -> u32 {
 #[raw_tracepoint(tracepoint = "sched_switch")]
 pub fn sched_switch(ctx: RawTracePointContext) -> i32 {
     emit::count_hit(64);
+    let task_state = if globals::SWITCH_HAS_STATE.load() != 0 {
+        ctx.arg::<u64>(3) as u32
+    } else {
+        read_u32(ctx.arg(1), globals::TASK_STATE.load())
+    };
+    let left = if task_state & STATE_DEAD != 0 {
+        Left::Dead
+    } else if ctx.arg::<u64>(0) & 1 != 0 || task_state == 0 {
+        Left::Because(reason::PREEMPTED)
+    } else if task_state & STATE_STOPPED != 0 {
+        Left::Because(reason::STOPPED)
+    } else {
+        Left::Because(reason::BLOCKED)
+    };
+    switch(&ctx, left, read_u32(ctx.arg(2), globals::TASK_PID.load()))
+}
+
+/// The same without knowledge of the kernel's structures, from the tracepoint's record: costs a little more a switch.
+#[tracepoint]
+pub fn sched_switch_record(ctx: TracePointContext) -> u32 {
+    emit::count_hit(76);
+    // SAFETY: both fields lie within the tracepoint's record, at offsets that have not changed since 2.6.
+    let (task_state, next) = unsafe { (ctx.read_at::<u64>(32), ctx.read_at::<u32>(56)) };
+    let (Ok(task_state), Ok(next)) = (task_state, next) else { return 0 };
+    let left = if task_state & RECORD_DEAD != 0 {
+        Left::Dead
+    } else if task_state == 0 || task_state & RECORD_PREEMPTED != 0 {
+        Left::Because(reason::PREEMPTED)
+    } else if task_state & u64::from(STATE_STOPPED) != 0 {
+        Left::Because(reason::STOPPED)
+    } else {
+        Left::Because(reason::BLOCKED)
+    };
+    switch(&ctx, left, next);
+    0
+}
+
+/// How the previous task left the CPU.
+enum Left {
+    Dead,
+    /// One of [`reason`].
+    Because(u32),
+}
+
+#[inline(always)]
+fn switch<C: EbpfContext>(ctx: &C, left: Left, next: u32) -> i32 {
     let now = now_ns();
-    switch_out(&ctx, now);
-    let next: u64 = ctx.arg(2);
-    let tid = read_u32(next, globals::TASK_PID.load());
-    if tid != 0
-        && let Some(state) = thread::lookup(tid)
+    switch_out(ctx, left, now);
+    if next != 0
+        && let Some(state) = thread::lookup(next)
     {
         switch_in(state, now);
     }
@@ -47,30 +97,18 @@ pub fn sched_switch(ctx: RawTracePointContext) -> i32 {
 }
 
 #[inline(always)]
-fn switch_out(ctx: &RawTracePointContext, now: u64) {
+fn switch_out<C: EbpfContext>(ctx: &C, left: Left, now: u64) {
     let (tgid, tid) = current();
     if tgid == 0 || maps::TARGETS.get_ptr(&tgid).is_none() {
         return;
     }
-    let task_state = if globals::SWITCH_HAS_STATE.load() != 0 {
-        ctx.arg::<u64>(3) as u32
-    } else {
-        read_u32(ctx.arg(1), globals::TASK_STATE.load())
-    };
-    if task_state & STATE_DEAD != 0 {
+    let Left::Because(out_reason) = left else {
         let _ = maps::THREADS.remove(&tid);
         return;
-    }
+    };
     let Some(state) = thread::of_target(tgid, tid) else { return };
     charge(state, now);
-    let preempted = ctx.arg::<u64>(0) & 1 != 0 || task_state == 0;
-    state.out_reason = if preempted {
-        reason::PREEMPTED
-    } else if task_state & STATE_STOPPED != 0 {
-        reason::STOPPED
-    } else {
-        reason::BLOCKED
-    };
+    state.out_reason = out_reason;
     state.out_ns = now;
     state.woken_ns = 0;
     state.ledger.switches += 1;
@@ -174,23 +212,34 @@ fn count_run_queue(tgid: u32, class: u32, latency_ns: u64) {
 #[raw_tracepoint(tracepoint = "sched_wakeup")]
 pub fn sched_wakeup(ctx: RawTracePointContext) -> i32 {
     emit::count_hit(65);
-    wake(&ctx)
+    wake(read_u32(ctx.arg(0), globals::TASK_PID.load()));
+    0
 }
 
 #[raw_tracepoint(tracepoint = "sched_wakeup_new")]
 pub fn sched_wakeup_new(ctx: RawTracePointContext) -> i32 {
     emit::count_hit(66);
-    wake(&ctx)
+    wake(read_u32(ctx.arg(0), globals::TASK_PID.load()));
+    0
+}
+
+/// Both wake-ups, without knowledge of the kernel's structures.
+#[tracepoint]
+pub fn sched_wakeup_record(ctx: TracePointContext) -> u32 {
+    emit::count_hit(77);
+    // SAFETY: the field lies within the tracepoint's record.
+    if let Ok(tid) = unsafe { ctx.read_at::<u32>(24) } {
+        wake(tid);
+    }
+    0
 }
 
 #[inline(always)]
-fn wake(ctx: &RawTracePointContext) -> i32 {
-    let tid = read_u32(ctx.arg(0), globals::TASK_PID.load());
+fn wake(tid: u32) {
     if let Some(state) = thread::lookup(tid)
         && state.flags & flag::OFF_CPU != 0
         && state.woken_ns == 0
     {
         state.woken_ns = now_ns();
     }
-    0
 }
