@@ -12,4 +12,5 @@ pub mod limits;
 pub mod probe;
 pub mod report;
 pub mod symbolize;
+pub mod target;
 pub mod units;

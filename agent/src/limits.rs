@@ -57,3 +57,34 @@ pub const LINE_BYTES_MAX: usize = 16 << 20;
 
 /// Bytes of one input in a recording: a batch of the largest ring (8 MiB), doubled.
 pub const RECORDING_FRAME_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of one symbol or string table that is read: Node.js 26 has 19 MB of names.
+pub const SYMBOL_TABLE_BYTES_MAX: u64 = 256 << 20;
+
+/// Section and program headers of one ELF file: Node.js has about 45 of them, builds by function section some thousands.
+pub const ELF_HEADERS_MAX: u64 = 16_384;
+
+/// Notes of one file that are searched for the build id: it is 36 B long and among the first.
+pub const ELF_NOTE_BYTES_MAX: u64 = 64 << 10;
+
+/// Vtables that are told apart in one file: Node.js 26 has about 11 000.
+pub const VTABLES_MAX: usize = 131_072;
+
+/// Machine code of one function that is decoded: `uv_run` has 1541 B at most, and only callers are read whole.
+pub const FUNCTION_BYTES_MAX: u64 = 64 << 10;
+
+/// Bytes from a function's entry within which a probe may be placed: the prologues seen need at most 18.
+pub const PROLOGUE_BYTES_MAX: u64 = 64;
+
+/// Bytes of one small file in `/proc` (`status`, `stat`, `comm`, `cmdline`, `environ`): the kernel allows 128 KiB for one
+/// argument, and 2 MiB of arguments and environment by default.
+pub const PROC_FILE_BYTES_MAX: u64 = 2 << 20;
+
+/// Bytes of `/proc/PID/maps`: 65 530 mappings (`vm.max_map_count`) x 128 B = 8 MiB.
+pub const PROC_MAPS_BYTES_MAX: u64 = 8 << 20;
+
+/// Threads of one process that are listed.
+pub const PROC_THREADS_MAX: usize = 8192;
+
+/// Mapped files of one process that are searched for the symbols of Node.js: a large one maps some fifty libraries.
+pub const PROC_FILES_MAX: usize = 256;

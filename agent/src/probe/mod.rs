@@ -3,4 +3,5 @@
 pub mod attach;
 pub mod btf;
 pub mod maps;
+pub mod plan;
 pub mod tracefs;

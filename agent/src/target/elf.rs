@@ -1,0 +1,573 @@
+//! Symbols, code and identity of an ELF file, read piece by piece.
+//!
+//! A Node.js binary has 100 MB, of which a probe plan needs two symbol tables and a few hundred bytes of code: the file is
+//! never mapped or read whole. Only 64-bit little-endian files for x86-64 are taken.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use object::elf;
+use thiserror::Error;
+
+use crate::{
+    limits::{ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX, SYMBOL_TABLE_BYTES_MAX, VTABLES_MAX},
+    units::FileOffset,
+};
+
+#[derive(Debug, Error)]
+pub enum ElfError {
+    #[error("{path}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path} is no 64-bit little-endian ELF file")]
+    NotElf { path: PathBuf },
+    #[error("{path} is for machine {machine}, not x86-64")]
+    Machine { path: PathBuf, machine: u16 },
+    #[error("{path}: the {part} is damaged or too large")]
+    Damaged { path: PathBuf, part: &'static str },
+}
+
+/// An address as the file's headers give it: before the loader adds its bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileAddr(pub u64);
+
+impl FileAddr {
+    #[must_use]
+    pub fn checked_add(self, bytes: u64) -> Option<Self> {
+        self.0.checked_add(bytes).map(Self)
+    }
+}
+
+impl fmt::LowerHex for FileAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::LowerHex::fmt(&self.0, f)
+    }
+}
+
+/// Where a symbol was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    Symtab,
+    Dynsym,
+    /// By the shape of the code around exported functions.
+    Recovered,
+}
+
+impl Via {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Symtab => "symtab",
+            Self::Dynsym => "dynsym",
+            Self::Recovered => "recovered",
+        }
+    }
+}
+
+/// A function or a variable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Symbol {
+    pub addr: FileAddr,
+    /// 0 where it is not known.
+    pub size: u64,
+    pub via: Via,
+}
+
+/// What a file has under one name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Lookup {
+    #[default]
+    Absent,
+    Found(Symbol),
+    /// Only clones that the compiler made (`.part.0`, `.isra.0`, `.constprop.0`, `.cold`): they take other arguments or hold a
+    /// piece of the function, so none of them stands for it.
+    CloneOnly { clone: String },
+    /// Several functions of that name in several units: no telling which.
+    Ambiguous { count: usize },
+}
+
+/// What files and buffers have in common.
+trait ReadAt: Send + Sync {
+    fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()>;
+    fn len(&self) -> u64;
+}
+
+struct OpenFile {
+    file: File,
+    len: u64,
+}
+
+impl ReadAt for OpenFile {
+    fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(into, offset)
+    }
+
+    fn len(&self) -> u64 {
+        self.len
+    }
+}
+
+impl ReadAt for Vec<u8> {
+    fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        let from = usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.get(start..start.checked_add(into.len())?))
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        into.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn len(&self) -> u64 {
+        u64::try_from(self.as_slice().len()).unwrap_or(u64::MAX)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    offset: u64,
+    addr: u64,
+    file_bytes: u64,
+    memory_bytes: u64,
+    executable: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Table {
+    symbols: Range,
+    names: Range,
+    via: Via,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    offset: u64,
+    bytes: u64,
+}
+
+/// An open ELF file: its headers in memory, the rest on disk.
+pub struct ElfFile {
+    path: PathBuf,
+    source: Box<dyn ReadAt>,
+    segments: Vec<Segment>,
+    tables: Vec<Table>,
+    build_id: Option<Vec<u8>>,
+    position_independent: bool,
+    frame_index: Option<Segment>,
+    starts: OnceLock<Vec<FileAddr>>,
+    vtables: OnceLock<Vec<(FileAddr, String)>>,
+}
+
+impl fmt::Debug for ElfFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ElfFile").field("path", &self.path).field("build_id", &self.build_id_hex()).finish_non_exhaustive()
+    }
+}
+
+const HEADER_BYTES: usize = 64;
+const PROGRAM_HEADER_BYTES: usize = 56;
+const SECTION_HEADER_BYTES: usize = 64;
+const SYMBOL_BYTES: usize = 24;
+
+impl ElfFile {
+    pub fn open(path: &Path) -> Result<Self, ElfError> {
+        let read = |source| ElfError::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(read)?;
+        Self::from_file(file, path)
+    }
+
+    /// Takes a file that is open already; `path` is for messages.
+    pub fn from_file(file: File, path: &Path) -> Result<Self, ElfError> {
+        let metadata = file.metadata().map_err(|source| ElfError::Read { path: path.to_owned(), source })?;
+        if !metadata.is_file() {
+            return Err(ElfError::NotElf { path: path.to_owned() });
+        }
+        Self::parse(Box::new(OpenFile { file, len: metadata.len() }), path)
+    }
+
+    /// Takes the bytes of a file: for tests and fuzzing.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ElfError> {
+        Self::parse(Box::new(bytes.to_vec()), Path::new("(bytes)"))
+    }
+
+    fn parse(source: Box<dyn ReadAt>, path: &Path) -> Result<Self, ElfError> {
+        let not_elf = || ElfError::NotElf { path: path.to_owned() };
+        let mut header = [0; HEADER_BYTES];
+        source.read_exact_at(&mut header, 0).map_err(|_| not_elf())?;
+        let ident = [elf::ELFMAG[0], elf::ELFMAG[1], elf::ELFMAG[2], elf::ELFMAG[3], elf::ELFCLASS64, elf::ELFDATA2LSB];
+        if !header.starts_with(&ident) {
+            return Err(not_elf());
+        }
+        let field = |at| u16_at(&header, at).ok_or_else(not_elf);
+        let machine = field(18)?;
+        if machine != elf::EM_X86_64 {
+            return Err(ElfError::Machine { path: path.to_owned(), machine });
+        }
+        let mut this = Self {
+            path: path.to_owned(),
+            source,
+            segments: Vec::new(),
+            tables: Vec::new(),
+            build_id: None,
+            position_independent: field(16)? == elf::ET_DYN,
+            frame_index: None,
+            starts: OnceLock::new(),
+            vtables: OnceLock::new(),
+        };
+        let programs = u64_at(&header, 32).ok_or_else(not_elf)?;
+        let sections = u64_at(&header, 40).ok_or_else(not_elf)?;
+        this.read_segments(programs, u64::from(field(56)?))?;
+        this.read_tables(sections, u64::from(field(60)?))?;
+        Ok(this)
+    }
+
+    fn damaged(&self, part: &'static str) -> ElfError {
+        ElfError::Damaged { path: self.path.clone(), part }
+    }
+
+    /// Reads a range that must lie in the file, so a lying header cannot make us allocate more than the file has.
+    fn read(&self, range: Range, most: u64, part: &'static str) -> Result<Vec<u8>, ElfError> {
+        let end = range.offset.checked_add(range.bytes);
+        if range.bytes > most || end.is_none_or(|end| end > self.source.len()) {
+            return Err(self.damaged(part));
+        }
+        let bytes = usize::try_from(range.bytes).map_err(|_| self.damaged(part))?;
+        let mut buffer = vec![0; bytes];
+        self.source
+            .read_exact_at(&mut buffer, range.offset)
+            .map_err(|source| ElfError::Read { path: self.path.clone(), source })?;
+        Ok(buffer)
+    }
+
+    fn read_segments(&mut self, offset: u64, count: u64) -> Result<(), ElfError> {
+        const PART: &str = "program header table";
+        let most = ELF_HEADERS_MAX * PROGRAM_HEADER_BYTES as u64;
+        let table = self.read(Range { offset, bytes: count * PROGRAM_HEADER_BYTES as u64 }, most, PART)?;
+        let mut notes = Vec::new();
+        for entry in table.chunks_exact(PROGRAM_HEADER_BYTES) {
+            let field = |at| u64_at(entry, at).ok_or_else(|| self.damaged(PART));
+            let kind = u32_at(entry, 0).ok_or_else(|| self.damaged(PART))?;
+            let flags = u32_at(entry, 4).ok_or_else(|| self.damaged(PART))?;
+            let segment = Segment {
+                offset: field(8)?,
+                addr: field(16)?,
+                file_bytes: field(32)?,
+                memory_bytes: field(40)?,
+                executable: flags & elf::PF_X != 0,
+            };
+            match kind {
+                elf::PT_LOAD => self.segments.push(segment),
+                elf::PT_GNU_EH_FRAME => self.frame_index = Some(segment),
+                elf::PT_NOTE => notes.push(Range { offset: segment.offset, bytes: segment.file_bytes }),
+                _ => {}
+            }
+        }
+        for range in notes {
+            // A damaged note costs the build id, not the file.
+            if let Ok(note) = self.read(range, ELF_NOTE_BYTES_MAX, "note")
+                && let Some(id) = build_id(&note)
+            {
+                self.build_id = Some(id.to_vec());
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_tables(&mut self, offset: u64, count: u64) -> Result<(), ElfError> {
+        const PART: &str = "section header table";
+        let most = ELF_HEADERS_MAX * SECTION_HEADER_BYTES as u64;
+        let table = self.read(Range { offset, bytes: count * SECTION_HEADER_BYTES as u64 }, most, PART)?;
+        let sections: Vec<&[u8]> = table.chunks_exact(SECTION_HEADER_BYTES).collect();
+        let range = |entry: &[u8]| Some(Range { offset: u64_at(entry, 24)?, bytes: u64_at(entry, 32)? });
+        for entry in &sections {
+            let via = match u32_at(entry, 4) {
+                Some(elf::SHT_SYMTAB) => Via::Symtab,
+                Some(elf::SHT_DYNSYM) => Via::Dynsym,
+                _ => continue,
+            };
+            let names = u32_at(entry, 40).and_then(|link| sections.get(usize::try_from(link).ok()?));
+            if let (Some(symbols), Some(names)) = (range(entry), names.and_then(|names| range(names))) {
+                self.tables.push(Table { symbols, names, via });
+            }
+        }
+        self.tables.sort_by_key(|table| table.via != Via::Symtab);
+        Ok(())
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    #[must_use]
+    pub fn build_id(&self) -> Option<&[u8]> {
+        self.build_id.as_deref()
+    }
+
+    #[must_use]
+    pub fn build_id_hex(&self) -> Option<String> {
+        let id = self.build_id.as_ref()?;
+        Some(id.iter().fold(String::with_capacity(id.len() * 2), |mut hex, byte| {
+            for nibble in [byte >> 4, byte & 15] {
+                hex.extend(char::from_digit(u32::from(nibble), 16));
+            }
+            hex
+        }))
+    }
+
+    #[must_use]
+    pub fn has_symtab(&self) -> bool {
+        self.tables.iter().any(|table| table.via == Via::Symtab)
+    }
+
+    /// The loader adds a bias to the file's addresses.
+    #[must_use]
+    pub fn is_position_independent(&self) -> bool {
+        self.position_independent
+    }
+
+    /// What to add to the file's addresses, given one executable mapping of it.
+    #[must_use]
+    pub fn bias(&self, mapped_at: u64, file_offset: u64) -> Option<u64> {
+        let segment = self.segments.iter().find(|segment| {
+            segment.executable
+                && segment.offset & !0xfff <= file_offset
+                && file_offset < segment.offset.saturating_add(segment.file_bytes)
+        })?;
+        // Wraps for files that were linked high and mapped low; the sum wraps back.
+        Some(mapped_at.wrapping_sub(segment.addr.wrapping_sub(segment.offset).wrapping_add(file_offset)))
+    }
+
+    /// Where in the file the byte at `addr` is.
+    #[must_use]
+    pub fn file_offset(&self, addr: FileAddr) -> Option<FileOffset> {
+        self.segments.iter().find_map(|segment| {
+            let within = addr.0.checked_sub(segment.addr)?;
+            (within < segment.file_bytes).then_some(())?;
+            segment.offset.checked_add(within).map(FileOffset)
+        })
+    }
+
+    /// The address is in code.
+    #[must_use]
+    pub fn is_code(&self, addr: FileAddr) -> bool {
+        self.segments
+            .iter()
+            .any(|segment| segment.executable && addr.0.checked_sub(segment.addr).is_some_and(|at| at < segment.file_bytes))
+    }
+
+    /// The address is in memory that the file occupies, zeroed or not.
+    #[must_use]
+    pub fn is_mapped(&self, addr: FileAddr) -> bool {
+        self.segments.iter().any(|segment| addr.0.checked_sub(segment.addr).is_some_and(|at| at < segment.memory_bytes))
+    }
+
+    /// At most `bytes` from `addr` on, less where the segment ends; none where it is not in the file.
+    #[must_use]
+    pub fn bytes_at(&self, addr: FileAddr, bytes: u64) -> Vec<u8> {
+        let Some(segment) = self
+            .segments
+            .iter()
+            .find(|segment| addr.0.checked_sub(segment.addr).is_some_and(|at| at < segment.file_bytes))
+        else {
+            return Vec::new();
+        };
+        let within = addr.0 - segment.addr;
+        let bytes = bytes.min(segment.file_bytes - within);
+        let Some(offset) = segment.offset.checked_add(within) else { return Vec::new() };
+        self.read(Range { offset, bytes }, bytes, "segment").unwrap_or_default()
+    }
+
+    #[must_use]
+    pub fn u32_at(&self, addr: FileAddr) -> Option<u32> {
+        u32_at(&self.bytes_at(addr, 4), 0)
+    }
+
+    /// Looks all names up in one pass over `.symtab`, and those that it lacks in one over `.dynsym`.
+    ///
+    /// An exact name is preferred to anything; see [`Lookup`] for what else there may be.
+    pub fn lookup<'a>(&self, wanted: impl IntoIterator<Item = &'a str>) -> Result<BTreeMap<&'a str, Lookup>, ElfError> {
+        let mut found: BTreeMap<&str, Lookup> = wanted.into_iter().map(|name| (name, Lookup::Absent)).collect();
+        for table in &self.tables {
+            let mut missing: Vec<(&str, Lookup)> = found
+                .iter()
+                .filter(|(_, lookup)| matches!(lookup, Lookup::Absent | Lookup::CloneOnly { .. }))
+                .map(|(name, lookup)| (*name, lookup.clone()))
+                .collect();
+            if missing.is_empty() {
+                break;
+            }
+            self.scan(*table, &mut missing)?;
+            found.extend(missing);
+        }
+        Ok(found)
+    }
+
+    /// `wanted` is sorted by name.
+    fn scan(&self, table: Table, wanted: &mut [(&str, Lookup)]) -> Result<(), ElfError> {
+        self.each_symbol(table, |entry, name| {
+            let next = wanted.partition_point(|(wanted, _)| wanted.as_bytes() <= name);
+            let Some((stem, lookup)) = next.checked_sub(1).and_then(|at| wanted.get_mut(at)) else { return true };
+            let Some(rest) = name.strip_prefix(stem.as_bytes()) else { return true };
+            if rest.first() == Some(&0) {
+                lookup.add(Symbol { addr: FileAddr(entry.value), size: entry.size, via: table.via });
+            } else if rest.first() == Some(&b'.') && *lookup == Lookup::Absent {
+                let suffix = rest.split(|byte| *byte == 0).next().unwrap_or_default();
+                let suffix: String = String::from_utf8_lossy(suffix).chars().take(64).collect();
+                *lookup = Lookup::CloneOnly { clone: format!("{stem}{suffix}") };
+            }
+            true
+        })
+    }
+
+    /// Calls `each` with every defined symbol and the bytes from its name on (the name ends at the first NUL), until it says false.
+    fn each_symbol(&self, table: Table, mut each: impl FnMut(RawSymbol, &[u8]) -> bool) -> Result<(), ElfError> {
+        let symbols = self.read(table.symbols, SYMBOL_TABLE_BYTES_MAX, "symbol table")?;
+        let names = self.read(table.names, SYMBOL_TABLE_BYTES_MAX, "string table")?;
+        for entry in symbols.chunks_exact(SYMBOL_BYTES) {
+            let Some(symbol) = RawSymbol::parse(entry) else { continue };
+            if symbol.section == elf::SHN_UNDEF || symbol.value == 0 {
+                continue;
+            }
+            let name = usize::try_from(symbol.name).ok().and_then(|at| names.get(at..));
+            if let Some(name) = name
+                && !each(symbol, name)
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes from the function's start to that of the next (so perhaps with padding), if the unwind table says that a
+    /// function begins there.
+    #[must_use]
+    pub fn function_bytes(&self, start: FileAddr) -> Option<u64> {
+        let starts = self.starts.get_or_init(|| self.read_frame_index().unwrap_or_default());
+        let at = starts.binary_search(&start).ok()?;
+        let end = match starts.get(at + 1) {
+            Some(next) => next.0,
+            None => self.segments.iter().find(|segment| segment.executable).map(|code| code.addr.saturating_add(code.file_bytes))?,
+        };
+        end.checked_sub(start.0).filter(|_| self.is_code(start))
+    }
+
+    /// Starts of functions, sorted, from the binary search table of `.eh_frame_hdr` (Linux Standard Base, 10.6.2), in the only form
+    /// that linkers write: pairs of 32-bit offsets from the table's header.
+    fn read_frame_index(&self) -> Option<Vec<FileAddr>> {
+        const VERSION_AND_ENCODINGS: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
+        const HEADER_BYTES: usize = 12;
+        let index = self.frame_index?;
+        let range = Range { offset: index.offset, bytes: index.file_bytes };
+        let table = self.read(range, SYMBOL_TABLE_BYTES_MAX, "unwind index").ok()?;
+        if !table.starts_with(&VERSION_AND_ENCODINGS) {
+            return None;
+        }
+        let count = usize::try_from(u32_at(&table, 8)?).ok()?;
+        let entries = table.get(HEADER_BYTES..)?.chunks_exact(8).take(count);
+        let mut starts: Vec<FileAddr> = entries
+            .filter_map(|entry| index.addr.checked_add_signed(i64::from(u32_at(entry, 0)?.cast_signed())).map(FileAddr))
+            .collect();
+        starts.sort();
+        starts.dedup();
+        Some(starts)
+    }
+
+    /// The class (mangled, without `_ZTV`) whose vtable an object's first word points to. The vtable symbol begins two words
+    /// before that: offset to top, and type info.
+    #[must_use]
+    pub fn class_of_vptr(&self, vptr: FileAddr) -> Option<&str> {
+        let symbol = FileAddr(vptr.0.checked_sub(16)?);
+        let table = self.vtables.get_or_init(|| self.read_vtables());
+        let at = table.binary_search_by_key(&symbol, |(addr, _)| *addr).ok()?;
+        table.get(at).map(|(_, name)| name.as_str())
+    }
+
+    fn read_vtables(&self) -> Vec<(FileAddr, String)> {
+        let mut vtables = Vec::new();
+        if let Some(table) = self.tables.first() {
+            // A damaged table costs the names of classes, nothing else.
+            let _ = self.each_symbol(*table, |entry, name| {
+                if let Some(name) = name.strip_prefix(b"_ZTV")
+                    && let Some(name) = name.split(|byte| *byte == 0).next()
+                    && let Ok(name) = std::str::from_utf8(name)
+                {
+                    vtables.push((FileAddr(entry.value), name.to_owned()));
+                }
+                vtables.len() < VTABLES_MAX
+            });
+        }
+        vtables.sort();
+        vtables
+    }
+}
+
+impl Lookup {
+    fn add(&mut self, symbol: Symbol) {
+        match self {
+            Self::Found(first) if first.addr == symbol.addr => {}
+            Self::Found(_) => *self = Self::Ambiguous { count: 2 },
+            Self::Ambiguous { count } => *count += 1,
+            Self::Absent | Self::CloneOnly { .. } => *self = Self::Found(symbol),
+        }
+    }
+
+    #[must_use]
+    pub fn symbol(&self) -> Option<Symbol> {
+        match self {
+            Self::Found(symbol) => Some(*symbol),
+            Self::Absent | Self::CloneOnly { .. } | Self::Ambiguous { .. } => None,
+        }
+    }
+}
+
+struct RawSymbol {
+    name: u32,
+    section: u16,
+    value: u64,
+    size: u64,
+}
+
+impl RawSymbol {
+    fn parse(entry: &[u8]) -> Option<Self> {
+        Some(Self { name: u32_at(entry, 0)?, section: u16_at(entry, 6)?, value: u64_at(entry, 8)?, size: u64_at(entry, 16)? })
+    }
+}
+
+/// The description of the note `GNU`, type 3.
+fn build_id(mut notes: &[u8]) -> Option<&[u8]> {
+    const NAME: &[u8] = b"GNU\0";
+    let padded = |bytes: u32| usize::try_from(bytes).ok()?.checked_next_multiple_of(4);
+    loop {
+        let (name_bytes, bytes, kind) = (u32_at(notes, 0)?, u32_at(notes, 4)?, u32_at(notes, 8)?);
+        let rest = notes.get(12..)?;
+        let name = rest.get(..usize::try_from(name_bytes).ok()?)?;
+        let rest = rest.get(padded(name_bytes)?..)?;
+        if kind == elf::NT_GNU_BUILD_ID && name == NAME {
+            return rest.get(..usize::try_from(bytes).ok()?).filter(|id| !id.is_empty());
+        }
+        notes = rest.get(padded(bytes)?..)?;
+    }
+}
+
+fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes_at(bytes, at).map(u16::from_le_bytes)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes_at(bytes, at).map(u32::from_le_bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    bytes_at(bytes, at).map(u64::from_le_bytes)
+}

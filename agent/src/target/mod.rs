@@ -1,0 +1,6 @@
+//! Facts about processes and the files that they run. Everything read here belongs to someone else and may be hostile:
+//! reads are bounded, arithmetic is checked, and what is refused says why.
+
+pub mod disasm;
+pub mod elf;
+pub mod libuv;
