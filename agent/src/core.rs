@@ -1,12 +1,36 @@
 //! The pure middle: `Core::step` turns one input into outputs, and knows the order of the stages.
+//!
+//! No I/O, no clock, no environment: the same inputs give the same outputs, byte for byte.
 
+mod account;
 mod input;
+mod process;
+mod stacks;
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use agent_ebpf::{abi::family, state::ThreadState};
+use zerocopy::FromBytes;
+
+use account::Account;
 pub use input::{HitCost, Input, SelfCost, TargetFacts, Tick};
+use process::Process;
+use stacks::Stacks;
 
 use crate::{
-    report::{Record, model::{Space, StackId}},
-    units::{Pid, UserAddr},
+    aggregate::{
+        histogram::Histogram,
+        run_queue::{Latencies, RunQueueBook},
+        turns::{Pause, SlowTurn},
+    },
+    counters::{Counters, Reason},
+    decode::{self, Class, Decoder, Event},
+    limits::{GC_PAUSES_WINDOW_MAX, SLOW_TURNS_RUN_MAX, TARGETS_MAX},
+    report::{
+        Body, Record, build,
+        model::{End, EndReason, HeapLimit, SCHEMA_VERSION, Space, StackId, Warning},
+    },
+    units::{Clock, MonoNs, Pid, Tid, UserAddr},
 };
 
 /// What the core wants.
@@ -22,7 +46,19 @@ pub enum Output {
 
 /// The state of a trace.
 #[derive(Debug, Default)]
-pub struct Core {}
+pub struct Core {
+    clock: Clock,
+    since: Option<MonoNs>,
+    processes: BTreeMap<Pid, Process>,
+    /// Processes that exited: records that come late make no new ones of them.
+    gone: BTreeSet<Pid>,
+    run_queue: RunQueueBook,
+    stacks: Stacks,
+    account: Account,
+    counters: Counters,
+    slow_turns: u64,
+    out: Vec<Output>,
+}
 
 impl Core {
     #[must_use]
@@ -32,7 +68,225 @@ impl Core {
 
     /// Takes one input in.
     pub fn step(&mut self, input: Input) -> Vec<Output> {
-        let _ = input;
-        Vec::new()
+        match input {
+            Input::Target(facts) => self.target(*facts),
+            Input::TargetGone { pid, now } => self.target_gone(pid, now),
+            Input::Records { family, bytes } => self.records(family, &bytes),
+            Input::Tick(tick) => self.tick(&tick),
+            Input::WorkClass { pid, vtable, class } => {
+                if let Some(process) = self.processes.get_mut(&pid) {
+                    process.book.pool.learn(vtable, class.as_deref());
+                }
+            }
+            Input::Symbolized { stack, frames } => {
+                if let Some((pid, at, body)) = self.stacks.symbolized(stack, frames) {
+                    self.record(at, pid, body);
+                }
+            }
+            Input::Stop { now, reason } => self.stop(now, reason),
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    fn record(&mut self, at: MonoNs, pid: Pid, body: Body) {
+        let time = self.clock.wall(at).to_string();
+        self.out.push(Output::Record(Box::new(Record { schema_version: SCHEMA_VERSION, time, pid: pid.0, body })));
+    }
+
+    fn target(&mut self, facts: TargetFacts) {
+        if self.since.is_none() {
+            self.since = Some(facts.since);
+            self.clock = facts.clock;
+            self.account.begin(facts.since);
+        }
+        let (pid, since) = (facts.pid, facts.since);
+        let body = Body::Target(process::target_record(&facts, self.clock));
+        self.record(since, pid, body);
+        self.gone.remove(&pid);
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.learn(facts);
+        } else if self.processes.len() < TARGETS_MAX {
+            self.processes.insert(pid, Process::new(since, Some(facts)));
+        } else {
+            self.counters.add(Reason::TargetsFull);
+        }
+    }
+
+    fn target_gone(&mut self, pid: Pid, now: MonoNs) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        if process.exited.is_none() {
+            process.exited = Some(now);
+            self.record(now, pid, Body::Process(crate::report::model::Process::Gone));
+        }
+    }
+
+    fn records(&mut self, family: u32, bytes: &[u8]) {
+        let mut decoder = Decoder::new(family, bytes);
+        while let Some(event) = decoder.next() {
+            match event {
+                Ok(event) => {
+                    self.account.decoded(family);
+                    self.event(event);
+                }
+                Err(reason) => self.counters.add(reason),
+            }
+        }
+        self.counters.add_n(Reason::CodeUnknown, decoder.unknown_codes());
+    }
+
+    fn event(&mut self, event: Event) {
+        let Event { pid, tid, at, body } = event;
+        if !self.processes.contains_key(&pid) {
+            // A child that is followed: its facts come when the driver has found them.
+            if self.gone.contains(&pid) {
+                self.counters.add(Reason::TargetUnknown);
+                return;
+            }
+            if self.processes.len() >= TARGETS_MAX {
+                self.counters.add(Reason::TargetsFull);
+                return;
+            }
+            self.processes.insert(pid, Process::new(at, None));
+        }
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        match body {
+            decode::Body::Turn(turn) => process.book.turn(tid, &turn, at, &mut self.counters),
+            decode::Body::Work(work) => {
+                process.book.pool.add(&work, at, &mut self.counters);
+                self.out.extend(process.book.pool.wanted().map(|vtable| Output::NeedWorkClass { pid, vtable }));
+            }
+            decode::Body::GcPause(pause) => self.gc_pause(pid, tid, Pause { pause, ended: at }),
+            decode::Body::GcStep { started } => process.book.gc_step(tid, started, at),
+            decode::Body::HeapLimit(severity) => {
+                self.record(at, pid, Body::HeapLimit(HeapLimit { tid: tid.0, severity }));
+            }
+            decode::Body::OffCpu(stay) => process.book.off_cpu(tid, &stay, at, &mut self.counters),
+            decode::Body::Stack(stack) => self.stacks.keep(pid, at, stack, &mut self.counters),
+            decode::Body::Fork { .. } | decode::Body::Exec { .. } | decode::Body::Exit(_) => {
+                let body = process.life(pid, tid, at, &body, &mut self.counters);
+                if let Some(body) = body {
+                    self.record(at, pid, Body::Process(body));
+                }
+            }
+        }
+    }
+
+    fn gc_pause(&mut self, pid: Pid, tid: Tid, pause: Pause) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        process.book.gc_pause(tid, pause.pause, pause.ended);
+        process.gc_pauses += 1;
+        if process.gc_pauses > GC_PAUSES_WINDOW_MAX {
+            self.counters.add(Reason::GcPauseOmitted);
+            return;
+        }
+        self.record(pause.ended, pid, Body::GcPause(build::gc_pause(tid, &pause)));
+    }
+
+    fn tick(&mut self, tick: &Tick) {
+        let names: BTreeMap<Tid, &str> = tick.thread_names.iter().map(|(tid, name)| (*tid, name.as_str())).collect();
+        let mut seen = BTreeMap::<Pid, Vec<_>>::new();
+        for bytes in tick.threads.chunks_exact(size_of::<ThreadState>()) {
+            let Ok(state) = ThreadState::read_from_bytes(bytes) else { continue };
+            let Some(process) = self.processes.get_mut(&Pid(state.tgid)) else {
+                self.counters.add(Reason::TargetUnknown);
+                continue;
+            };
+            let name = names.get(&Tid(state.tid)).copied();
+            seen.entry(Pid(state.tgid))
+                .or_default()
+                .extend(process.book.thread(&state, name, tick.now, &mut self.counters));
+        }
+        let mut latencies = self.run_queue.close(&tick.run_queue, &mut self.counters);
+        let pids: Vec<_> = self.processes.keys().copied().collect();
+        for pid in pids {
+            let threads = seen.remove(&pid).unwrap_or_default();
+            let run_queue = of_process(&mut latencies, pid);
+            self.close_window(pid, tick, threads, run_queue);
+        }
+        let body = Body::Agent(Box::new(self.account.close(tick, &self.counters)));
+        self.record(tick.now, Pid(0), body);
+    }
+
+    fn close_window(
+        &mut self,
+        pid: Pid,
+        tick: &Tick,
+        threads: Vec<crate::aggregate::ledger::ThreadFigures>,
+        run_queue: BTreeMap<Class, Histogram>,
+    ) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        process.book.pool.in_flight(pid.0, &tick.works, &mut self.counters);
+        let to = process.exited.map_or(tick.now, |exited| exited.min(tick.now));
+        let figures = process.book.close(to, threads, run_queue, &mut self.counters);
+        process.gc_pauses = 0;
+        process.life_lines = 0;
+        let gone = process.exited.is_some();
+        let window = build::window(pid, &figures, tick.phases_seen_ns, process.pool_size());
+        self.record(to, pid, Body::Window(Box::new(window)));
+        for turn in figures.slow_turns {
+            self.slow_turn(pid, &turn);
+        }
+        if let Some(off_cpu) = build::off_cpu(&figures.off_cpu, &figures.off_cpu_other) {
+            self.record(to, pid, Body::OffCpu(off_cpu));
+            for (group, _) in &figures.off_cpu {
+                self.need(group.user_stack);
+                self.need(group.kernel_stack);
+            }
+        }
+        for (tid, busy_ns) in figures.stuck {
+            let message = format!("loop thread {tid} has not polled for {} ms", busy_ns / 1_000_000);
+            self.record(to, pid, Body::Warning(Warning { code: "loop_stuck".to_owned(), message }));
+        }
+        if gone {
+            self.processes.remove(&pid);
+            self.run_queue.forget(pid);
+            if self.gone.len() >= TARGETS_MAX {
+                self.gone.pop_first();
+            }
+            self.gone.insert(pid);
+        }
+    }
+
+    fn slow_turn(&mut self, pid: Pid, turn: &SlowTurn) {
+        self.slow_turns += 1;
+        if self.slow_turns > SLOW_TURNS_RUN_MAX {
+            self.counters.add(Reason::SlowTurnOmitted);
+            return;
+        }
+        self.record(turn.ended, pid, Body::SlowTurn(Box::new(build::slow_turn(turn, self.clock))));
+        for stay in &turn.stays {
+            self.need(stay.group.user_stack);
+            self.need(stay.group.kernel_stack);
+        }
+    }
+
+    /// Asks for a stack's names, once.
+    fn need(&mut self, id: Option<u64>) {
+        if let Some(id) = id {
+            self.out.extend(self.stacks.ask(id, &mut self.counters));
+        }
+    }
+
+    fn stop(&mut self, now: MonoNs, reason: EndReason) {
+        let pids: Vec<_> = self.processes.keys().copied().collect();
+        for pid in pids {
+            let open = self.processes.get_mut(&pid).map(|process| process.book.close_open()).unwrap_or_default();
+            for turn in &open {
+                self.slow_turn(pid, turn);
+            }
+        }
+        let families = self.account.families();
+        let balanced = families.iter().all(|family| family.pending == 0);
+        let duration_ns = now.since(self.since.unwrap_or(now)).0;
+        self.record(now, Pid(0), Body::End(End { reason, duration_ns, families, balanced }));
     }
 }
+
+fn of_process(latencies: &mut Latencies, pid: Pid) -> BTreeMap<Class, Histogram> {
+    let keys: Vec<_> =
+        latencies.range((pid, Class::EventLoop)..=(pid, Class::Other)).map(|(&(_, class), _)| class).collect();
+    keys.into_iter().filter_map(|class| Some((class, latencies.remove(&(pid, class))?))).collect()
+}
+
+/// Indices into per-family arrays are codes below this.
+const FAMILIES: usize = family::COUNT;

@@ -5,6 +5,7 @@ pub mod cli;
 pub mod commands;
 pub mod core;
 pub mod counters;
+pub mod decode;
 pub mod export;
 pub mod govern;
 pub mod intake;

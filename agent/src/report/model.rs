@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::histogram_json;
 use crate::aggregate::histogram::Histogram;
+pub use crate::{
+    aggregate::thread_pool::WorkKind,
+    decode::{Class, GcType, HeapSeverity, OffReason, Space},
+};
 
 /// Rises when a key changes its meaning or goes away; new keys and new types do not raise it.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -246,19 +250,6 @@ pub struct Work {
     pub total: Histogram,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WorkKind {
-    Fs,
-    Dns,
-    Crypto,
-    Zlib,
-    #[default]
-    Other,
-    /// Not in the pool: the kernel did it.
-    IoUring,
-}
-
 /// Garbage collection of one isolate's thread in a window.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Gc {
@@ -271,43 +262,11 @@ pub struct Gc {
     pub reasons: BTreeMap<String, u64>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GcType {
-    Minor,
-    Major,
-    /// A step of marking between pauses, not a pause.
-    Incremental,
-    #[default]
-    Unknown,
-}
-
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunQueue {
     pub class: Class,
     #[serde(with = "histogram_json")]
     pub latency: Histogram,
-}
-
-/// What a thread is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Class {
-    EventLoop,
-    ThreadPool,
-    #[default]
-    Other,
-}
-
-/// Why a thread was off CPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OffReason {
-    #[default]
-    Blocked,
-    Preempted,
-    Stopped,
-    Unknown,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -358,15 +317,6 @@ pub struct HeapLimit {
     pub severity: HeapSeverity,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HeapSeverity {
-    /// The next failed allocation kills the process.
-    Near,
-    /// The process is about to abort.
-    OutOfMemory,
-}
-
 /// A hash over a stack's addresses; sixteen hexadecimal digits in JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -392,14 +342,6 @@ pub struct Stack {
     pub space: Space,
     /// Innermost first.
     pub frames: Vec<Frame>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Space {
-    #[default]
-    User,
-    Kernel,
 }
 
 /// One frame, or one of the functions that were inlined into it.

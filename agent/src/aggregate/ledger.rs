@@ -1,0 +1,205 @@
+//! Where a thread's time went in a window: the difference of two readings of its ledger.
+//!
+//! The kernel half charges a stretch of time when it ends; a reading in between adds the open stretch by the same rules,
+//! so windows add up to the totals and each closes to its wall time. Nothing here depends on records that a ring may drop.
+
+use agent_ebpf::{
+    abi::{
+        event_loop::{Ledger, phase},
+        sched::reason,
+    },
+    state::{ThreadState, flag},
+};
+
+use crate::units::{MonoNs, Tid};
+
+const BLOCKING_POLL: u32 = flag::IN_POLL | flag::POLL_MAY_BLOCK;
+
+/// A thread's totals at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    pub at: MonoNs,
+    pub ledger: Ledger,
+}
+
+/// Reads a state: its ledger, and the open stretch up to `now`.
+#[must_use]
+pub fn read(state: &ThreadState, now: MonoNs) -> Reading {
+    // The thread may have been charged after the clock was read.
+    let at = now.0.max(state.mark_ns);
+    let mut ledger = state.ledger;
+    if state.flags & flag::OFF_CPU == 0 {
+        let phase = state.phase as usize;
+        let slot = if phase < phase::COUNT { phase } else { phase::UNSPLIT as usize };
+        if let Some(ns) = ledger.on_cpu_ns.get_mut(slot) {
+            *ns += at - state.mark_ns;
+        }
+    } else {
+        // Up to the switch the kernel half charged by itself.
+        let away = at.saturating_sub(state.out_ns);
+        let runnable = match state.out_reason {
+            reason::PREEMPTED => away,
+            _ if state.woken_ns == 0 => 0,
+            _ => at.saturating_sub(state.woken_ns.max(state.out_ns)).min(away),
+        };
+        let waited = away - runnable;
+        ledger.runnable_ns += runnable;
+        if state.out_reason == reason::STOPPED {
+            ledger.stopped_ns += waited;
+        } else if state.flags & BLOCKING_POLL == BLOCKING_POLL {
+            ledger.idle_ns += waited;
+        } else {
+            ledger.blocked_ns += waited;
+        }
+    }
+    if state.flags & BLOCKING_POLL == BLOCKING_POLL && state.poll_entered_ns != 0 {
+        ledger.poll_ns += at.saturating_sub(state.poll_entered_ns);
+    }
+    if state.gc_started_ns != 0 {
+        ledger.gc_ns += at.saturating_sub(state.gc_started_ns);
+    }
+    Reading { at: MonoNs(at), ledger }
+}
+
+/// The turn that a loop thread is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenTurn {
+    pub started: MonoNs,
+    /// Entry into poll, where it is in poll.
+    pub polled: Option<MonoNs>,
+    pub at: MonoNs,
+    pub ledger: Ledger,
+}
+
+/// `None` if the thread has not begun a turn.
+#[must_use]
+pub fn open_turn(state: &ThreadState, now: MonoNs) -> Option<OpenTurn> {
+    if state.flags & flag::IN_TURN == 0 {
+        return None;
+    }
+    let reading = read(state, now);
+    let at = reading.at;
+    if state.flags & flag::POLL_WAS_EMPTY != 0 {
+        // Either a second poll follows at once, or this is the next turn already.
+        let ledger = saturating_since(&reading.ledger, &state.poll_base);
+        return Some(OpenTurn { started: MonoNs(state.poll_returned_ns), polled: None, at, ledger });
+    }
+    let polled = (state.flags & flag::IN_POLL != 0).then_some(MonoNs(state.polled_ns));
+    let ledger = saturating_since(&reading.ledger, &state.turn_base);
+    Some(OpenTurn { started: MonoNs(state.turn_started_ns), polled, at, ledger })
+}
+
+/// Time in the five parts that make up wall time.
+#[must_use]
+pub fn accounted_ns(ledger: &Ledger) -> u64 {
+    let parts = [ledger.idle_ns, ledger.blocked_ns, ledger.runnable_ns, ledger.stopped_ns, on_cpu_ns(ledger)];
+    parts.into_iter().fold(0, u64::saturating_add)
+}
+
+#[must_use]
+pub fn on_cpu_ns(ledger: &Ledger) -> u64 {
+    ledger.on_cpu_ns.iter().fold(0, |sum, &ns| sum.saturating_add(ns))
+}
+
+/// What was added since `base`, with 0 where a reading was torn.
+#[must_use]
+pub fn saturating_since(ledger: &Ledger, base: &Ledger) -> Ledger {
+    combine(ledger, base, u64::saturating_sub)
+}
+
+#[must_use]
+pub fn saturating_add(a: &Ledger, b: &Ledger) -> Ledger {
+    combine(a, b, u64::saturating_add)
+}
+
+fn combine(a: &Ledger, b: &Ledger, with: impl Fn(u64, u64) -> u64) -> Ledger {
+    let mut on_cpu_ns = a.on_cpu_ns;
+    for (mine, theirs) in on_cpu_ns.iter_mut().zip(b.on_cpu_ns) {
+        *mine = with(*mine, theirs);
+    }
+    // No `..`: a new field must be thought of here.
+    Ledger {
+        idle_ns: with(a.idle_ns, b.idle_ns),
+        on_cpu_ns,
+        blocked_ns: with(a.blocked_ns, b.blocked_ns),
+        runnable_ns: with(a.runnable_ns, b.runnable_ns),
+        stopped_ns: with(a.stopped_ns, b.stopped_ns),
+        poll_ns: with(a.poll_ns, b.poll_ns),
+        gc_ns: with(a.gc_ns, b.gc_ns),
+        switches: with(a.switches, b.switches),
+        events: with(a.events, b.events),
+        sync_fs: with(a.sync_fs, b.sync_fs),
+    }
+}
+
+/// A thread in a window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThreadFigures {
+    pub tid: Tid,
+    pub name: String,
+    /// Bits of [`flag`], as last seen.
+    pub flags: u32,
+    pub wall_ns: u64,
+    pub ledger: Ledger,
+}
+
+impl ThreadFigures {
+    /// Wall time that no part accounts for; negative where parts overlap.
+    #[must_use]
+    pub fn unaccounted_ns(&self) -> i64 {
+        let wall = i64::try_from(self.wall_ns).unwrap_or(i64::MAX);
+        wall.saturating_sub(i64::try_from(accounted_ns(&self.ledger)).unwrap_or(i64::MAX))
+    }
+}
+
+/// What is remembered of a thread from one window to the next.
+#[derive(Clone, Debug)]
+pub struct ThreadBook {
+    first: MonoNs,
+    base: Reading,
+    flags: u32,
+    name: String,
+    /// Ticks that did not show it.
+    missing: u32,
+}
+
+/// A thread that two snapshots in a row do not show, and whose exit record had a whole window to come, is gone.
+const MISSING_MAX: u32 = 2;
+
+impl ThreadBook {
+    #[must_use]
+    pub fn new(first: MonoNs) -> Self {
+        let base = Reading { at: first, ledger: Ledger::ZERO };
+        Self { first, base, flags: 0, name: String::new(), missing: 0 }
+    }
+
+    /// Whether a state or an exit of this first sight is of this very thread: ids are reused.
+    #[must_use]
+    pub fn is(&self, first: MonoNs) -> bool {
+        self.first == first
+    }
+
+    pub fn rename(&mut self, name: &str) {
+        if self.name != name {
+            name.clone_into(&mut self.name);
+        }
+    }
+
+    /// Closes a window at a reading.
+    pub fn close(&mut self, tid: Tid, flags: u32, reading: &Reading) -> ThreadFigures {
+        let ledger = saturating_since(&reading.ledger, &self.base.ledger);
+        let wall_ns = reading.at.since(self.base.at).0;
+        // A torn reading can lie behind the last one in a field: what it lacks comes with the next, and not twice.
+        self.base.ledger = combine(&self.base.ledger, &reading.ledger, u64::max);
+        self.base.at = self.base.at.max(reading.at);
+        self.flags = flags;
+        self.missing = 0;
+        ThreadFigures { tid, name: self.name.clone(), flags, wall_ns, ledger }
+    }
+
+    /// A tick did not show the thread; true if it is gone for good.
+    pub fn miss(&mut self) -> bool {
+        self.missing += 1;
+        self.missing >= MISSING_MAX
+    }
+}

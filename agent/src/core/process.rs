@@ -1,0 +1,99 @@
+//! A process that the core follows: its facts, its figures, its life.
+
+use crate::{
+    aggregate::process::{ProcessBook, Settings},
+    core::TargetFacts,
+    counters::{Counters, Reason},
+    decode::Body,
+    limits::LIFE_WINDOW_MAX,
+    report::model::{self, TraceConfig},
+    units::{Clock, MonoNs, Pid, Tid},
+};
+
+#[derive(Debug)]
+pub struct Process {
+    facts: Option<TargetFacts>,
+    pub book: ProcessBook,
+    /// When it exited; it is forgotten at the next tick.
+    pub exited: Option<MonoNs>,
+    /// Lines in this window.
+    pub gc_pauses: usize,
+    pub life_lines: usize,
+}
+
+impl Process {
+    pub fn new(since: MonoNs, facts: Option<TargetFacts>) -> Self {
+        let book = ProcessBook::new(since, settings(facts.as_ref()));
+        Self { facts, book, exited: None, gc_pauses: 0, life_lines: 0 }
+    }
+
+    /// The facts come, or come anew after an exec.
+    pub fn learn(&mut self, facts: TargetFacts) {
+        self.book.set(settings(Some(&facts)));
+        self.facts = Some(facts);
+    }
+
+    /// 0 is not known.
+    pub fn pool_size(&self) -> u32 {
+        self.facts.as_ref().and_then(|facts| facts.thread_pool_size).unwrap_or(0)
+    }
+
+    /// Takes in a fork, an exec or an exit; the line about it, if there is room for one.
+    pub fn life(&mut self, pid: Pid, tid: Tid, at: MonoNs, body: &Body, counters: &mut Counters) -> Option<model::Process> {
+        let line = match body {
+            Body::Fork { child_pid, child_tid } if *child_pid == pid => {
+                model::Process::ThreadStart { tid: child_tid.0, parent_tid: tid.0 }
+            }
+            Body::Fork { child_pid, .. } => model::Process::Fork { child_pid: child_pid.0 },
+            Body::Exec { name } => model::Process::Exec { name: name.clone() },
+            Body::Exit(exit) => {
+                self.book.exit(tid, exit, at, counters);
+                if exit.process {
+                    self.exited = Some(at);
+                    let (name, code, signal) = (exit.name.clone(), exit.code, exit.signal);
+                    // The process's end is never left out.
+                    return Some(model::Process::Exit { name, code, signal, core_dumped: exit.core_dumped });
+                }
+                model::Process::ThreadEnd { tid: tid.0, name: exit.name.clone() }
+            }
+            Body::Turn(_)
+            | Body::Work(_)
+            | Body::GcPause(_)
+            | Body::GcStep { .. }
+            | Body::HeapLimit(_)
+            | Body::OffCpu(_)
+            | Body::Stack(_) => return None,
+        };
+        self.life_lines += 1;
+        if self.life_lines > LIFE_WINDOW_MAX {
+            counters.add(Reason::LifeOmitted);
+            return None;
+        }
+        Some(line)
+    }
+}
+
+fn settings(facts: Option<&TargetFacts>) -> Settings {
+    let config = facts.map_or_else(TraceConfig::default, |facts| facts.config);
+    Settings {
+        slow_turn_ns: config.slow_turn_ns,
+        delay_period_ns: config.delay_resolution_ns,
+        pool_size: facts.and_then(|facts| facts.thread_pool_size).unwrap_or(0),
+    }
+}
+
+pub fn target_record(facts: &TargetFacts, clock: Clock) -> model::Target {
+    model::Target {
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        process_start_time: facts.start_time.map(|at| at.to_string()),
+        trace_start_time: clock.wall(facts.since).to_string(),
+        exe: facts.exe.clone(),
+        command: facts.command.clone(),
+        node_version: facts.node_version.clone(),
+        thread_pool_size: facts.thread_pool_size,
+        config: facts.config,
+        degraded: facts.degraded.clone(),
+        kernel_release: facts.kernel_release.clone(),
+        cpus: facts.cpus,
+    }
+}
