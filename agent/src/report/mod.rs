@@ -2,7 +2,9 @@
 
 pub mod build;
 mod histogram_json;
+mod merge;
 pub mod model;
 pub mod summary;
 
+pub use merge::{dropped, merge_ledger, merge_work};
 pub use model::{Body, Record};

@@ -1,21 +1,216 @@
-//! What the records of a trace add up to: the same, live and from a file.
+//! What the records of a trace add up to: the same sums from a live trace and from its file.
+//!
+//! Bounded as the core is: stacks and groups of time off CPU up to the core's own limits, slow turns and warnings up to a handful.
 
-use super::Record;
+use std::collections::BTreeMap;
+
+use super::{
+    Body, Record,
+    merge::{merge_cost, merge_gc, merge_ledger, merge_loop, merge_pool, merge_totals},
+    model::{
+        AgentCost, Class, End, Gc, GcType, HeapLimit, LedgerPart, LoopWindow, OffCpu, OffCpuTotals, OffReason, Process, Role,
+        SlowTurn, Stack, StackId, Target, ThreadPool, Warning, Window,
+    },
+};
+use crate::{aggregate::histogram::Histogram, limits};
 
 /// The sums of a trace.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Summary {}
+pub struct Summary {
+    pub targets: BTreeMap<u32, TargetSummary>,
+    pub stacks: BTreeMap<StackId, Stack>,
+    /// Costs and losses; the agent's own lines only.
+    pub agent: AgentCost,
+    pub rss_bytes_max: u64,
+    pub warnings: Vec<(String, u32, Warning)>,
+    pub warnings_more: u64,
+    /// Absent where the trace was cut short.
+    pub end: Option<End>,
+}
+
+/// The sums of a process.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TargetSummary {
+    pub target: Option<Target>,
+    pub windows: u64,
+    pub duration_ns: u64,
+    pub phases_seen_ns: u64,
+    /// End of the last window.
+    pub last_time: String,
+    /// The main thread first.
+    pub loops: BTreeMap<(Role, u32), LoopWindow>,
+    /// All other threads, by role: how many, and their sums.
+    pub threads: BTreeMap<Role, RoleSummary>,
+    pub pool: Option<ThreadPool>,
+    pub gc: BTreeMap<(u32, GcType), Gc>,
+    pub run_queue: BTreeMap<Class, Histogram>,
+    /// Longest first, with the time of their end.
+    pub slow_turns: Vec<(String, SlowTurn)>,
+    pub off_cpu: BTreeMap<OffCpuKey, OffCpuTotals>,
+    pub off_cpu_other: OffCpuTotals,
+    pub heap_limits: Vec<(String, HeapLimit)>,
+    pub threads_started: u64,
+    pub threads_ended: u64,
+    /// Forks, execs and the end.
+    pub life: Vec<(String, Process)>,
+    pub life_more: u64,
+}
+
+/// Threads of one role together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RoleSummary {
+    pub ledger: LedgerPart,
+    pub tids: std::collections::BTreeSet<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OffCpuKey {
+    pub class: Class,
+    pub reason: OffReason,
+    pub user_stack: Option<StackId>,
+    pub kernel_stack: Option<StackId>,
+}
+
+/// Slow turns, warnings, and other lines that are kept whole.
+const KEPT_MAX: usize = 20;
 
 impl Summary {
-    pub fn add(&mut self, record: &Record) {
-        let _ = record;
-    }
-
     pub fn from_records<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
         let mut summary = Self::default();
         for record in records {
             summary.add(record);
         }
         summary
+    }
+
+    pub fn add(&mut self, record: &Record) {
+        let Record { schema_version: _, time, pid, body } = record;
+        match body {
+            Body::Agent(cost) => {
+                self.rss_bytes_max = self.rss_bytes_max.max(cost.rss_bytes);
+                merge_cost(&mut self.agent, cost);
+            }
+            Body::End(end) => self.end = Some(end.clone()),
+            Body::Stack(stack) => {
+                if self.stacks.len() < limits::STACKS_SHOWN_MAX {
+                    self.stacks.insert(stack.id, stack.clone());
+                }
+            }
+            Body::Warning(warning) => {
+                if self.warnings.len() < KEPT_MAX {
+                    self.warnings.push((time.clone(), *pid, warning.clone()));
+                } else {
+                    self.warnings_more += 1;
+                }
+            }
+            Body::Target(_)
+            | Body::Window(_)
+            | Body::SlowTurn(_)
+            | Body::GcPause(_)
+            | Body::HeapLimit(_)
+            | Body::OffCpu(_)
+            | Body::Process(_) => {
+                if self.targets.len() < limits::TARGETS_MAX || self.targets.contains_key(pid) {
+                    self.targets.entry(*pid).or_default().add(time, body);
+                }
+            }
+        }
+    }
+}
+
+impl TargetSummary {
+    fn add(&mut self, time: &str, body: &Body) {
+        match body {
+            Body::Target(target) => self.target = Some(target.clone()),
+            Body::Window(window) => self.window(time, window),
+            Body::SlowTurn(turn) => self.slow_turn(time, turn),
+            Body::HeapLimit(limit) => {
+                if self.heap_limits.len() < KEPT_MAX {
+                    self.heap_limits.push((time.to_owned(), limit.clone()));
+                }
+            }
+            Body::OffCpu(off_cpu) => self.off_cpu(off_cpu),
+            Body::Process(process) => self.process(time, process),
+            // The windows' histograms hold every pause.
+            Body::GcPause(_) | Body::Stack(_) | Body::Warning(_) | Body::Agent(_) | Body::End(_) => {}
+        }
+    }
+
+    fn window(&mut self, time: &str, window: &Window) {
+        let Window { duration_ns, phases_seen_ns, loops, threads, thread_pool, gc, run_queue } = window;
+        self.windows += 1;
+        self.duration_ns = self.duration_ns.saturating_add(*duration_ns);
+        self.phases_seen_ns = self.phases_seen_ns.saturating_add(*phases_seen_ns);
+        time.clone_into(&mut self.last_time);
+        for of_loop in loops {
+            let key = (of_loop.role, of_loop.tid);
+            if let Some(sum) = self.loops.get_mut(&key) {
+                merge_loop(sum, of_loop);
+            } else if self.loops.len() < limits::LOOPS_MAX {
+                self.loops.insert(key, of_loop.clone());
+            }
+        }
+        for thread in threads {
+            let sum = self.threads.entry(thread.role).or_default();
+            merge_ledger(&mut sum.ledger, &thread.ledger);
+            if sum.tids.len() < limits::THREADS_MAX {
+                sum.tids.insert(thread.tid);
+            }
+        }
+        if let Some(pool) = thread_pool {
+            merge_pool(self.pool.get_or_insert_default(), pool);
+        }
+        for of_type in gc {
+            let sum = self.gc.entry((of_type.tid, of_type.gc_type)).or_insert_with(|| Gc {
+                tid: of_type.tid,
+                gc_type: of_type.gc_type,
+                ..Gc::default()
+            });
+            merge_gc(sum, of_type);
+        }
+        for of_class in run_queue {
+            self.run_queue.entry(of_class.class).or_default().merge(&of_class.latency);
+        }
+    }
+
+    fn slow_turn(&mut self, time: &str, turn: &SlowTurn) {
+        let at = self.slow_turns.partition_point(|(_, kept)| kept.busy_ns >= turn.busy_ns);
+        if at < KEPT_MAX {
+            self.slow_turns.insert(at, (time.to_owned(), turn.clone()));
+            self.slow_turns.truncate(KEPT_MAX);
+        }
+    }
+
+    fn off_cpu(&mut self, off_cpu: &OffCpu) {
+        for stack in &off_cpu.stacks {
+            let key = OffCpuKey {
+                class: stack.class,
+                reason: stack.reason,
+                user_stack: stack.user_stack,
+                kernel_stack: stack.kernel_stack,
+            };
+            if self.off_cpu.len() < limits::OFF_CPU_GROUPS_MAX || self.off_cpu.contains_key(&key) {
+                merge_totals(self.off_cpu.entry(key).or_default(), &stack.totals);
+            } else {
+                merge_totals(&mut self.off_cpu_other, &stack.totals);
+            }
+        }
+        if let Some(other) = &off_cpu.other {
+            merge_totals(&mut self.off_cpu_other, other);
+        }
+    }
+
+    fn process(&mut self, time: &str, process: &Process) {
+        match process {
+            Process::ThreadStart { .. } => self.threads_started += 1,
+            Process::ThreadEnd { .. } => self.threads_ended += 1,
+            Process::Fork { .. } | Process::Exec { .. } | Process::Exit { .. } | Process::Gone => {
+                if self.life.len() < KEPT_MAX {
+                    self.life.push((time.to_owned(), process.clone()));
+                } else {
+                    self.life_more += 1;
+                }
+            }
+        }
     }
 }
