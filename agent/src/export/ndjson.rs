@@ -50,25 +50,6 @@ impl Tally {
     }
 }
 
-impl Tally {
-    /// What a reader should know, if anything was stepped over.
-    #[must_use]
-    pub fn complaint(&self) -> Option<String> {
-        let mut parts = Vec::new();
-        if self.bad_lines != 0 {
-            let named: Vec<_> = self.bad.iter().map(|(line, why)| format!("line {line}: {why}")).collect();
-            parts.push(format!("{} damaged lines skipped ({})", self.bad_lines, named.join("; ")));
-        }
-        if self.other_schemas != 0 {
-            parts.push(format!("{} lines of another schema version skipped", self.other_schemas));
-        }
-        if self.unknown_types != 0 {
-            parts.push(format!("{} lines of unknown types skipped", self.unknown_types));
-        }
-        (!parts.is_empty()).then(|| parts.join(", "))
-    }
-}
-
 /// Bad lines that are named.
 const BAD_NAMED_MAX: usize = 5;
 

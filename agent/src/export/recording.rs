@@ -23,12 +23,6 @@ const MAGIC: [u8; 8] = *b"AGENTREC";
 /// Rises whenever an input or a kernel record changes.
 pub const VERSION: u32 = 1;
 
-/// Whether a file that begins like this is a recording.
-#[must_use]
-pub fn is_recording(head: &[u8]) -> bool {
-    head.starts_with(&MAGIC)
-}
-
 /// Why a recording cannot be read (on).
 #[derive(Debug, Error)]
 pub enum RecordingError {
