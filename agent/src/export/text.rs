@@ -1,6 +1,19 @@
-//! The report for a tired person.
+//! The report for a tired person: first where the loop's time went, last what the agent itself cost.
 
-use crate::report::{Record, summary::Summary};
+mod agent;
+mod format;
+mod loops;
+mod stack;
+mod waits;
+
+use format::{Page, cut, duration, percent, rate};
+use loops::Shares;
+
+use crate::report::{
+    Body, Record,
+    model::{Process, Role, Target, Window},
+    summary::{Summary, TargetSummary},
+};
 
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,13 +32,132 @@ impl Default for Style {
 /// The whole report.
 #[must_use]
 pub fn render(summary: &Summary, style: Style) -> String {
-    let _ = (summary, style);
-    String::new()
+    let mut page = Page::new(style);
+    for (at, (pid, target)) in summary.targets.iter().enumerate() {
+        if at != 0 {
+            page.line("");
+        }
+        process(&mut page, summary, *pid, target);
+    }
+    if summary.targets.is_empty() {
+        page.strong("Nothing was traced.");
+    }
+    agent::render(&mut page, summary);
+    page.into_text()
+}
+
+fn process(page: &mut Page, summary: &Summary, pid: u32, target: &TargetSummary) {
+    loops::render(page, summary, target);
+    waits::thread_pool(page, target);
+    waits::gc(page, target);
+    waits::off_cpu(page, summary, target);
+    waits::run_queue(page, target);
+    threads(page, target);
+    about(page, pid, target);
+}
+
+fn threads(page: &mut Page, target: &TargetSummary) {
+    if target.threads.is_empty() {
+        return;
+    }
+    page.heading("Other threads");
+    for (role, sum) in &target.threads {
+        let name = match role {
+            Role::Main => "main, without a loop",
+            Role::Worker => "workers",
+            Role::ThreadPool => "thread pool",
+            Role::Other => "others (V8's, signals)",
+        };
+        page.line(&format!(
+            "  {name:<22}{:>4}   on CPU {:>9}   waiting for a CPU {:>9}   switches {:>9}",
+            sum.tids.len(),
+            duration(sum.ledger.on_cpu_ns),
+            duration(sum.ledger.runnable_ns),
+            format::count(sum.ledger.switches),
+        ));
+    }
+}
+
+fn about(page: &mut Page, pid: u32, target: &TargetSummary) {
+    page.heading(&format!("Process {pid}"));
+    if let Some(Target { command, exe, node_version, kernel_release, cpus, degraded, .. }) = &target.target {
+        let command = if command.is_empty() { exe.clone() } else { command.join(" ") };
+        let version = node_version.as_deref().map_or_else(|| "Node.js, version not known".to_owned(), |v| format!("Node.js {}", safe_version(v)));
+        page.line(&format!("  {}", cut(&format::safe(&command), page.style.width.saturating_sub(2))));
+        page.line(&format!("  {version}; Linux {}, {cpus} CPUs; {} seen", format::safe(kernel_release), duration(target.duration_ns)));
+        for degraded in degraded {
+            page.alarm(&format!("  not seen: {}: {}", format::safe(&degraded.feature), format::safe(&degraded.reason)));
+        }
+    }
+    if target.threads_started + target.threads_ended != 0 {
+        page.line(&format!(
+            "  {}, {} ended",
+            format::plural(target.threads_started, "thread started", "threads started"),
+            format::count(target.threads_ended)
+        ));
+    }
+    for (time, event) in &target.life {
+        life(page, time, event);
+    }
+    if target.life_more != 0 {
+        page.aside(&format!("  {} more like these", format::count(target.life_more)));
+    }
+}
+
+fn safe_version(version: &str) -> String {
+    format::safe(version.trim_start_matches('v'))
+}
+
+fn life(page: &mut Page, time: &str, event: &Process) {
+    let clock = format::clock(time);
+    match event {
+        Process::Fork { child_pid } => page.line(&format!("  {clock}  forked process {child_pid}")),
+        Process::Exec { name } => page.line(&format!("  {clock}  became another program: {}", format::safe(name))),
+        Process::Exit { name: _, code: Some(0), signal: None, core_dumped: _ } => page.line(&format!("  {clock}  exited with code 0")),
+        Process::Exit { name: _, code, signal, core_dumped } => {
+            let how = match (code, signal) {
+                (_, Some(signal)) => format!("was killed by signal {signal}"),
+                (Some(code), None) => format!("exited with code {code}"),
+                (None, None) => "exited".to_owned(),
+            };
+            page.alarm(&format!("  {clock}  {how}{}", if *core_dumped { ", core dumped" } else { "" }));
+        }
+        Process::Gone => page.alarm(&format!("  {clock}  is gone")),
+        Process::ThreadStart { .. } | Process::ThreadEnd { .. } => {}
+    }
 }
 
 /// One line about a window record, for a terminal; `None` for records of other types.
 #[must_use]
 pub fn live_line(record: &Record, style: Style) -> Option<String> {
-    let _ = (record, style);
-    None
+    let Body::Window(window) = &record.body else { return None };
+    let text = cut(&live_text(&record.time, window), style.width);
+    Some(text)
+}
+
+fn live_text(time: &str, window: &Window) -> String {
+    let clock = time.get(11..19).unwrap_or(time);
+    let Some(of_loop) = window.loops.first() else {
+        return format!("{clock}  no event loop has run");
+    };
+    let shares = Shares::of(of_loop);
+    let of = shares.wall_ns;
+    let mut text = format!(
+        "{clock}  util {:.0} %  JS {}  GC {}  blocked {}  cpu wait {}  delay p99 {} max {}  {} turns",
+        of_loop.utilization * 100.0,
+        percent(shares.javascript_ns, of),
+        percent(shares.gc_ns, of),
+        percent(shares.blocked_ns, of),
+        percent(shares.runnable_ns, of),
+        duration(of_loop.delay.quantile(990)),
+        duration(of_loop.delay.max()),
+        rate(of_loop.turns, of),
+    );
+    if of_loop.slow_turns != 0 {
+        text += &format!("  {} slow", of_loop.slow_turns);
+    }
+    if let Some(pool) = window.thread_pool.as_ref().filter(|pool| pool.queue_len_max != 0) {
+        text += &format!("  pool queue {}", pool.queue_len_max);
+    }
+    text
 }

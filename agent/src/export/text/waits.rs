@@ -1,0 +1,195 @@
+//! What the loops wait for: thread pool, garbage collection, stays off CPU, run queue.
+
+use std::{cmp::Reverse, collections::BTreeMap};
+
+use super::{
+    format::{Page, count, duration, percent, plural, ratio, safe},
+    loops::row,
+    stack,
+};
+use crate::{
+    aggregate::histogram::Histogram,
+    report::{
+        merge_work,
+        model::{Class, GcType, HeapSeverity, ThreadPool, Work, WorkKind},
+        summary::{Summary, TargetSummary},
+    },
+};
+
+fn kind_name(kind: WorkKind) -> &'static str {
+    match kind {
+        WorkKind::Fs => "fs",
+        WorkKind::Dns => "dns",
+        WorkKind::Crypto => "crypto",
+        WorkKind::Zlib => "zlib",
+        WorkKind::Other => "other",
+        WorkKind::IoUring => "io_uring",
+    }
+}
+
+/// Operations of a kind that are named.
+const OPERATIONS_SHOWN: usize = 6;
+
+pub fn thread_pool(page: &mut Page, target: &TargetSummary) {
+    let Some(pool) = &target.pool else { return };
+    let threads = if pool.size == 0 { "size not known".to_owned() } else { plural(u64::from(pool.size), "thread", "threads") };
+    page.heading(&format!("Thread pool ({threads})   items      p50       p90       p99     p99.9       max  1 µs        10 s"));
+    for (kind, of_kind) in by_kind(pool) {
+        kind_rows(page, kind, &of_kind);
+    }
+    let of = target.duration_ns;
+    let mean = ratio(pool.queue_len_ns, of);
+    let mut line = format!("  queue: {mean:.2} items on average, {} at most", count(pool.queue_len_max));
+    if pool.size != 0 {
+        line += &format!(
+            "; threads busy {} of the time, all of them at once {}",
+            percent(pool.busy_ns, of.saturating_mul(u64::from(pool.size))),
+            percent(pool.all_busy_ns, of),
+        );
+    }
+    page.line(&line);
+}
+
+fn by_kind(pool: &ThreadPool) -> BTreeMap<WorkKind, Vec<&Work>> {
+    let mut kinds = BTreeMap::<WorkKind, Vec<&Work>>::new();
+    for work in &pool.work {
+        kinds.entry(work.kind).or_default().push(work);
+    }
+    kinds
+}
+
+fn kind_rows(page: &mut Page, kind: WorkKind, works: &[&Work]) {
+    let mut sum = Work::default();
+    for work in works {
+        merge_work(&mut sum, work);
+    }
+    let mut named: Vec<_> = works.iter().filter(|work| !work.operation.is_empty()).collect();
+    named.sort_by_key(|work| (Reverse(work.count), &work.operation));
+    let mut notes: Vec<_> = named
+        .iter()
+        .take(OPERATIONS_SHOWN)
+        .map(|work| format!("{} {}", safe(&work.operation), count(work.count)))
+        .collect();
+    if sum.cancelled != 0 {
+        notes.push(format!("cancelled {}", count(sum.cancelled)));
+    }
+    if sum.failed != 0 {
+        notes.push(format!("failed {}", count(sum.failed)));
+    }
+    page.line(&format!("  {:<9}{:>10}  {}", kind_name(kind), count(sum.count), notes.join(", ")));
+    let mut row = |name: &str, histogram: &Histogram| {
+        if !histogram.is_empty() {
+            row(page, name, histogram);
+        }
+    };
+    if kind == WorkKind::IoUring {
+        row("  in the kernel", &sum.total);
+        return;
+    }
+    row("  queue wait", &sum.queue_wait);
+    row("  run", &sum.run);
+    row("  back to the loop", &sum.completion_delay);
+}
+
+fn gc_name(gc_type: GcType) -> &'static str {
+    match gc_type {
+        GcType::Minor => "minor",
+        GcType::Major => "major",
+        GcType::Incremental => "incremental steps",
+        GcType::Unknown => "unknown type",
+    }
+}
+
+pub fn gc(page: &mut Page, target: &TargetSummary) {
+    if target.gc.is_empty() && target.heap_limits.is_empty() {
+        return;
+    }
+    page.heading("Garbage collection             p50       p90       p99     p99.9       max  1 µs        10 s");
+    let mut types = BTreeMap::<GcType, (Histogram, BTreeMap<&str, u64>)>::new();
+    for (&(_, gc_type), gc) in &target.gc {
+        let (duration, reasons) = types.entry(gc_type).or_default();
+        duration.merge(&gc.duration);
+        for (reason, n) in &gc.reasons {
+            *reasons.entry(reason.as_str()).or_default() += n;
+        }
+    }
+    for (gc_type, (of_type, reasons)) in &types {
+        row(page, gc_name(*gc_type), of_type);
+        let mut reasons: Vec<_> = reasons.iter().collect();
+        reasons.sort_by_key(|&(reason, n)| (Reverse(n), reason));
+        let reasons: Vec<_> = reasons.iter().map(|(reason, n)| format!("{} {n}", safe(reason))).collect();
+        let what = if *gc_type == GcType::Incremental { ("step", "steps") } else { ("pause", "pauses") };
+        page.line(&format!(
+            "    {}, {} in all, {} of the time{}{}",
+            plural(of_type.count(), what.0, what.1),
+            duration(of_type.sum()),
+            percent(of_type.sum(), target.duration_ns),
+            if reasons.is_empty() { "" } else { ": " },
+            reasons.join(", "),
+        ));
+    }
+    for (time, limit) in &target.heap_limits {
+        let what = match limit.severity {
+            HeapSeverity::Near => "the heap is at its limit: the next failed allocation kills the process",
+            HeapSeverity::OutOfMemory => "out of memory: V8 aborts the process",
+            HeapSeverity::Unknown => "the heap is at its limit",
+        };
+        page.alarm(&format!("  {}  thread {}: {what}", super::format::clock(time), limit.tid));
+    }
+}
+
+/// Groups of stays that are printed one by one.
+const STAYS_SHOWN: usize = 8;
+
+pub fn off_cpu(page: &mut Page, summary: &Summary, target: &TargetSummary) {
+    let mut all = target.off_cpu_other;
+    for totals in target.off_cpu.values() {
+        all.total_ns = all.total_ns.saturating_add(totals.total_ns);
+        all.count += totals.count;
+        all.over_budget += totals.over_budget;
+    }
+    if all.count == 0 {
+        return;
+    }
+    let config = target.target.as_ref().map(|target| target.config).unwrap_or_default();
+    page.heading(&format!(
+        "Off CPU: {} of {} or more on event loops, {} on other threads: {} in all",
+        plural(all.count, "stay", "stays"),
+        duration(config.loop_off_cpu_min_ns),
+        duration(config.other_off_cpu_min_ns),
+        duration(all.total_ns),
+    ));
+    let mut groups: Vec<_> = target.off_cpu.iter().collect();
+    // What holds up a loop first, then what only holds up others.
+    let is_loop = |class: Class| class == Class::EventLoop;
+    groups.sort_by_key(|(key, totals)| (!is_loop(key.class), Reverse(totals.total_ns), **key));
+    for (key, totals) in groups.iter().take(STAYS_SHOWN) {
+        page.line(&format!(
+            "  {:>9} in {}, {} at most: {}, {}",
+            duration(totals.total_ns),
+            plural(totals.count, "stay", "stays"),
+            duration(totals.max_ns),
+            stack::class(key.class),
+            stack::reason(key.reason),
+        ));
+        page.line(&format!("            {}", stack::folded(summary, key.user_stack, key.kernel_stack)));
+    }
+    let rest = groups.get(STAYS_SHOWN..).unwrap_or_default();
+    if !rest.is_empty() || target.off_cpu_other.count != 0 {
+        let ns: u64 = rest.iter().map(|(_, totals)| totals.total_ns).fold(target.off_cpu_other.total_ns, u64::saturating_add);
+        page.aside(&format!("  {:>9} in {} more, less often or shorter", duration(ns), plural(rest.len() as u64, "group", "groups")));
+    }
+    if all.over_budget != 0 {
+        page.aside(&format!("  {} without a stack: their thread's budget for stacks was used up", plural(all.over_budget, "stay", "stays")));
+    }
+}
+
+pub fn run_queue(page: &mut Page, target: &TargetSummary) {
+    if target.run_queue.is_empty() {
+        return;
+    }
+    page.heading("Waiting for a CPU              p50       p90       p99     p99.9       max  1 µs        10 s");
+    for (class, latency) in &target.run_queue {
+        row(page, stack::class(*class), latency);
+    }
+}
