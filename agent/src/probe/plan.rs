@@ -13,6 +13,7 @@ use crate::{
         disasm::{Cost, Function, Refusal, is_emulated},
         elf::{ElfError, ElfFile, FileAddr, Lookup, Symbol, Via},
         libuv::{self, NotRecovered},
+        node::NodeFile,
     },
     units::FileOffset,
 };
@@ -26,6 +27,12 @@ pub struct FileId(pub usize);
 pub struct Holder<'a> {
     pub components: &'a [Component],
     pub elf: &'a ElfFile,
+}
+
+impl<'a> From<&'a NodeFile> for Holder<'a> {
+    fn from(file: &'a NodeFile) -> Self {
+        Self { components: &file.components, elf: &file.elf }
+    }
 }
 
 /// One address for one probe; a probe may have several.
@@ -286,7 +293,9 @@ impl<'a> Source<'a> {
         let code = self.code(outer);
         let refused = |refusal| SkipReason::Refused { symbol: outer_name, refusal };
         let function = Function::decode(outer.addr, &code).map_err(refused)?;
-        let places = function.after_calls(inner.addr, &self.marks(probe, inner_name)).map_err(refused)?;
+        let marks = self.marks(probe, inner_name);
+        let data = |addr, bytes| self.elf.bytes_at(addr, bytes);
+        let places = function.after_calls(inner.addr, &marks, &data).map_err(refused)?;
         places.into_iter().map(|addr| self.placement(probe, outer_name, outer, addr, Cost::Emulated)).collect()
     }
 

@@ -152,14 +152,20 @@ impl<'a> Function<'a> {
     /// Jumps may lead to that instruction from elsewhere in the function (it may be the head of a loop). Then it is taken only
     /// if no path leads there from the call of another mark without a call of `callee` in between: the probe may then fire
     /// more than once, but never while another mark was the last to be passed.
-    pub fn after_calls(&self, callee: FileAddr, marks: &BTreeSet<FileAddr>) -> Result<Vec<FileAddr>, Refusal> {
+    /// `data` reads the file's bytes at an address: jump tables.
+    pub fn after_calls(
+        &self,
+        callee: FileAddr,
+        marks: &BTreeSet<FileAddr>,
+        data: &dyn Fn(FileAddr, u64) -> Vec<u8>,
+    ) -> Result<Vec<FileAddr>, Refusal> {
         let mut places = Vec::new();
         let mut from_marks = None;
         for (index, call) in self.instructions.iter().enumerate() {
             if calls(call, callee) {
                 let following = self.instructions.get(index + 1..).unwrap_or_default();
                 let place = self.after(FileAddr(call.ip()), following)?;
-                let reached = from_marks.get_or_insert_with(|| self.reached_from(marks, callee));
+                let reached = from_marks.get_or_insert_with(|| self.reached_from(marks, callee, data));
                 if reached.contains(&place) {
                     let then = "a path leads from another phase to the next emulated instruction";
                     return Err(Refusal::AfterCall { call: FileAddr(call.ip()), then });
@@ -184,7 +190,12 @@ impl<'a> Function<'a> {
     }
 
     /// Instructions that run after a call of one of `marks` and before the next call of `barrier`, on any path.
-    fn reached_from(&self, marks: &BTreeSet<FileAddr>, barrier: FileAddr) -> BTreeSet<FileAddr> {
+    fn reached_from(
+        &self,
+        marks: &BTreeSet<FileAddr>,
+        barrier: FileAddr,
+        data: &dyn Fn(FileAddr, u64) -> Vec<u8>,
+    ) -> BTreeSet<FileAddr> {
         let is_mark = |call: &Instruction| call.is_call_near() && marks.contains(&FileAddr(call.near_branch_target()));
         let mut reached = BTreeSet::new();
         let mut pending: Vec<usize> = (0..self.instructions.len())
@@ -204,7 +215,10 @@ impl<'a> Function<'a> {
                     pending.extend(self.index_of(instruction.near_branch_target()));
                 }
                 FlowControl::UnconditionalBranch => pending.extend(self.index_of(instruction.near_branch_target())),
-                FlowControl::IndirectBranch => pending.extend(self.unentered()),
+                FlowControl::IndirectBranch => match self.cases(instruction, data) {
+                    cases if cases.is_empty() => pending.extend(self.unentered()),
+                    cases => pending.extend(cases),
+                },
                 FlowControl::Return | FlowControl::Interrupt | FlowControl::Exception => {}
             }
         }
@@ -215,7 +229,20 @@ impl<'a> Function<'a> {
         self.instructions.binary_search_by_key(&ip, Instruction::ip).ok()
     }
 
-    /// Where a jump through a table may lead: what the line before does not run into. (Of several cases that run into one
+    /// Where `jmp [table + 8 * register]` leads, which is how compilers write a switch where code does not move. The table
+    /// ends where the next one begins, or where an entry is no instruction of this function.
+    fn cases(&self, jump: &Instruction, data: &dyn Fn(FileAddr, u64) -> Vec<u8>) -> Vec<usize> {
+        const CASES_MAX: u64 = 256;
+        let Some(start) = jump_table(jump) else { return Vec::new() };
+        let others = self.instructions.iter().filter_map(jump_table);
+        let limit = start.0.saturating_add(CASES_MAX * 8);
+        let end = others.map(|other| other.0).filter(|other| *other > start.0).min().unwrap_or(limit).min(limit);
+        let table = data(start, end - start.0);
+        let (entries, _) = table.as_chunks::<8>();
+        entries.iter().map_while(|entry| self.index_of(u64::from_le_bytes(*entry))).collect()
+    }
+
+    /// Where any other jump through a register may lead: what the line before does not run into. (Of several cases that run into one
     /// another, the first is among these.)
     fn unentered(&self) -> impl Iterator<Item = usize> {
         let ends_line = |instruction: &Instruction| {
@@ -239,6 +266,21 @@ impl<'a> Function<'a> {
     #[must_use]
     pub fn calls_indirectly(&self) -> bool {
         self.instructions.iter().any(|instruction| instruction.flow_control() == FlowControl::IndirectCall)
+    }
+
+    /// The most that one instruction takes from the stack, or that a loop takes page by page.
+    #[must_use]
+    pub fn stack_bytes(&self) -> u64 {
+        let taken = self.instructions.iter().map(|instruction| match instruction.code() {
+            Code::Sub_rm64_imm32 if instruction.op0_register() == Register::RSP => {
+                u64::try_from(instruction.immediate32to64()).unwrap_or(0)
+            }
+            Code::Lea_r64_m if instruction.memory_base() == Register::RSP => {
+                u64::try_from(instruction.memory_displacement64().cast_signed().checked_neg().unwrap_or(0)).unwrap_or(0)
+            }
+            _ => 0,
+        });
+        taken.max().unwrap_or(0)
     }
 
     /// Displacements from any register but the stack's: the fields of objects that the function touches.
@@ -277,6 +319,23 @@ impl<'a> Function<'a> {
     pub fn addresses(&self) -> impl Iterator<Item = FileAddr> {
         self.instructions.iter().filter_map(address_formed)
     }
+
+    /// Where the function reads constants relative to itself.
+    pub fn constants(&self) -> impl Iterator<Item = FileAddr> {
+        let reads = self.instructions.iter().filter(|instruction| instruction.code() != Code::Lea_r64_m);
+        reads
+            .filter(|instruction| instruction.is_ip_rel_memory_operand())
+            .map(|instruction| FileAddr(instruction.ip_rel_memory_address()))
+    }
+}
+
+fn jump_table(jump: &Instruction) -> Option<FileAddr> {
+    let is_table = jump.code() == Code::Jmp_rm64
+        && jump.op0_kind() == OpKind::Memory
+        && jump.memory_base() == Register::None
+        && jump.memory_index() != Register::None
+        && jump.memory_index_scale() == 8;
+    is_table.then(|| FileAddr(jump.memory_displacement64()))
 }
 
 /// A direct call.

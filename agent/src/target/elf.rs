@@ -389,12 +389,35 @@ impl ElfFile {
         u32_at(&self.bytes_at(addr, 4), 0)
     }
 
+    /// The address that is stored at `addr`, in a file that the loader does not move.
+    #[must_use]
+    pub fn address_at(&self, addr: FileAddr) -> Option<FileAddr> {
+        u64_at(&self.bytes_at(addr, 8), 0).map(FileAddr)
+    }
+
     /// Looks all names up in one pass over `.symtab`, and those that it lacks in one over `.dynsym`.
     ///
     /// An exact name is preferred to anything; see [`Lookup`] for what else there may be.
     pub fn lookup<'a>(&self, wanted: impl IntoIterator<Item = &'a str>) -> Result<BTreeMap<&'a str, Lookup>, ElfError> {
+        self.lookup_in(&self.tables, wanted)
+    }
+
+    /// Looks names up in `.dynsym` only, which is smaller and which stripping leaves alone.
+    pub fn lookup_exported<'a>(
+        &self,
+        wanted: impl IntoIterator<Item = &'a str>,
+    ) -> Result<BTreeMap<&'a str, Lookup>, ElfError> {
+        let tables: Vec<Table> = self.tables.iter().filter(|table| table.via == Via::Dynsym).copied().collect();
+        self.lookup_in(&tables, wanted)
+    }
+
+    fn lookup_in<'a>(
+        &self,
+        tables: &[Table],
+        wanted: impl IntoIterator<Item = &'a str>,
+    ) -> Result<BTreeMap<&'a str, Lookup>, ElfError> {
         let mut found: BTreeMap<&str, Lookup> = wanted.into_iter().map(|name| (name, Lookup::Absent)).collect();
-        for table in &self.tables {
+        for table in tables {
             let mut missing: Vec<(&str, Lookup)> = found
                 .iter()
                 .filter(|(_, lookup)| matches!(lookup, Lookup::Absent | Lookup::CloneOnly { .. }))

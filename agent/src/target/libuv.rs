@@ -52,6 +52,9 @@ mod uv_work {
     pub const LOOP: i64 = 16;
 }
 
+/// `uv__io_poll` keeps the answer of `epoll_pwait` on its stack: 1024 events of 12 bytes.
+const EVENTS_BYTES: u64 = 1024 * 12;
+
 type Recovered = BTreeMap<&'static str, Result<Symbol, NotRecovered>>;
 
 const EXPORTED: [&str; 7] =
@@ -116,6 +119,7 @@ impl Libuv<'_> {
             let fields = function.fields();
             [loop_field::BACKEND_FD, loop_field::WATCHERS, loop_field::NWATCHERS].iter().all(|field| fields.contains(field))
                 && function.calls_indirectly()
+                && function.stack_bytes() >= EVENTS_BYTES
         });
     }
 
@@ -195,7 +199,10 @@ impl Libuv<'_> {
     /// `uv_queue_work` stores the addresses of `uv__queue_work` and `uv__queue_done`; the latter calls what follows the work.
     fn queue_done(&self) -> Result<Symbol, NotRecovered> {
         let exported = "uv_queue_work";
-        let mut stored: Vec<FileAddr> = self.export(exported, |function| function.addresses().collect())?;
+        // Compilers store the two addresses one by one, or as one vector of which a half may lie among the constants.
+        let mut stored: Vec<FileAddr> = self.export(exported, |function| {
+            function.addresses().chain(function.constants().filter_map(|at| self.elf.address_at(at))).collect()
+        })?;
         stored.sort();
         stored.dedup();
         stored.retain(|addr| {

@@ -4,3 +4,5 @@
 pub mod disasm;
 pub mod elf;
 pub mod libuv;
+pub mod node;
+pub mod procfs;

@@ -1,0 +1,385 @@
+//! What `/proc` says of a process. Names, arguments and environment are the target's own words, so every read has a bound and
+//! every parser takes any bytes.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+use crate::{
+    limits::{PROC_FILE_BYTES_MAX, PROC_MAPS_BYTES_MAX, PROC_THREADS_MAX},
+    units::{Pid, Tid, UserAddr, WallNs},
+};
+
+#[derive(Debug, Error)]
+pub enum ProcError {
+    #[error("no process {pid}")]
+    NoProcess { pid: Pid },
+    #[error("{tid} is a thread of process {pid}: give {pid}")]
+    IsThread { tid: Pid, pid: Pid },
+    #[error("process {pid} has exited and waits for its parent to notice")]
+    Zombie { pid: Pid },
+    #[error("process {pid} is a kernel thread")]
+    KernelThread { pid: Pid },
+    #[error("may not read {file} of process {pid}: run as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH")]
+    Denied { pid: Pid, file: &'static str },
+    #[error("{file} of process {pid}: {source}")]
+    Read { pid: Pid, file: &'static str, source: io::Error },
+    #[error("{file} of process {pid} is not in the form that the kernel documents")]
+    Malformed { pid: Pid, file: &'static str },
+    #[error("{path} was replaced after process {pid} had started: the file that it runs cannot be opened")]
+    Replaced { pid: Pid, path: PathBuf },
+}
+
+impl ProcError {
+    fn of(pid: Pid, file: &'static str, source: io::Error) -> Self {
+        match (source.kind(), source.raw_os_error()) {
+            (io::ErrorKind::PermissionDenied, _) => Self::Denied { pid, file },
+            (io::ErrorKind::NotFound, _) | (_, Some(libc::ESRCH)) => Self::NoProcess { pid },
+            _ => Self::Read { pid, file, source },
+        }
+    }
+}
+
+/// Which file it is, whatever its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileIdentity {
+    pub device: u64,
+    pub inode: u64,
+}
+
+/// Seccomp mode: return probes have killed processes under a strict filter on some kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Seccomp {
+    #[default]
+    Off,
+    Strict,
+    Filter,
+}
+
+/// The lines of `/proc/PID/status` that matter here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    pub tgid: u32,
+    /// Real user id.
+    pub uid: u32,
+    /// The process's ids from the initial pid namespace to its own.
+    pub pids: Vec<u32>,
+    pub seccomp: Seccomp,
+}
+
+/// The fields of `/proc/PID/stat` that matter here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    pub comm: String,
+    /// `R`, `S`, `D`, `T`, `t`, `Z`, `X` or `I`.
+    pub state: char,
+    /// Clock ticks from boot to the start.
+    pub start_ticks: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thread {
+    pub tid: Tid,
+    pub comm: String,
+    pub state: char,
+}
+
+/// An executable mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    pub start: UserAddr,
+    pub end: UserAddr,
+    /// Offset in the file, 0 if there is none.
+    pub offset: u64,
+    /// 0 for anonymous memory: compiled JavaScript, for one.
+    pub inode: u64,
+    /// As the process sees it; `[vdso]` and the like for special ones, empty for anonymous ones.
+    pub path: PathBuf,
+    pub deleted: bool,
+}
+
+impl Mapping {
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        self.inode != 0
+    }
+}
+
+/// A process at the moment of the call.
+#[derive(Clone, Debug)]
+pub struct Process {
+    pub pid: Pid,
+    /// As the process sees it.
+    pub exe: PathBuf,
+    pub exe_identity: FileIdentity,
+    pub command: Vec<String>,
+    pub stat: Stat,
+    pub status: Status,
+}
+
+impl Process {
+    /// Reads the facts of a live process; a thread's id is refused with the id of its process.
+    pub fn read(pid: Pid) -> Result<Self, ProcError> {
+        let malformed = |file| ProcError::Malformed { pid, file };
+        let status = read(pid, "status", PROC_FILE_BYTES_MAX)?;
+        let status = parse_status(&status).ok_or_else(|| malformed("status"))?;
+        if status.tgid != pid.0 {
+            return Err(ProcError::IsThread { tid: pid, pid: Pid(status.tgid) });
+        }
+        let stat = parse_stat(&read(pid, "stat", PROC_FILE_BYTES_MAX)?).ok_or_else(|| malformed("stat"))?;
+        if matches!(stat.state, 'Z' | 'X') {
+            return Err(ProcError::Zombie { pid });
+        }
+        let exe = fs::read_link(path_of(pid, "exe")).map_err(|source| match source.kind() {
+            // The directory is there, as `status` was; only kernel threads lack the link.
+            io::ErrorKind::NotFound => ProcError::KernelThread { pid },
+            _ => ProcError::of(pid, "exe", source),
+        })?;
+        let metadata = fs::metadata(path_of(pid, "exe")).map_err(|source| ProcError::of(pid, "exe", source))?;
+        let command = strings(&read(pid, "cmdline", PROC_FILE_BYTES_MAX)?).collect();
+        let exe_identity = FileIdentity { device: metadata.dev(), inode: metadata.ino() };
+        Ok(Self { pid, exe, exe_identity, command, stat, status })
+    }
+
+    /// When it started, to the tick (10 ms) past the second at which the machine booted.
+    #[must_use]
+    pub fn started(&self) -> Option<WallNs> {
+        const NS: u64 = 1_000_000_000;
+        let booted = boot_seconds(&read_path(Path::new("/proc/stat"), PROC_FILE_BYTES_MAX).ok()?)?;
+        let since_boot = self.stat.start_ticks.checked_mul(NS / rustix::param::clock_ticks_per_second().max(1))?;
+        booted.checked_mul(NS)?.checked_add(since_boot).map(WallNs)
+    }
+}
+
+/// The process is there and has not exited.
+#[must_use]
+pub fn is_alive(pid: Pid) -> bool {
+    read(pid, "stat", PROC_FILE_BYTES_MAX)
+        .ok()
+        .and_then(|stat| parse_stat(&stat))
+        .is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
+}
+
+/// Threads of the process, in order of their ids; those that end meanwhile are left out.
+pub fn threads(pid: Pid) -> Result<Vec<Thread>, ProcError> {
+    let mut threads = Vec::new();
+    for entry in fs::read_dir(path_of(pid, "task")).map_err(|source| ProcError::of(pid, "task", source))? {
+        let Ok(entry) = entry else { break };
+        let Some(tid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let stat = read_path(&entry.path().join("stat"), PROC_FILE_BYTES_MAX).ok();
+        if let Some(Stat { comm, state, start_ticks: _ }) = stat.and_then(|stat| parse_stat(&stat)) {
+            threads.push(Thread { tid: Tid(tid), comm, state });
+        }
+        if threads.len() == PROC_THREADS_MAX {
+            break;
+        }
+    }
+    threads.sort_by_key(|thread| thread.tid);
+    Ok(threads)
+}
+
+/// Executable mappings. Takes the target's mmap lock for the time of the read: once a process, not on a timer.
+pub fn executable_mappings(pid: Pid) -> Result<Vec<Mapping>, ProcError> {
+    Ok(parse_maps(&read(pid, "maps", PROC_MAPS_BYTES_MAX)?))
+}
+
+/// A variable of the environment that the process was started with.
+pub fn environment(pid: Pid, key: &str) -> Result<Option<String>, ProcError> {
+    let environ = read(pid, "environ", PROC_FILE_BYTES_MAX)?;
+    Ok(strings(&environ).find_map(|entry| Some(entry.strip_prefix(key)?.strip_prefix('=')?.to_owned())))
+}
+
+/// Four bytes of the process's memory.
+#[must_use]
+pub fn memory_u32(pid: Pid, at: UserAddr) -> Option<u32> {
+    let mut bytes = [0; 4];
+    File::open(path_of(pid, "mem")).ok()?.read_exact_at(&mut bytes, at.0).ok()?;
+    Some(u32::from_ne_bytes(bytes))
+}
+
+/// Opens the very file that is mapped, in whatever mount namespace; with it, the path that leads there from here.
+pub fn open_mapped(pid: Pid, mapping: &Mapping) -> Result<(File, PathBuf), ProcError> {
+    // The link needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN, and leads to deleted files too.
+    let link = path_of(pid, &format!("map_files/{:x}-{:x}", mapping.start.0, mapping.end.0));
+    if let Ok(file) = File::open(&link) {
+        return Ok((file, link));
+    }
+    let within = mapping.path.strip_prefix("/").unwrap_or(&mapping.path);
+    let path = path_of(pid, "root").join(within);
+    let file = File::open(&path).map_err(|source| ProcError::of(pid, "root", source))?;
+    let metadata = file.metadata().map_err(|source| ProcError::of(pid, "root", source))?;
+    if mapping.deleted || metadata.ino() != mapping.inode {
+        return Err(ProcError::Replaced { pid, path: mapping.path.clone() });
+    }
+    Ok((file, path))
+}
+
+fn path_of(pid: Pid, file: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/{file}"))
+}
+
+fn read(pid: Pid, file: &'static str, most: u64) -> Result<Vec<u8>, ProcError> {
+    read_path(&path_of(pid, file), most).map_err(|source| ProcError::of(pid, file, source))
+}
+
+/// At most `most` bytes; what is beyond is left unread.
+fn read_path(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Strings that NUL ends.
+fn strings(bytes: &[u8]) -> impl Iterator<Item = String> {
+    let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
+    bytes.split(|byte| *byte == 0).filter(|bytes| !bytes.is_empty()).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+}
+
+/// `/proc/PID/status` (proc(5)).
+#[must_use]
+pub fn parse_status(bytes: &[u8]) -> Option<Status> {
+    let mut status = Status::default();
+    let mut has_tgid = false;
+    for line in String::from_utf8_lossy(bytes).lines() {
+        let Some((key, value)) = line.split_once(':') else { continue };
+        let mut numbers = value.split_ascii_whitespace().map_while(|number| number.parse::<u32>().ok());
+        match key {
+            "Tgid" => (status.tgid, has_tgid) = (numbers.next()?, true),
+            "Uid" => status.uid = numbers.next()?,
+            "NSpid" => status.pids = numbers.collect(),
+            "Seccomp" => {
+                status.seccomp = match numbers.next()? {
+                    0 => Seccomp::Off,
+                    1 => Seccomp::Strict,
+                    _ => Seccomp::Filter,
+                }
+            }
+            _ => {}
+        }
+    }
+    has_tgid.then_some(status)
+}
+
+/// `/proc/PID/stat` (proc(5)): the name may hold spaces and parentheses, so it ends at the last one.
+#[must_use]
+pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
+    let text = String::from_utf8_lossy(bytes);
+    let (head, tail) = text.rsplit_once(')')?;
+    let (_, comm) = head.split_once('(')?;
+    let mut fields = tail.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    // Field 22 of the line; the state is field 3.
+    let start_ticks = fields.nth(22 - 4)?.parse().ok()?;
+    Some(Stat { comm: comm.to_owned(), state, start_ticks })
+}
+
+/// The executable ones of `/proc/PID/maps` (proc(5)); lines in no known form are left out.
+#[must_use]
+pub fn parse_maps(bytes: &[u8]) -> Vec<Mapping> {
+    bytes.split(|byte| *byte == b'\n').filter_map(|line| parse_mapping(&String::from_utf8_lossy(line))).collect()
+}
+
+fn parse_mapping(line: &str) -> Option<Mapping> {
+    let mut fields = line.splitn(6, ' ');
+    let (start, end) = fields.next()?.split_once('-')?;
+    if fields.next()?.as_bytes().get(2) != Some(&b'x') {
+        return None;
+    }
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    let (start, end) = (hex(start)?, hex(end)?);
+    let offset = hex(fields.next()?)?;
+    let _device = fields.next()?;
+    let inode = fields.next()?.parse().ok()?;
+    let path = fields.next().unwrap_or_default().trim_start();
+    let live = path.strip_suffix(" (deleted)");
+    (start < end).then(|| Mapping {
+        start: UserAddr(start),
+        end: UserAddr(end),
+        offset,
+        inode,
+        path: PathBuf::from(live.unwrap_or(path)),
+        deleted: live.is_some(),
+    })
+}
+
+/// The `btime` line of `/proc/stat`.
+fn boot_seconds(bytes: &[u8]) -> Option<u64> {
+    String::from_utf8_lossy(bytes).lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_name_may_look_like_the_rest_of_the_line() {
+        let line = "42 (a) R 1) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 11 0 987654 0 0\n";
+        let stat = parse_stat(line.as_bytes()).expect("a line of proc(5)");
+        assert_eq!(stat, Stat { comm: "a) R 1".to_owned(), state: 'S', start_ticks: 987_654 });
+    }
+
+    #[test]
+    fn status_tells_namespaces_and_seccomp() {
+        let status = parse_status(b"Name:\tnode\nTgid:\t70\nPid:\t71\nUid:\t1000\t0\t0\t0\nNSpid:\t70\t1\nSeccomp:\t2\n");
+        let expected = Status { tgid: 70, uid: 1000, pids: vec![70, 1], seccomp: Seccomp::Filter };
+        assert_eq!(status, Some(expected));
+    }
+
+    #[test]
+    fn only_executable_mappings_are_kept() {
+        let maps = "00400000-00800000 r--p 00000000 fe:00 77 /usr/bin/node\n\
+            00800000-02000000 r-xp 00400000 fe:00 77                         /opt/my app/node (deleted)\n\
+            7f0000000000-7f0000040000 rwxp 00000000 00:00 0 \n\
+            garbage\n\
+            7ffd0000-7ffd2000 r-xp 00000000 00:00 0                          [vdso]";
+        let maps = parse_maps(maps.as_bytes());
+        let seen: Vec<_> = maps.iter().map(|map| (map.offset, map.inode, map.path.to_str(), map.deleted)).collect();
+        assert_eq!(
+            seen,
+            [
+                (0x40_0000, 77, Some("/opt/my app/node"), true),
+                (0, 0, Some(""), false),
+                (0, 0, Some("[vdso]"), false)
+            ]
+        );
+    }
+
+    #[test]
+    fn this_process_is_readable() {
+        let pid = Pid(std::process::id());
+        let process = Process::read(pid).expect("our own process");
+        assert_eq!(process.exe, std::env::current_exe().expect("our own path"));
+        assert!(process.started() > Some(WallNs(0)));
+        assert!(threads(pid).expect("our own threads").len() > 1);
+        assert!(is_alive(pid));
+        let maps = executable_mappings(pid).expect("our own mappings");
+        let own = maps.iter().find(|map| map.path == process.exe).expect("our own code");
+        assert_eq!(own.inode, process.exe_identity.inode);
+        open_mapped(pid, own).expect("our own file");
+    }
+
+    #[test]
+    fn a_thread_is_told_from_its_process() {
+        let pid = Pid(std::process::id());
+        let thread = threads(pid).expect("our own threads").into_iter().find(|thread| thread.tid.0 != pid.0);
+        let tid = Pid(thread.expect("the test runs in a thread of its own").tid.0);
+        let error = Process::read(tid).expect_err("a thread's id");
+        assert_eq!(error.to_string(), format!("{tid} is a thread of process {pid}: give {pid}"));
+        let error = Process::read(Pid(u32::MAX)).expect_err("no such process");
+        assert_eq!(error.to_string(), "no process 4294967295");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+            let _ = (parse_status(&bytes), parse_stat(&bytes), parse_maps(&bytes), boot_seconds(&bytes));
+        }
+    }
+}
