@@ -188,7 +188,7 @@ impl NodeFiles {
             let part = |index: u64| elf.u32_at(addr.checked_add(index * 4)?);
             let version = Version(part(0)?, part(1)?, part(2)?);
             let plausible = (4..1000).contains(&version.0) && version.1 < 1000 && version.2 < 1000;
-            (plausible && !elf.is_code(addr)).then_some(version)
+            plausible.then_some(version)
         };
         version(disasm::first_data_address(&code, at, |addr| version(addr).is_some())?)
     }
