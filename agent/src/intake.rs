@@ -11,7 +11,9 @@ use std::{
 
 use agent_ebpf::abi::family;
 use aya::maps::{MapData, RingBuf};
+use aya_log::EbpfLogger;
 use bytes::{BufMut, Bytes, BytesMut};
+use log::debug;
 use thiserror::Error;
 use tokio::{
     io::unix::AsyncFd,
@@ -50,6 +52,8 @@ pub enum IntakeError {
 /// The reading ends of all rings.
 pub struct Intake {
     rings: Vec<AsyncFd<Ring>>,
+    /// The kernel half's own, rare messages.
+    log: Option<EbpfLogger<&'static dyn log::Log>>,
 }
 
 struct Ring {
@@ -81,7 +85,8 @@ impl Intake {
                 .map_err(|error| IntakeError::Poll { name, source: error.into() })?;
             rings.push(ring);
         }
-        Ok(Self { rings })
+        let log = probes.take_log().map_err(|error| debug!("no messages from the kernel half: {error}")).ok();
+        Ok(Self { rings, log })
     }
 
     /// Reads until the receiver is gone. A message on `flush` asks for everything that is there now; its answer is sent
@@ -102,6 +107,9 @@ impl Intake {
                 if !drain(ring.get_mut(), &batches).await {
                     return;
                 }
+            }
+            if let Some(log) = &mut self.log {
+                log.flush();
             }
             if let Some(answer) = answer {
                 // The asker may have gone; then nobody waits.

@@ -23,6 +23,7 @@ use aya::{
     },
     sys::{UProbeMultiFeature, is_uprobe_multi_supported},
 };
+use aya_log::EbpfLogger;
 use thiserror::Error;
 
 use super::{btf::KernelTypes, tracefs::UringFields};
@@ -183,6 +184,11 @@ impl Probes {
     /// Takes a ring's map out of the object; once each.
     pub fn take_ring(&mut self, name: &str) -> Option<aya::maps::Map> {
         self.ebpf.take_map(name)
+    }
+
+    /// Takes the kernel half's messages, which go to this process's logger from then on.
+    pub fn take_log(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
+        EbpfLogger::init(&mut self.ebpf)
     }
 
     #[must_use]

@@ -3,6 +3,7 @@
 
 pub mod disasm;
 pub mod elf;
+pub mod host;
 pub mod libuv;
 pub mod node;
 pub mod procfs;

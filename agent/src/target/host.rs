@@ -1,0 +1,130 @@
+//! Facts about the machine: what its kernel and this process's privileges allow.
+
+use std::{fs, path::Path};
+
+/// Capabilities that buy something, by number.
+const CAPABILITIES: [(&str, u32, &str); 6] = [
+    ("CAP_BPF", 39, "load BPF programs and maps"),
+    ("CAP_PERFMON", 38, "attach to tracepoints and uprobes, read kernel memory from programs"),
+    ("CAP_SYS_PTRACE", 19, "read another user's /proc/PID: maps, exe, root"),
+    ("CAP_DAC_READ_SEARCH", 2, "open binaries that other users own"),
+    ("CAP_SYS_ADMIN", 21, "uprobes before Linux 6.6, and mounting tracefs where it is not"),
+    ("CAP_SYSLOG", 34, "kernel addresses in /proc/kallsyms: names for kernel frames"),
+];
+
+/// A capability, whether this process has it, and what it is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capability {
+    pub name: &'static str,
+    pub held: bool,
+    pub buys: &'static str,
+}
+
+/// What was found; `None` is "the kernel does not say".
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub kernel_release: String,
+    pub cpus: u32,
+    pub capabilities: Vec<Capability>,
+    /// `none`, `integrity` or `confidentiality`.
+    pub lockdown: Option<String>,
+    pub unprivileged_bpf_disabled: Option<u32>,
+    pub perf_event_paranoid: Option<i32>,
+    pub kptr_restrict: Option<u32>,
+    /// `RLIMIT_MEMLOCK` cannot be raised; only matters before 5.11.
+    pub memlock_fixed: bool,
+}
+
+impl Host {
+    #[must_use]
+    pub fn read() -> Self {
+        Self {
+            kernel_release: kernel_release(),
+            cpus: std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX)),
+            capabilities: capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default()),
+            lockdown: fs::read_to_string("/sys/kernel/security/lockdown").ok().and_then(|text| chosen(&text)),
+            unprivileged_bpf_disabled: sysctl("kernel/unprivileged_bpf_disabled"),
+            perf_event_paranoid: sysctl("kernel/perf_event_paranoid"),
+            kptr_restrict: sysctl("kernel/kptr_restrict"),
+            memlock_fixed: !can_raise_memlock(),
+        }
+    }
+
+    /// Major and minor version of the kernel.
+    #[must_use]
+    pub fn kernel_version(&self) -> Option<(u32, u32)> {
+        version(&self.kernel_release)
+    }
+}
+
+/// As `uname -r` has it.
+#[must_use]
+pub fn kernel_release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+fn capabilities(status: &str) -> Vec<Capability> {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0);
+    let all = CAPABILITIES.into_iter();
+    all.map(|(name, bit, buys)| Capability { name, held: effective >> bit & 1 != 0, buys }).collect()
+}
+
+/// The word in brackets, as in `none [integrity] confidentiality`.
+fn chosen(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once('[')?;
+    rest.split_once(']').map(|(word, _)| word.to_owned())
+}
+
+fn sysctl<T: std::str::FromStr>(name: &str) -> Option<T> {
+    fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?.trim().parse().ok()
+}
+
+fn can_raise_memlock() -> bool {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Memlock);
+    if now.current.is_none() {
+        return true;
+    }
+    let raised = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }).is_ok();
+    if raised {
+        // Only asking: an unlimited one is not needed from 5.11 on.
+        let _ = setrlimit(Resource::Memlock, now);
+    }
+    raised
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_begin_with_two_numbers() {
+        assert_eq!(version("6.18.44-fc-v669"), Some((6, 18)));
+        assert_eq!(version("5.15.0"), Some((5, 15)));
+        assert_eq!(version("weird"), None);
+    }
+
+    #[test]
+    fn the_choice_stands_in_brackets() {
+        assert_eq!(chosen("none [integrity] confidentiality"), Some("integrity".into()));
+        assert_eq!(chosen("none"), None);
+    }
+
+    #[test]
+    fn capabilities_are_read_from_the_effective_set() {
+        let held = |status: &str| -> Vec<&str> {
+            capabilities(status).into_iter().filter(|cap| cap.held).map(|cap| cap.name).collect()
+        };
+        assert_eq!(held("CapPrm:\t000001ffffffffff\nCapEff:\t000000c000000000\n"), ["CAP_BPF", "CAP_PERFMON"]);
+        assert!(held("").is_empty());
+    }
+}
