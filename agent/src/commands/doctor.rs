@@ -70,7 +70,7 @@ pub fn run(args: &DoctorArgs) -> u8 {
     let mut process = None;
     if let Some(pid) = args.pid {
         let (checks, probes) = match subject::diagnose(Pid(pid)) {
-            Ok(diagnosis) => (diagnosis.checks.into_iter().map(Check::from).collect(), diagnosis.probes),
+            Ok(diagnosis) => (diagnosis.findings.into_iter().map(Check::from).collect(), diagnosis.probes),
             Err(error) => {
                 code = exit::NO_TARGET;
                 let finding = error.to_string();

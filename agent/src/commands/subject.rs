@@ -1,42 +1,269 @@
-//! temporary
-use std::{collections::HashMap, path::{Path, PathBuf}};
-use agent_ebpf::spec::*;
+//! A process that is to be traced: what it is, and where its probes go.
+
+use std::path::Path;
+
+use agent_ebpf::spec::{Component, Group};
+
 use super::session::FileProbes;
-use crate::{core::TargetFacts, units::{Clock, MonoNs, Pid, Tid}, probe::maps::monotonic_ns};
+use crate::{
+    core::TargetFacts,
+    probe::{
+        maps::monotonic_ns,
+        plan::{self, FEATURES, FeatureState, FileId, Holder, Plan, feature_name},
+    },
+    report::model::Degraded,
+    target::{
+        elf::ElfError,
+        host,
+        node::{NodeError, NodeFiles, NodeTarget, PoolSize},
+        procfs::{self, Seccomp},
+    },
+    units::{Clock, Pid, Tid},
+};
+
+/// A process and everything that has to be done to trace it.
 #[derive(Clone, Debug)]
-pub struct Subject { pub pid: Pid, pub facts: TargetFacts, pub files: Vec<FileProbes> }
+pub struct Subject {
+    pub pid: Pid,
+    pub facts: TargetFacts,
+    pub files: Vec<FileProbes>,
+}
+
 #[derive(Debug, thiserror::Error)]
-pub enum SubjectError { #[error("{0}")] Other(String) }
+pub enum SubjectError {
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error(transparent)]
+    Elf(#[from] ElfError),
+}
+
+impl SubjectError {
+    /// What an operator can do about it, where the message does not say so itself.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Node(NodeError::NotNode { .. }) => Some("pgrep -a node shows candidates; wrappers run node as a child".into()),
+            Self::Node(_) | Self::Elf(_) => None,
+        }
+    }
+}
+
+/// Looks at a running process.
 pub fn examine(pid: Pid) -> Result<Subject, SubjectError> {
-    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).map_err(|e| SubjectError::Other(format!("no process {pid}: {e}")))?;
-    let cmd = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let cmd = cmd.split(|b| *b == 0).take(2).map(|b| String::from_utf8_lossy(b).into_owned()).collect::<Vec<_>>();
-    expect(pid, &exe, &cmd)
+    let target = NodeTarget::inspect(pid)?;
+    let plan = plan_of(&target.node)?;
+    let facts = TargetFacts {
+        pid,
+        start_time: target.started,
+        exe: target.process.exe.display().to_string(),
+        command: command(&target.process.command),
+        thread_pool_size: Some(target.pool.threads()),
+        ..facts(&target.node, &plan)
+    };
+    Ok(Subject { pid, files: file_probes(&target.node, &plan), facts })
 }
-pub fn expect(pid: Pid, exe: &Path, command: &[String]) -> Result<Subject, SubjectError> {
-    let data = std::fs::read(exe).unwrap();
-    use object::{Object, ObjectSymbol, ObjectSegment};
-    let f = object::File::parse(&*data).unwrap();
-    let syms: HashMap<&str, u64> = f.symbols().filter_map(|s| Some((s.name().ok()?, s.address()))).collect();
-    if !syms.contains_key("uv_run") { return Err(SubjectError::Other(format!("{} is not Node.js", exe.display()))); }
-    let off = |a: u64| f.segments().find_map(|s| (a >= s.address() && a < s.address() + s.size()).then(|| a - s.address() + s.file_range().0));
-    let pts = |g| PROBES.iter().filter(|p| p.group == g && p.place == Place::Entry).filter_map(|p| Some((off(*p.symbols.iter().find_map(|n| syms.get(n))?)?, p.id))).collect();
-    let files = vec![FileProbes { path: exe.to_owned(), identity: (0, 0), base: pts(Group::Base), phases: pts(Group::Phases) }];
-    let facts = TargetFacts { pid, exe: exe.display().to_string(), command: command.to_vec(), thread_pool_size: Some(4), kernel_release: "x".into(), cpus: 2, ..TargetFacts::default() };
-    Ok(Subject { pid, facts, files })
+
+/// Looks at a program that `pid` is about to become. One that is no Node.js itself, a script say, may become one: then its probes
+/// are found when it does.
+pub fn expect(pid: Pid, exe: &Path, arguments: &[String]) -> Result<Subject, SubjectError> {
+    let own = TargetFacts {
+        pid,
+        exe: exe.display().to_string(),
+        command: command(arguments),
+        kernel_release: host::kernel_release(),
+        cpus: cpus(),
+        ..TargetFacts::default()
+    };
+    let node = match NodeFiles::of_executable(exe) {
+        Ok(node) => node,
+        Err(_) => return Ok(Subject { pid, files: Vec::new(), facts: own }),
+    };
+    let plan = plan_of(&node)?;
+    let TargetFacts { node_version, degraded, .. } = facts(&node, &plan);
+    Ok(Subject { pid, files: file_probes(&node, &plan), facts: TargetFacts { node_version, degraded, ..own } })
 }
-pub fn exists(pid: Pid) -> bool { std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| !s.contains(") Z ")) }
+
+fn plan_of(node: &NodeFiles) -> Result<Plan, ElfError> {
+    let holders: Vec<Holder<'_>> =
+        node.files.iter().map(|file| Holder { components: &file.components, elf: &file.elf }).collect();
+    plan::plan(&holders)
+}
+
+fn facts(node: &NodeFiles, plan: &Plan) -> TargetFacts {
+    TargetFacts {
+        node_version: node.node_version().map(|version| format!("v{version}")),
+        degraded: degraded(plan),
+        kernel_release: host::kernel_release(),
+        cpus: cpus(),
+        ..TargetFacts::default()
+    }
+}
+
+fn cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX))
+}
+
+fn degraded(plan: &Plan) -> Vec<Degraded> {
+    let mut rows = Vec::new();
+    for feature in FEATURES {
+        let (how, missing) = match plan.feature(feature) {
+            FeatureState::On => continue,
+            FeatureState::Poorer { missing } => ("poorer", missing),
+            FeatureState::Off { missing } => ("off", missing),
+        };
+        let why: Vec<String> = plan
+            .skips
+            .iter()
+            .filter(|skip| missing.contains(&skip.probe.name))
+            .map(|skip| format!("{}: {}", skip.probe.name, skip.reason))
+            .collect();
+        rows.push(Degraded { feature: feature_name(feature).into(), reason: format!("{how}: {}", why.join("; ")) });
+    }
+    rows
+}
+
+fn file_probes(node: &NodeFiles, plan: &Plan) -> Vec<FileProbes> {
+    let points = |file: FileId, group: Group| -> Vec<(u64, u64)> {
+        let placements = plan.placements.iter().filter(|placement| placement.file == file);
+        let grouped = placements.filter(|placement| placement.probe.group == group);
+        grouped.map(|placement| (placement.offset.0, placement.probe.id)).collect()
+    };
+    let files = node.files.iter().enumerate().map(|(index, file)| FileProbes {
+        path: file.path.clone(),
+        identity: (file.identity.device, file.identity.inode),
+        base: points(FileId(index), Group::Base),
+        phases: points(FileId(index), Group::Phases),
+    });
+    files.collect()
+}
+
+/// `argv[0]` and the script: the rest may hold secrets, and so may the value of an option.
+fn command(arguments: &[String]) -> Vec<String> {
+    const TAKE_A_VALUE: [&str; 12] =
+        ["-e", "--eval", "-p", "--print", "-pe", "-r", "--require", "--import", "--loader", "-C", "--conditions", "--env-file"];
+    let mut shown: Vec<String> = arguments.first().cloned().into_iter().collect();
+    let mut rest = arguments.iter().skip(1);
+    while let Some(argument) = rest.next() {
+        if TAKE_A_VALUE.contains(&argument.as_str()) {
+            rest.next();
+        } else if !argument.starts_with('-') {
+            shown.push(argument.clone());
+            break;
+        }
+    }
+    shown
+}
+
+/// Whether the process is there and not a zombie.
+#[must_use]
+pub fn exists(pid: Pid) -> bool {
+    procfs::is_alive(pid)
+}
+
+/// The offset between the clocks, read between two looks at the monotonic one.
+#[must_use]
 pub fn clock() -> Clock {
-    let m = monotonic_ns().0 as i128;
-    let r = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as i128;
-    Clock { offset_ns: (r - m) as i64 }
+    let before = monotonic_ns().0;
+    let wall = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let after = monotonic_ns().0;
+    let middle = i64::try_from(before + (after - before) / 2).unwrap_or(i64::MAX);
+    Clock { offset_ns: wall.tv_sec.saturating_mul(1_000_000_000).saturating_add(wall.tv_nsec).saturating_sub(middle) }
 }
+
+/// Names of all threads; of a process that has gone, none.
+#[must_use]
 pub fn thread_names(pids: &[Pid]) -> Vec<(Tid, String)> {
-    let mut v = vec![];
-    for p in pids { for e in std::fs::read_dir(format!("/proc/{p}/task")).into_iter().flatten().flatten() {
-        let t: u32 = e.file_name().to_string_lossy().parse().unwrap_or(0);
-        v.push((Tid(t), std::fs::read_to_string(e.path().join("comm")).unwrap_or_default().trim().to_owned()));
-    } }
-    let _ = MonoNs(0);
-    v
+    let threads = pids.iter().filter_map(|pid| procfs::threads(*pid).ok()).flatten();
+    threads.map(|thread| (thread.tid, thread.comm)).collect()
+}
+
+/// How a finding stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grade {
+    On,
+    Poorer,
+    Off,
+}
+
+/// One thing that `agent doctor` says about a process.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    pub name: String,
+    pub grade: Grade,
+    pub text: String,
+    pub remedy: Option<String>,
+}
+
+/// What can be traced in a process.
+#[derive(Clone, Debug)]
+pub struct Diagnosis {
+    pub findings: Vec<Finding>,
+    /// One line a probe.
+    pub probes: Vec<String>,
+}
+
+/// Looks at a running process without touching it.
+pub fn diagnose(pid: Pid) -> Result<Diagnosis, SubjectError> {
+    let target = NodeTarget::inspect(pid)?;
+    let plan = plan_of(&target.node)?;
+    let mut findings = identity(&target);
+    for feature in FEATURES {
+        let (grade, text) = match plan.feature(feature) {
+            FeatureState::On => (Grade::On, "all probes have a place".to_owned()),
+            FeatureState::Poorer { missing } => (Grade::Poorer, format!("without {}", missing.join(", "))),
+            FeatureState::Off { missing } => (Grade::Off, format!("cannot do without {}", missing.join(", "))),
+        };
+        findings.push(Finding { name: feature_name(feature).into(), grade, text, remedy: None });
+    }
+    let probes = plan.to_string().lines().map(str::to_owned).collect();
+    Ok(Diagnosis { findings, probes })
+}
+
+fn identity(target: &NodeTarget) -> Vec<Finding> {
+    let on = |name: &str, text: String| Finding { name: name.into(), grade: Grade::On, text, remedy: None };
+    let known = |version: Option<String>| version.unwrap_or_else(|| "unknown".into());
+    let node = &target.node;
+    let v8 = node.v8_version().map(|[major, minor, build, patch]| format!("{major}.{minor}.{build}.{patch}"));
+    let mut findings = vec![
+        on("Node.js", known(node.node_version().map(|version| format!("v{version}")))),
+        on("V8", known(v8)),
+        on("libuv", known(node.libuv_version().map(|version| version.to_string()))),
+    ];
+    for (index, file) in node.files.iter().enumerate() {
+        let parts: Vec<&str> = [Component::Libuv, Component::V8, Component::Node]
+            .into_iter()
+            .filter(|component| file.components.contains(component))
+            .map(plan::component_name)
+            .collect();
+        let build = file.elf.build_id_hex().unwrap_or_else(|| "none".into());
+        let symbols = if file.elf.has_symtab() { ".symtab" } else { "stripped: only .dynsym" };
+        findings.push(on(&format!("file {index}"), format!("{}, build id {build}, {symbols}", parts.join(" + "))));
+    }
+    let pool = match target.pool {
+        PoolSize::Running(threads) => format!("{threads} threads, running"),
+        PoolSize::Environment(threads) => format!("{threads} threads, by UV_THREADPOOL_SIZE"),
+        PoolSize::Default => "4 threads, libuv's default".to_owned(),
+    };
+    findings.push(on("thread pool", pool));
+    if target.process.status.seccomp != Seccomp::Off {
+        findings.push(on("seccomp", "on; only entry probes are used, which it does not see".into()));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(arguments: &[&str]) -> Vec<String> {
+        command(&arguments.iter().map(|argument| (*argument).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn arguments_that_may_hold_secrets_are_not_shown() {
+        assert_eq!(shown(&["node", "server.js", "--token", "hunter2"]), ["node", "server.js"]);
+        assert_eq!(shown(&["node", "-e", "secret()"]), ["node"]);
+        assert_eq!(shown(&["node", "--inspect", "-r", "dotenv", "app.js"]), ["node", "app.js"]);
+        assert!(shown(&[]).is_empty());
+    }
 }
