@@ -361,7 +361,7 @@ impl Driver {
         }
         self.feed(Input::Stop { now: monotonic_ns(), reason: end.reason });
         let Self { sinks, summary, symbols, .. } = self;
-        drop(symbols);
+        symbols.finish();
         let outcome = sinks.finish();
         let mut code = end.code;
         if outcome.stdout_closed {
