@@ -2,12 +2,14 @@
 //!
 //! `cargo xtask setup` puts the binaries into `.cache`: `node/VERSION/bin/node` for official builds, and the unpacked packages
 //! `libnode108` and `libuv1` of Debian 12 into `debian-node`.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
 
 use std::{
     env,
     fmt::Write,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
 };
 
 use agent::{
@@ -15,8 +17,9 @@ use agent::{
     target::{
         elf::ElfFile,
         libuv,
-        node::{NodeFiles, Version},
+        node::{NodeError, NodeFiles, NodeTarget, PoolSize, Version},
     },
+    units::Pid,
 };
 use agent_ebpf::spec::{Component, PROBES};
 
@@ -49,7 +52,10 @@ fn official(version: &str) -> Option<NodeFiles> {
 fn table(plan: &Plan, elfs: &[&ElfFile]) -> String {
     let mut table = String::new();
     for Placement { probe, file, offset, addr, cost, symbol, within, via } in &plan.placements {
-        let code: String = elfs[file.0].bytes_at(*addr, 6).iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut code = String::new();
+        for byte in elfs[file.0].bytes_at(*addr, 6) {
+            write!(code, "{byte:02x}").unwrap();
+        }
         let (name, offset, cost, via) = (probe.name, offset.0, cost.name(), via.name());
         writeln!(table, "{name:<19} {offset:#09x} {code} {cost} {via} {symbol}+{within:#x}").unwrap();
     }
@@ -122,6 +128,62 @@ fn versions_are_read_from_the_binary() {
 fn a_shell_is_not_node() {
     let error = NodeFiles::of_executable(Path::new("/bin/sh")).unwrap_err();
     assert_eq!(error.to_string(), "/bin/sh is not Node.js: it does not export uv_run");
+}
+
+/// Killed when the test ends, however it ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A process that has printed its first line and now waits.
+fn run(node: &Path, script: &str) -> (Running, String) {
+    let mut command = Command::new(node);
+    command.args(["-e", script]).env("UV_THREADPOOL_SIZE", "7").stdout(Stdio::piped());
+    let mut child = Running(command.spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (child, line)
+}
+
+#[test]
+fn a_process_is_what_it_says_it_is() {
+    for (version, node_version, ..) in OFFICIAL {
+        let Some(path) = cached(&format!("node/{version}/bin/node")) else { continue };
+        let (child, said) = run(&path, "console.log(process.version); setInterval(() => {}, 1e6)");
+        let target = NodeTarget::inspect(Pid(child.0.id())).unwrap();
+        assert_eq!(said.trim(), format!("v{node_version}"));
+        assert_eq!(target.node.node_version(), Some(node_version));
+        assert_eq!(target.process.exe, path.canonicalize().unwrap());
+        assert_eq!(target.pool.threads(), 7);
+    }
+}
+
+#[test]
+fn a_pool_that_runs_says_how_many_threads_it_has() {
+    let Some(path) = cached("node/24.21.0/bin/node") else { return };
+    let script = "require('fs').stat('.', () => console.log('ready')); setInterval(() => {}, 1e6)";
+    let (child, _) = run(&path, script);
+    let target = NodeTarget::inspect(Pid(child.0.id())).unwrap();
+    assert_eq!(target.pool, PoolSize::Running(7));
+}
+
+#[test]
+fn a_process_that_is_not_node_says_why() {
+    let child = Running(Command::new("sleep").arg("1000").spawn().unwrap());
+    // Until it has replaced itself, it is this test.
+    let error = loop {
+        match NodeTarget::inspect(Pid(child.0.id())) {
+            Err(error @ NodeError::NotNode { .. }) if error.to_string().contains("sleep") => break error,
+            Err(NodeError::NotNode { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(error.to_string().ends_with("files exports uv_run"), "{error}");
 }
 
 #[test]

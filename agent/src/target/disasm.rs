@@ -423,6 +423,7 @@ pub fn returned_constant(code: &[u8], start: FileAddr) -> Option<u32> {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use proptest::prelude::*;
 
@@ -546,7 +547,7 @@ mod tests {
                 let _ = function.entry(args);
                 let callees: BTreeSet<FileAddr> = function.callees().collect();
                 for callee in callees.iter().copied().chain([FileAddr(callee)]) {
-                    let _ = function.after_calls(callee, &callees, &|_, bytes| vec![7; bytes as usize]);
+                    let _ = function.after_calls(callee, &callees, &|_, bytes| vec![7; usize::try_from(bytes).expect("bounded")]);
                     let _ = function.loaded_before_calls(callee, Register::RCX);
                 }
                 let _ = (function.fields(), function.first_field_of_rdi(), function.stack_bytes(), function.addresses().count());

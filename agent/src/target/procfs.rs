@@ -296,14 +296,14 @@ fn parse_mapping(line: &str) -> Option<Mapping> {
     let _device = fields.next()?;
     let inode = fields.next()?.parse().ok()?;
     let path = fields.next().unwrap_or_default().trim_start();
-    let live = path.strip_suffix(" (deleted)");
+    let gone = path.strip_suffix(" (deleted)");
     (start < end).then(|| Mapping {
         start: UserAddr(start),
         end: UserAddr(end),
         offset,
         inode,
-        path: PathBuf::from(live.unwrap_or(path)),
-        deleted: live.is_some(),
+        path: PathBuf::from(gone.unwrap_or(path)),
+        deleted: gone.is_some(),
     })
 }
 
@@ -313,6 +313,7 @@ fn boot_seconds(bytes: &[u8]) -> Option<u64> {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, reason = "tests")]
 mod tests {
     use proptest::prelude::*;
 
