@@ -3,15 +3,16 @@
 /// Targets (processes) at a time: a cluster of one worker a CPU on a large host, and its children.
 pub const TARGETS_MAX: usize = 1024;
 
-/// Threads whose ledgers are kept, over all targets: `ThreadBook` is about 1 KiB, so 8 MiB.
+/// Threads of a process whose ledgers are kept: a `ThreadBook` is about a third of a KiB, so 3 MiB.
 pub const THREADS_MAX: usize = 8192;
 
 /// Loop threads that get histograms of their own: three of at most 33 KiB each, so 25 MiB at the very worst and, as buckets
 /// are allocated by octave, a tenth of that in practice.
 pub const LOOPS_MAX: usize = 256;
 
-/// Stacks whose frames wait to be symbolised: 127 frames x 8 B x 4096 = 4 MiB.
-pub const STACKS_MAX: usize = 4096;
+/// Stacks whose frames wait until they are among those that a window reports. The kernel half sends each only once, so they
+/// stay: 30 frames x 8 B x 16 384 = 4 MiB as a rule, 16 MiB where all have 127 frames.
+pub const STACKS_MAX: usize = 16_384;
 
 /// Stacks that were symbolised already: 8 B each.
 pub const STACKS_SHOWN_MAX: usize = 65_536;

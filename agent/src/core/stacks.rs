@@ -48,6 +48,10 @@ impl Stacks {
         if self.shown.contains(&id) || self.asked.contains_key(&id) {
             return None;
         }
+        if self.asked.len() >= STACKS_SHOWN_MAX {
+            counters.add(Reason::StacksFull);
+            return None;
+        }
         let Some(Waiting { pid, at, space, frames }) = self.waiting.remove(&id) else {
             counters.add(Reason::StackMissing);
             return None;

@@ -131,8 +131,8 @@ fn life(page: &mut Page, time: &str, event: &Process) {
 #[must_use]
 pub fn live_line(record: &Record, style: Style) -> Option<String> {
     let Body::Window(window) = &record.body else { return None };
-    let text = cut(&live_text(&record.time, window), style.width);
-    Some(text)
+    // What is left between the last tick and the end is no window worth a line.
+    (window.duration_ns != 0).then(|| cut(&live_text(&record.time, window), style.width))
 }
 
 fn live_text(time: &str, window: &Window) -> String {
@@ -143,18 +143,17 @@ fn live_text(time: &str, window: &Window) -> String {
     let shares = Shares::of(of_loop);
     let of = shares.wall_ns;
     let mut text = format!(
-        "{clock}  util {:.0} %  JS {}  GC {}  blocked {}  cpu wait {}  delay p99 {} max {}  {} turns",
+        "{clock}  util {:.0} %  JS {}  GC {}  blocked {}  CPU wait {}  delay p99 {}  turns {}",
         of_loop.utilization * 100.0,
         percent(shares.javascript_ns, of),
         percent(shares.gc_ns, of),
         percent(shares.blocked_ns, of),
         percent(shares.runnable_ns, of),
         duration(of_loop.delay.quantile(990)),
-        duration(of_loop.delay.max()),
         rate(of_loop.turns, of),
     );
     if of_loop.slow_turns != 0 {
-        text += &format!("  {} slow", of_loop.slow_turns);
+        text += &format!("  slow {}", of_loop.slow_turns);
     }
     if let Some(pool) = window.thread_pool.as_ref().filter(|pool| pool.queue_len_max != 0) {
         text += &format!("  pool queue {}", pool.queue_len_max);

@@ -153,19 +153,21 @@ fn one(page: &mut Page, target: &TargetSummary, of_loop: &LoopWindow) {
         percent(unaccounted.unsigned_abs(), ledger.wall_ns),
     );
     page.aside(&(accounted + &phases_seen(target)));
-    page.heading("Event loop                     p50       p90       p99     p99.9       max  1 µs        10 s");
+    table(page, "Event loop");
     row(page, "delay", &of_loop.delay);
     row(page, "callbacks in a turn", &of_loop.turn_busy);
     page.line(&format!(
-        "  utilization {:.1} %, {} turns ({}), {} slow; {} events, {} switches, {} synchronous file requests",
+        "  utilization {:.1} %; {} ({}), {} slow; {}, {} off CPU",
         of_loop.utilization * 100.0,
-        count(of_loop.turns),
+        plural(of_loop.turns, "turn", "turns"),
         rate(of_loop.turns, ledger.wall_ns),
         count(of_loop.slow_turns),
-        count(of_loop.events),
-        count(ledger.switches),
-        count(of_loop.sync_fs),
+        plural(of_loop.events, "event", "events"),
+        plural(ledger.switches, "switch", "switches"),
     ));
+    if of_loop.sync_fs != 0 {
+        page.line(&format!("  {} on this thread", plural(of_loop.sync_fs, "synchronous file request", "synchronous file requests")));
+    }
 }
 
 fn phases_seen(target: &TargetSummary) -> String {
@@ -176,6 +178,14 @@ fn phases_seen(target: &TargetSummary) -> String {
     } else {
         String::new()
     }
+}
+
+/// The heading over rows of percentiles and bars.
+pub fn table(page: &mut Page, title: &str) {
+    page.heading(&format!(
+        "{title:<24}{:>10}{:>10}{:>10}{:>10}{:>10}  1 µs        10 s",
+        "p50", "p90", "p99", "p99.9", "max"
+    ));
 }
 
 /// A row of percentiles under a heading that names them.

@@ -4,7 +4,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use super::{
     format::{Page, count, duration, percent, plural, ratio, safe},
-    loops::row,
+    loops::{row, table},
     stack,
 };
 use crate::{
@@ -33,7 +33,7 @@ const OPERATIONS_SHOWN: usize = 6;
 pub fn thread_pool(page: &mut Page, target: &TargetSummary) {
     let Some(pool) = &target.pool else { return };
     let threads = if pool.size == 0 { "size not known".to_owned() } else { plural(u64::from(pool.size), "thread", "threads") };
-    page.heading(&format!("Thread pool ({threads})   items      p50       p90       p99     p99.9       max  1 µs        10 s"));
+    table(page, &format!("Thread pool ({threads})"));
     for (kind, of_kind) in by_kind(pool) {
         kind_rows(page, kind, &of_kind);
     }
@@ -76,7 +76,9 @@ fn kind_rows(page: &mut Page, kind: WorkKind, works: &[&Work]) {
     if sum.failed != 0 {
         notes.push(format!("failed {}", count(sum.failed)));
     }
-    page.line(&format!("  {:<9}{:>10}  {}", kind_name(kind), count(sum.count), notes.join(", ")));
+    let items = plural(sum.count, "item", "items");
+    let notes = if notes.is_empty() { String::new() } else { format!(": {}", notes.join(", ")) };
+    page.line(&format!("  {}, {items}{notes}", kind_name(kind)));
     let mut row = |name: &str, histogram: &Histogram| {
         if !histogram.is_empty() {
             row(page, name, histogram);
@@ -104,7 +106,7 @@ pub fn gc(page: &mut Page, target: &TargetSummary) {
     if target.gc.is_empty() && target.heap_limits.is_empty() {
         return;
     }
-    page.heading("Garbage collection             p50       p90       p99     p99.9       max  1 µs        10 s");
+    table(page, "Garbage collection");
     let mut types = BTreeMap::<GcType, (Histogram, BTreeMap<&str, u64>)>::new();
     for (&(_, gc_type), gc) in &target.gc {
         let (duration, reasons) = types.entry(gc_type).or_default();
@@ -188,7 +190,7 @@ pub fn run_queue(page: &mut Page, target: &TargetSummary) {
     if target.run_queue.is_empty() {
         return;
     }
-    page.heading("Waiting for a CPU              p50       p90       p99     p99.9       max  1 µs        10 s");
+    table(page, "Waiting for a CPU");
     for (class, latency) in &target.run_queue {
         row(page, stack::class(*class), latency);
     }
