@@ -6,7 +6,7 @@ mod loops;
 mod stack;
 mod waits;
 
-use format::{Page, cut, duration, percent, rate};
+use format::{Page, cut, duration, rate};
 use loops::Shares;
 
 use crate::report::{
@@ -142,13 +142,14 @@ fn live_text(time: &str, window: &Window) -> String {
     };
     let shares = Shares::of(of_loop);
     let of = shares.wall_ns;
+    let share = |ns| 100.0 * format::ratio(ns, of);
     let mut text = format!(
-        "{clock}  util {:.0} %  JS {}  GC {}  blocked {}  CPU wait {}  delay p99 {}  turns {}",
+        "{clock}  util {:.0} %  JS {:.0} %  GC {:.0} %  blocked {:.0} %  runq {:.0} %  delay p99 {}  turns {}",
         of_loop.utilization * 100.0,
-        percent(shares.javascript_ns, of),
-        percent(shares.gc_ns, of),
-        percent(shares.blocked_ns, of),
-        percent(shares.runnable_ns, of),
+        share(shares.javascript_ns),
+        share(shares.gc_ns),
+        share(shares.blocked_ns),
+        share(shares.runnable_ns),
         duration(of_loop.delay.quantile(990)),
         rate(of_loop.turns, of),
     );

@@ -1,0 +1,96 @@
+//! Every line that the core can put out is what the JSON Schema says, and the schema says no less than the lines hold.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod synthetic;
+
+use std::collections::BTreeSet;
+
+use agent::report::{
+    Body, Record,
+    model::{Process, SCHEMA_VERSION, Warning},
+};
+use serde_json::{Value, json};
+use synthetic::trace::{drive, inputs};
+
+const SCHEMA: &str = include_str!("../schema/trace.schema.json");
+
+/// The schema, and with no room for keys that it does not list: a reader must tolerate them, but we must not forget them.
+fn strict() -> Value {
+    let mut schema: Value = serde_json::from_str(SCHEMA).unwrap();
+    close(&mut schema);
+    schema
+}
+
+fn close(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            if map.get("properties").is_some_and(Value::is_object) && map.contains_key("required") {
+                map.insert("additionalProperties".into(), Value::Bool(false));
+            }
+            map.values_mut().for_each(close);
+        }
+        Value::Array(items) => items.iter_mut().for_each(close),
+        _ => {}
+    }
+}
+
+fn check(validator: &jsonschema::Validator, record: &Record) {
+    let value = serde_json::to_value(record).unwrap();
+    // Of the errors of `oneOf`, that of the line's own type is the one to read.
+    let kind = value["type"].as_str().unwrap().to_owned();
+    if !validator.is_valid(&value) {
+        let mut own = strict();
+        own.as_object_mut().unwrap().remove("oneOf");
+        own["$ref"] = json!(format!("#/$defs/line_{kind}"));
+        let own = jsonschema::validator_for(&own).unwrap();
+        let errors: Vec<_> = own.iter_errors(&value).map(|error| format!("{} at {}", error, error.instance_path())).collect();
+        panic!("{kind}: {errors:#?}");
+    }
+}
+
+#[test]
+fn lines_are_what_the_schema_says() {
+    let validator = jsonschema::validator_for(&strict()).unwrap();
+    let (_, mut records) = drive(inputs());
+    let line = |body| Record { schema_version: SCHEMA_VERSION, time: records[0].time.clone(), pid: 7, body };
+    let rare = [
+        Body::Warning(Warning { code: "a".into(), message: "b".into() }),
+        Body::Process(Process::Fork { child_pid: 8 }),
+        Body::Process(Process::Exec { name: "sh".into() }),
+        Body::Process(Process::Exit { name: "node".into(), code: None, signal: Some(9), core_dumped: true }),
+        Body::Process(Process::ThreadEnd { tid: 8, name: "x".into() }),
+        Body::Process(Process::Gone),
+    ]
+    .map(line);
+    records.extend(rare);
+    for record in &records {
+        check(&validator, record);
+    }
+    let types: BTreeSet<_> =
+        records.iter().map(|record| serde_json::to_value(record).unwrap()["type"].as_str().unwrap().to_owned()).collect();
+    let schema: Value = serde_json::from_str(SCHEMA).unwrap();
+    let listed: BTreeSet<_> = schema["$defs"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .filter_map(|name| name.strip_prefix("line_").map(str::to_owned))
+        .collect();
+    assert_eq!(types, listed, "a type of line is untested, or not in the schema");
+}
+
+#[test]
+fn the_schema_refuses_what_is_wrong() {
+    let validator = jsonschema::validator_for(&serde_json::from_str(SCHEMA).unwrap()).unwrap();
+    let (_, records) = drive(inputs());
+    let good = serde_json::to_value(records.last().unwrap()).unwrap();
+    assert!(validator.is_valid(&good));
+    for (key, value) in [("schema_version", json!(2)), ("time", json!("yesterday")), ("duration_ns", json!(-1)), ("type", json!("x"))] {
+        let mut bad = good.clone();
+        bad[key] = value;
+        assert!(!validator.is_valid(&bad), "{key}");
+    }
+    let mut more = good;
+    more["later"] = json!(1);
+    assert!(validator.is_valid(&more), "unknown keys must be tolerated");
+}
