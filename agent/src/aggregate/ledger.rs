@@ -46,7 +46,7 @@ pub fn read(state: &ThreadState, now: MonoNs) -> Reading {
         ledger.runnable_ns += runnable;
         if state.out_reason == reason::STOPPED {
             ledger.stopped_ns += waited;
-        } else if state.flags & BLOCKING_POLL == BLOCKING_POLL {
+        } else if is_idle(state) {
             ledger.idle_ns += waited;
         } else {
             ledger.blocked_ns += waited;
@@ -59,6 +59,12 @@ pub fn read(state: &ThreadState, now: MonoNs) -> Reading {
         ledger.gc_ns += at.saturating_sub(state.gc_started_ns);
     }
     Reading { at: MonoNs(at), ledger }
+}
+
+/// Waits for work as it should: in poll, or on the pool's queue. The kernel half's rule: where the two differ, a stay is
+/// charged to one part in one window and to another in the next, and neither window closes.
+fn is_idle(state: &ThreadState) -> bool {
+    state.flags & BLOCKING_POLL == BLOCKING_POLL || (state.flags & flag::POOL != 0 && state.work == 0)
 }
 
 /// The turn that a loop thread is in.
