@@ -1,1 +1,69 @@
-fn main() {}
+//! The developer's one entrance: setup, build, test.
+//!
+//! What cargo alone cannot do is here: the BPF object is compiled for another target, with another compiler, before the program
+//! that carries it; and the tests need real Node.js binaries and the peers that their figures are compared with.
+
+mod build;
+mod run;
+mod setup;
+mod test;
+mod toolchain;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::{run::Error, setup::Purpose};
+
+#[derive(Debug, Parser)]
+#[command(name = "xtask", bin_name = "cargo xtask", about = "Setup, build, test")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what is missing: nothing that is there is touched
+    Setup {
+        /// What it is for: each one includes those before it
+        #[arg(value_enum, default_value_t = Purpose::Test)]
+        purpose: Purpose,
+    },
+    /// Build the BPF object, then the program that carries it
+    Build {
+        #[arg(long)]
+        release: bool,
+    },
+    /// Build, then run formatting, lints and every test
+    Test {
+        /// Passed on to `cargo test`; with any, only the tests are run
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Setup { purpose } => setup::setup(purpose),
+        Command::Build { release } => build::build(if release { build::Profile::Release } else { build::Profile::Dev }),
+        Command::Test { args } => test::test(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+impl Error {
+    /// A child's own code is passed on, so that a caller sees what it would have seen without xtask.
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Failed { code: Some(code), .. } => u8::try_from(*code).unwrap_or(1),
+            Self::Failed { code: None, .. } | Self::NotStarted { .. } | Self::Io { .. } | Self::Missing { .. } => 1,
+        }
+    }
+}
