@@ -122,7 +122,7 @@ impl Core {
 
     fn records(&mut self, family: u32, bytes: &[u8]) {
         let mut decoder = Decoder::new(family, bytes);
-        while let Some(event) = decoder.next() {
+        for event in decoder.by_ref() {
             match event {
                 Ok(event) => {
                     self.account.decoded(family);
@@ -192,9 +192,12 @@ impl Core {
                 continue;
             };
             let name = names.get(&Tid(state.tid)).copied();
-            seen.entry(Pid(state.tgid))
-                .or_default()
-                .extend(process.book.thread(&state, name, tick.now, &mut self.counters));
+            seen.entry(Pid(state.tgid)).or_default().extend(process.book.thread(
+                &state,
+                name,
+                tick.now,
+                &mut self.counters,
+            ));
         }
         let mut latencies = self.run_queue.close(&tick.run_queue, &mut self.counters);
         let pids: Vec<_> = self.processes.keys().copied().collect();

@@ -381,6 +381,7 @@ fn exit(exit: &process::Exit) -> Exit {
 const _: () = assert!(family::COUNT == 6);
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use proptest::prelude::*;
     use zerocopy::{FromZeros, IntoBytes};

@@ -22,8 +22,12 @@ fn step() -> impl Strategy<Value = Step> {
     let reasons = prop::sample::select(vec![reason::BLOCKED, reason::PREEMPTED, reason::STOPPED]);
     prop_oneof![
         (0u32..7, 0u64..5000).prop_map(|(phase, ns)| Step::Run { phase, ns }),
-        (reasons, 0u64..5000, 0u64..5000, any::<bool>())
-            .prop_map(|(reason, waited, runnable, woken)| Step::Off { reason, waited, runnable, woken }),
+        (reasons, 0u64..5000, 0u64..5000, any::<bool>()).prop_map(|(reason, waited, runnable, woken)| Step::Off {
+            reason,
+            waited,
+            runnable,
+            woken
+        }),
         (0u64..5000, 0u64..5000).prop_map(|(idle, runnable)| Step::Poll { idle, runnable }),
     ]
 }

@@ -1,6 +1,6 @@
 //! The whole pure middle over a made-up trace: the report, the lines, and the recording that gives both again.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod synthetic;
 

@@ -1,6 +1,6 @@
 //! Every line that the core can put out is what the JSON Schema says, and the schema says no less than the lines hold.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod synthetic;
 
@@ -44,7 +44,8 @@ fn check(validator: &jsonschema::Validator, record: &Record) {
         own.as_object_mut().unwrap().remove("oneOf");
         own["$ref"] = json!(format!("#/$defs/line_{kind}"));
         let own = jsonschema::validator_for(&own).unwrap();
-        let errors: Vec<_> = own.iter_errors(&value).map(|error| format!("{} at {}", error, error.instance_path())).collect();
+        let errors: Vec<_> =
+            own.iter_errors(&value).map(|error| format!("{} at {}", error, error.instance_path())).collect();
         panic!("{kind}: {errors:#?}");
     }
 }
@@ -67,8 +68,10 @@ fn lines_are_what_the_schema_says() {
     for record in &records {
         check(&validator, record);
     }
-    let types: BTreeSet<_> =
-        records.iter().map(|record| serde_json::to_value(record).unwrap()["type"].as_str().unwrap().to_owned()).collect();
+    let types: BTreeSet<_> = records
+        .iter()
+        .map(|record| serde_json::to_value(record).unwrap()["type"].as_str().unwrap().to_owned())
+        .collect();
     let schema: Value = serde_json::from_str(SCHEMA).unwrap();
     let listed: BTreeSet<_> = schema["$defs"]
         .as_object()
@@ -85,7 +88,9 @@ fn the_schema_refuses_what_is_wrong() {
     let (_, records) = drive(inputs());
     let good = serde_json::to_value(records.last().unwrap()).unwrap();
     assert!(validator.is_valid(&good));
-    for (key, value) in [("schema_version", json!(2)), ("time", json!("yesterday")), ("duration_ns", json!(-1)), ("type", json!("x"))] {
+    for (key, value) in
+        [("schema_version", json!(2)), ("time", json!("yesterday")), ("duration_ns", json!(-1)), ("type", json!("x"))]
+    {
         let mut bad = good.clone();
         bad[key] = value;
         assert!(!validator.is_valid(&bad), "{key}");

@@ -156,13 +156,7 @@ impl Histogram {
 
     #[must_use]
     pub fn parts(&self) -> Parts {
-        Parts {
-            zeros: self.zeros,
-            sum: self.sum,
-            min: self.min,
-            max: self.max,
-            buckets: self.buckets().collect(),
-        }
+        Parts { zeros: self.zeros, sum: self.sum, min: self.min, max: self.max, buckets: self.buckets().collect() }
     }
 
     /// `None` if an index is out of range. The count is that of the buckets.
@@ -194,6 +188,7 @@ pub fn middle(bucket: u32) -> u64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use proptest::prelude::*;
 
@@ -208,6 +203,7 @@ mod tests {
     }
 
     /// The stated bound: `2^(1/128) - 1`, and half a unit for rounding.
+    #[expect(clippy::cast_precision_loss, reason = "a bound that is coarser")]
     fn close(estimate: u64, truth: u64) -> bool {
         estimate.abs_diff(truth) as f64 <= truth as f64 * 0.0055 + 0.5
     }

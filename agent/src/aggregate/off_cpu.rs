@@ -117,8 +117,12 @@ mod tests {
     use super::*;
 
     fn stay(user_stack: u64, out: u64, back: u64) -> Stay {
-        let group =
-            Group { class: Class::EventLoop, reason: OffReason::Blocked, user_stack: Some(user_stack), kernel_stack: None };
+        let group = Group {
+            class: Class::EventLoop,
+            reason: OffReason::Blocked,
+            user_stack: Some(user_stack),
+            kernel_stack: None,
+        };
         Stay { out: MonoNs(out), back: MonoNs(back), runnable_ns: 1, group }
     }
 

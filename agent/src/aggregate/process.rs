@@ -131,7 +131,13 @@ impl ProcessBook {
     }
 
     /// The window's look at a thread's state.
-    pub fn thread(&mut self, state: &ThreadState, name: Option<&str>, now: MonoNs, counters: &mut Counters) -> Option<ThreadFigures> {
+    pub fn thread(
+        &mut self,
+        state: &ThreadState,
+        name: Option<&str>,
+        now: MonoNs,
+        counters: &mut Counters,
+    ) -> Option<ThreadFigures> {
         let tid = Tid(state.tid);
         let first = MonoNs(state.first_ns);
         if self.threads.len() >= THREADS_MAX && !self.threads.contains_key(&tid) {

@@ -46,7 +46,8 @@ impl RunQueueBook {
 
     /// Forgets a process.
     pub fn forget(&mut self, pid: Pid) {
-        let of_pid: Vec<_> = self.seen.range((pid.0, 0, 0)..=(pid.0, u16::MAX, u16::MAX)).map(|(&key, _)| key).collect();
+        let of_pid: Vec<_> =
+            self.seen.range((pid.0, 0, 0)..=(pid.0, u16::MAX, u16::MAX)).map(|(&key, _)| key).collect();
         for key in of_pid {
             self.seen.remove(&key);
         }
@@ -54,6 +55,7 @@ impl RunQueueBook {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -9,11 +9,11 @@ use agent_ebpf::{
 };
 use zerocopy::FromBytes;
 
+pub use super::work_kind::WorkKind;
 use super::{
     histogram::Histogram,
     work_kind::{fs_operation, of_class, uring_operation},
 };
-pub use super::work_kind::WorkKind;
 use crate::{
     counters::{Counters, Reason},
     decode::{Task, Work},
@@ -222,12 +222,20 @@ fn sweep(items: &[Item], from: u64, to: u64, size: u64) -> Occupancy {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use super::*;
 
     fn work(task: Task, submitted: u64, started: u64, ended: u64) -> Work {
         let seen = |at| Some(MonoNs(at));
-        Work { submitted: seen(submitted), started: seen(started), ended: seen(ended), task, cancelled: false, failed: false }
+        Work {
+            submitted: seen(submitted),
+            started: seen(started),
+            ended: seen(ended),
+            task,
+            cancelled: false,
+            failed: false,
+        }
     }
 
     #[test]
@@ -242,15 +250,24 @@ mod tests {
         let expected = Occupancy { queue_len_max: 3, queue_len_ns: 60, busy_ns: 40, all_busy_ns: 40 };
         assert_eq!(figures.occupancy, expected);
         let reads = &figures.work[&(WorkKind::Fs, "read".to_owned())];
-        assert_eq!((reads.count, reads.queue_wait.sum(), reads.run.sum(), reads.completion_delay.sum()), (4, 60, 40, 4));
+        assert_eq!(
+            (reads.count, reads.queue_wait.sum(), reads.run.sum(), reads.completion_delay.sum()),
+            (4, 60, 40, 4)
+        );
         assert_eq!(pool.close(MonoNs(100), MonoNs(200), 1), None);
     }
 
     #[test]
     fn an_item_in_flight_counts_in_each_of_its_windows() {
         let items = [Item { submitted: 50, started: 150, ended: u64::MAX }];
-        assert_eq!(sweep(&items, 0, 100, 1), Occupancy { queue_len_max: 1, queue_len_ns: 50, busy_ns: 0, all_busy_ns: 0 });
-        assert_eq!(sweep(&items, 100, 200, 1), Occupancy { queue_len_max: 1, queue_len_ns: 50, busy_ns: 50, all_busy_ns: 50 });
+        assert_eq!(
+            sweep(&items, 0, 100, 1),
+            Occupancy { queue_len_max: 1, queue_len_ns: 50, busy_ns: 0, all_busy_ns: 0 }
+        );
+        assert_eq!(
+            sweep(&items, 100, 200, 1),
+            Occupancy { queue_len_max: 1, queue_len_ns: 50, busy_ns: 50, all_busy_ns: 50 }
+        );
     }
 
     #[test]

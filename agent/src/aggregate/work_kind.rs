@@ -18,10 +18,43 @@ pub enum WorkKind {
 
 /// Names of libuv's `uv_fs_type`, from `UV_FS_CUSTOM` on.
 const FS: [&str; 37] = [
-    "custom", "open", "close", "read", "write", "sendfile", "stat", "lstat", "fstat", "ftruncate", "utime", "futime",
-    "access", "chmod", "fchmod", "fsync", "fdatasync", "unlink", "rmdir", "mkdir", "mkdtemp", "rename", "scandir",
-    "link", "symlink", "readlink", "chown", "fchown", "realpath", "copyfile", "lchown", "opendir", "readdir",
-    "closedir", "statfs", "mkstemp", "lutime",
+    "custom",
+    "open",
+    "close",
+    "read",
+    "write",
+    "sendfile",
+    "stat",
+    "lstat",
+    "fstat",
+    "ftruncate",
+    "utime",
+    "futime",
+    "access",
+    "chmod",
+    "fchmod",
+    "fsync",
+    "fdatasync",
+    "unlink",
+    "rmdir",
+    "mkdir",
+    "mkdtemp",
+    "rename",
+    "scandir",
+    "link",
+    "symlink",
+    "readlink",
+    "chown",
+    "fchown",
+    "realpath",
+    "copyfile",
+    "lchown",
+    "opendir",
+    "readdir",
+    "closedir",
+    "statfs",
+    "mkstemp",
+    "lutime",
 ];
 
 /// Name of a `uv_fs_type`; empty if it is not known.
@@ -95,16 +128,31 @@ mod tests {
     fn classes_have_kinds() {
         check("node::crypto::DeriveBitsJob<node::crypto::PBKDF2Traits>", WorkKind::Crypto, "PBKDF2");
         check("vtable for node::crypto::HashJob", WorkKind::Crypto, "Hash");
-        check("node::(anonymous namespace)::CompressionStream<node::(anonymous namespace)::ZlibContext>", WorkKind::Zlib, "Zlib");
-        check("node::(anonymous namespace)::BrotliCompressionStream<node::(anonymous namespace)::BrotliEncoderContext>", WorkKind::Zlib, "BrotliEncoder");
+        check(
+            "node::(anonymous namespace)::CompressionStream<node::(anonymous namespace)::ZlibContext>",
+            WorkKind::Zlib,
+            "Zlib",
+        );
+        check(
+            "node::(anonymous namespace)::BrotliCompressionStream<node::(anonymous namespace)::BrotliEncoderContext>",
+            WorkKind::Zlib,
+            "BrotliEncoder",
+        );
         check("node::fs::ReadFileJob", WorkKind::Fs, "ReadFile");
         check("(anonymous namespace)::uvimpl::Work", WorkKind::Other, "node_api");
-        check("node::crypto::KeyGenJob<node::crypto::KeyPairGenTraits<node::crypto::RsaKeyPairParams>>", WorkKind::Crypto, "RsaKeyPairParams");
+        check(
+            "node::crypto::KeyGenJob<node::crypto::KeyPairGenTraits<node::crypto::RsaKeyPairParams>>",
+            WorkKind::Crypto,
+            "RsaKeyPairParams",
+        );
         check("", WorkKind::Other, "");
     }
 
     #[test]
     fn operations_have_libuvs_names() {
-        assert_eq!((fs_operation(3), fs_operation(28), fs_operation(36), fs_operation(u32::MAX)), ("read", "realpath", "lutime", ""));
+        assert_eq!(
+            (fs_operation(3), fs_operation(28), fs_operation(36), fs_operation(u32::MAX)),
+            ("read", "realpath", "lutime", "")
+        );
     }
 }

@@ -39,7 +39,14 @@ impl Process {
     }
 
     /// Takes in a fork, an exec or an exit; the line about it, if there is room for one.
-    pub fn life(&mut self, pid: Pid, tid: Tid, at: MonoNs, body: &Body, counters: &mut Counters) -> Option<model::Process> {
+    pub fn life(
+        &mut self,
+        pid: Pid,
+        tid: Tid,
+        at: MonoNs,
+        body: &Body,
+        counters: &mut Counters,
+    ) -> Option<model::Process> {
         let line = match body {
             Body::Fork { child_pid, child_tid } if *child_pid == pid => {
                 model::Process::ThreadStart { tid: child_tid.0, parent_tid: tid.0 }

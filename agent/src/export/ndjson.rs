@@ -71,7 +71,17 @@ struct Head {
 
 /// Types of lines, as [`crate::report::Body`] names them.
 const TYPES: &[&str] = &[
-    "target", "window", "slow_turn", "gc_pause", "heap_limit", "stack", "off_cpu", "process", "warning", "agent", "end",
+    "target",
+    "window",
+    "slow_turn",
+    "gc_pause",
+    "heap_limit",
+    "stack",
+    "off_cpu",
+    "process",
+    "warning",
+    "agent",
+    "end",
 ];
 
 impl<R: BufRead> Reader<R> {

@@ -217,8 +217,8 @@ impl<R: Read> Reader<R> {
             return Err(RecordingError::CutShort { frame: self.frame });
         }
         let [tag] = tag;
-        let input = parse(tag, Bytes::from(payload))
-            .map_err(|what| RecordingError::Damaged { frame: self.frame, what })?;
+        let input =
+            parse(tag, Bytes::from(payload)).map_err(|what| RecordingError::Damaged { frame: self.frame, what })?;
         self.frame += 1;
         Ok(Some(input))
     }

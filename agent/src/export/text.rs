@@ -6,6 +6,8 @@ mod loops;
 mod stack;
 mod waits;
 
+use std::fmt::Write as _;
+
 use format::{Page, cut, duration, rate};
 use loops::Shares;
 
@@ -82,9 +84,15 @@ fn about(page: &mut Page, pid: u32, target: &TargetSummary) {
     page.heading(&format!("Process {pid}"));
     if let Some(Target { command, exe, node_version, kernel_release, cpus, degraded, .. }) = &target.target {
         let command = if command.is_empty() { exe.clone() } else { command.join(" ") };
-        let version = node_version.as_deref().map_or_else(|| "Node.js, version not known".to_owned(), |v| format!("Node.js {}", safe_version(v)));
+        let version = node_version
+            .as_deref()
+            .map_or_else(|| "Node.js, version not known".to_owned(), |v| format!("Node.js {}", safe_version(v)));
         page.line(&format!("  {}", cut(&format::safe(&command), page.style.width.saturating_sub(2))));
-        page.line(&format!("  {version}; Linux {}, {cpus} CPUs; {} seen", format::safe(kernel_release), duration(target.duration_ns)));
+        page.line(&format!(
+            "  {version}; Linux {}, {cpus} CPUs; {} seen",
+            format::safe(kernel_release),
+            duration(target.duration_ns)
+        ));
         for degraded in degraded {
             page.alarm(&format!("  not seen: {}: {}", format::safe(&degraded.feature), format::safe(&degraded.reason)));
         }
@@ -113,7 +121,9 @@ fn life(page: &mut Page, time: &str, event: &Process) {
     match event {
         Process::Fork { child_pid } => page.line(&format!("  {clock}  forked process {child_pid}")),
         Process::Exec { name } => page.line(&format!("  {clock}  became another program: {}", format::safe(name))),
-        Process::Exit { name: _, code: Some(0), signal: None, core_dumped: _ } => page.line(&format!("  {clock}  exited with code 0")),
+        Process::Exit { name: _, code: Some(0), signal: None, core_dumped: _ } => {
+            page.line(&format!("  {clock}  exited with code 0"));
+        }
         Process::Exit { name: _, code, signal, core_dumped } => {
             let how = match (code, signal) {
                 (_, Some(signal)) => format!("was killed by signal {signal}"),
@@ -154,10 +164,10 @@ fn live_text(time: &str, window: &Window) -> String {
         rate(of_loop.turns, of),
     );
     if of_loop.slow_turns != 0 {
-        text += &format!("  slow {}", of_loop.slow_turns);
+        let _ = write!(text, "  slow {}", of_loop.slow_turns);
     }
     if let Some(pool) = window.thread_pool.as_ref().filter(|pool| pool.queue_len_max != 0) {
-        text += &format!("  pool queue {}", pool.queue_len_max);
+        let _ = write!(text, "  pool queue {}", pool.queue_len_max);
     }
     text
 }

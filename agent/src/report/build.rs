@@ -24,8 +24,12 @@ pub fn window(pid: Pid, figures: &ProcessFigures, phases_seen_ns: u64, pool_size
     let mut loops: Vec<_> =
         figures.threads.iter().filter_map(|(thread, turns)| Some(loop_window(pid, thread, turns.as_ref()?))).collect();
     loops.sort_by_key(|of_loop| (of_loop.role, of_loop.tid));
-    let mut threads: Vec<_> =
-        figures.threads.iter().filter(|(_, turns)| turns.is_none()).map(|(thread, _)| thread_window(pid, thread)).collect();
+    let mut threads: Vec<_> = figures
+        .threads
+        .iter()
+        .filter(|(_, turns)| turns.is_none())
+        .map(|(thread, _)| thread_window(pid, thread))
+        .collect();
     threads.sort_by_key(|thread| (thread.role, thread.tid));
     Window {
         duration_ns,

@@ -2,9 +2,7 @@
 
 use super::{
     build::utilization,
-    model::{
-        AgentCost, FamilyAccount, Gc, LedgerPart, LoopWindow, OffCpuTotals, Phases, ThreadPool, Work,
-    },
+    model::{AgentCost, FamilyAccount, Gc, LedgerPart, LoopWindow, OffCpuTotals, Phases, ThreadPool, Work},
 };
 
 fn add(sum: &mut u64, n: u64) {
@@ -12,7 +10,8 @@ fn add(sum: &mut u64, n: u64) {
 }
 
 pub fn merge_ledger(sum: &mut LedgerPart, other: &LedgerPart) {
-    let &LedgerPart { wall_ns, idle_ns, on_cpu_ns, blocked_ns, runnable_ns, stopped_ns, unaccounted_ns, switches } = other;
+    let &LedgerPart { wall_ns, idle_ns, on_cpu_ns, blocked_ns, runnable_ns, stopped_ns, unaccounted_ns, switches } =
+        other;
     add(&mut sum.wall_ns, wall_ns);
     add(&mut sum.idle_ns, idle_ns);
     add(&mut sum.on_cpu_ns, on_cpu_ns);
@@ -78,9 +77,8 @@ pub fn merge_pool(sum: &mut ThreadPool, other: &ThreadPool) {
     add(&mut sum.busy_ns, *busy_ns);
     add(&mut sum.all_busy_ns, *all_busy_ns);
     for of_kind in work {
-        let at = sum
-            .work
-            .binary_search_by(|mine| (mine.kind, &mine.operation).cmp(&(of_kind.kind, &of_kind.operation)));
+        let at =
+            sum.work.binary_search_by(|mine| (mine.kind, &mine.operation).cmp(&(of_kind.kind, &of_kind.operation)));
         match at {
             Ok(at) => {
                 if let Some(mine) = sum.work.get_mut(at) {

@@ -406,11 +406,26 @@ pub struct OffCpuTotals {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Process {
-    ThreadStart { tid: u32, parent_tid: u32 },
-    ThreadEnd { tid: u32, name: String },
-    Fork { child_pid: u32 },
-    Exec { name: String },
-    Exit { name: String, code: Option<u8>, signal: Option<u8>, core_dumped: bool },
+    ThreadStart {
+        tid: u32,
+        parent_tid: u32,
+    },
+    ThreadEnd {
+        tid: u32,
+        name: String,
+    },
+    Fork {
+        child_pid: u32,
+    },
+    Exec {
+        name: String,
+    },
+    Exit {
+        name: String,
+        code: Option<u8>,
+        signal: Option<u8>,
+        core_dumped: bool,
+    },
     /// The agent can see the process no more.
     Gone,
 }

@@ -8,8 +8,8 @@ use super::{
     Body, Record,
     merge::{merge_cost, merge_gc, merge_ledger, merge_loop, merge_pool, merge_totals},
     model::{
-        AgentCost, Class, End, Gc, GcType, HeapLimit, LedgerPart, LoopWindow, OffCpu, OffCpuTotals, OffReason, Process, Role,
-        SlowTurn, Stack, StackId, Target, ThreadPool, Warning, Window,
+        AgentCost, Class, End, Gc, GcType, HeapLimit, LedgerPart, LoopWindow, OffCpu, OffCpuTotals, OffReason, Process,
+        Role, SlowTurn, Stack, StackId, Target, ThreadPool, Warning, Window,
     },
 };
 use crate::{aggregate::histogram::Histogram, limits};

@@ -170,7 +170,15 @@ impl Batch {
 }
 
 pub fn gc_pause(tid: u32, started_ns: u64, ended_ns: u64, collectors: u32, reason: u32) -> GcPause {
-    GcPause { header: header(kind::GC_PAUSE, tid, ended_ns), started_ns, heap: 0x1000, space: 1, reason, collectors, reserved: 0 }
+    GcPause {
+        header: header(kind::GC_PAUSE, tid, ended_ns),
+        started_ns,
+        heap: 0x1000,
+        space: 1,
+        reason,
+        collectors,
+        reserved: 0,
+    }
 }
 
 pub fn gc_step(tid: u32, started_ns: u64, ended_ns: u64) -> GcStep {
@@ -196,7 +204,8 @@ pub fn off_cpu(tid: u32, out_ns: u64, woken_ns: u64, back_ns: u64, user_stack: u
 pub fn stack(tid: u32, at: u64, id: u64, space: u32, frames: &[u64]) -> Vec<u8> {
     let mut head = header(kind::STACK, tid, at);
     head.flags = space;
-    let mut bytes = Stack { header: head, id, depth: u32::try_from(frames.len()).unwrap(), reserved: 0 }.as_bytes().to_vec();
+    let mut bytes =
+        Stack { header: head, id, depth: u32::try_from(frames.len()).unwrap(), reserved: 0 }.as_bytes().to_vec();
     bytes.extend_from_slice(frames.as_bytes());
     bytes
 }
@@ -220,7 +229,13 @@ pub fn fs_work(tid: u32, submitted_ns: u64, started_ns: u64, ended_ns: u64, op: 
 }
 
 pub fn node_work(tid: u32, submitted_ns: u64, started_ns: u64, ended_ns: u64, vtable: u64) -> Work {
-    Work { vtable, source: source::QUEUE_WORK, function: function::NODE, op: 0, ..fs_work(tid, submitted_ns, started_ns, ended_ns, 0) }
+    Work {
+        vtable,
+        source: source::QUEUE_WORK,
+        function: function::NODE,
+        op: 0,
+        ..fs_work(tid, submitted_ns, started_ns, ended_ns, 0)
+    }
 }
 
 pub fn fork(tid: u32, at: u64, child_tid: u32) -> Fork {

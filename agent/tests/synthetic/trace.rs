@@ -35,7 +35,10 @@ pub fn facts() -> TargetFacts {
         node_version: Some("v20.20.2".into()),
         thread_pool_size: Some(4),
         config: TraceConfig::default(),
-        degraded: vec![Degraded { feature: "heap limit".into(), reason: "symbol not in /usr/bin/node (test data)".into() }],
+        degraded: vec![Degraded {
+            feature: "heap limit".into(),
+            reason: "symbol not in /usr/bin/node (test data)".into(),
+        }],
         kernel_release: "6.18.44".into(),
         cpus: 2,
     }
@@ -135,7 +138,10 @@ fn read_file(main: &mut Thread, rings: &mut Rings) {
     main.state.ledger.sync_fs += 1;
     let (woken, back) = (main.now - 50_000, main.now);
     rings.add(family::STACK, &stack(PID, out, READ_STACK, space::USER, &[0x40_1000, 0x40_2000, 0x7f00_0000]));
-    rings.add(family::STACK, &stack(PID, out, KERNEL_STACK, space::KERNEL, &[0xffff_ffff_8100_0000, 0xffff_ffff_8100_1000]));
+    rings.add(
+        family::STACK,
+        &stack(PID, out, KERNEL_STACK, space::KERNEL, &[0xffff_ffff_8100_0000, 0xffff_ffff_8100_1000]),
+    );
     rings.add(family::SCHED, off_cpu(PID, out, woken, back, READ_STACK, KERNEL_STACK).as_bytes());
 }
 

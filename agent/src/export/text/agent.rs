@@ -1,11 +1,9 @@
 //! What the agent cost and lost, and what it warns of.
 
+use std::fmt::Write as _;
+
 use super::format::{Page, clock, count, duration, percent, ratio, safe};
-use crate::report::{
-    dropped,
-    model::EndReason,
-    summary::Summary,
-};
+use crate::report::{dropped, model::EndReason, summary::Summary};
 
 pub fn render(page: &mut Page, summary: &Summary) {
     page.heading("The agent itself");
@@ -39,17 +37,18 @@ fn cost(page: &mut Page, summary: &Summary) {
     let hits: u64 = agent.probes.iter().fold(0, |sum, probe| sum.saturating_add(probe.hits));
     let mut line = format!("  probes hit {:.0} times a second", 1e9 * ratio(hits, agent.duration_ns));
     if let Some(ns) = agent.probe_cost_ns {
-        line += &format!(", which took about {} of one CPU from what runs here", percent(ns, agent.duration_ns));
+        let _ = write!(line, ", which took about {} of one CPU from what runs here", percent(ns, agent.duration_ns));
     }
     if let Some(ns) = agent.bpf_run_ns {
-        line += &format!("; inside BPF programs {}", percent(ns, agent.duration_ns));
+        let _ = write!(line, "; inside BPF programs {}", percent(ns, agent.duration_ns));
     }
     page.line(&line);
 }
 
 fn books(page: &mut Page, summary: &Summary) {
     let families = summary.end.as_ref().map_or(&summary.agent.families, |end| &end.families);
-    let sum = |of: fn(&crate::report::model::FamilyAccount) -> u64| families.iter().map(of).fold(0, u64::saturating_add);
+    let sum =
+        |of: fn(&crate::report::model::FamilyAccount) -> u64| families.iter().map(of).fold(0, u64::saturating_add);
     let (emitted, received, lost) = (sum(|family| family.emitted), sum(|family| family.received), dropped(families));
     let line = format!("  records: {} emitted, {} received, {} dropped", count(emitted), count(received), count(lost));
     if lost == 0 {

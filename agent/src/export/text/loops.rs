@@ -1,7 +1,9 @@
 //! The loops: where their time went, delay, utilisation, slow turns.
 
+use std::fmt::Write as _;
+
 use super::{
-    format::{Page, clock, count, duration, parts_bar, percent, plural, ratio, rate, safe, spark},
+    format::{Page, clock, count, duration, parts_bar, percent, plural, rate, ratio, safe, spark},
     stack,
 };
 use crate::{
@@ -14,6 +16,7 @@ use crate::{
 
 /// Shares of a loop's wall time that do not overlap.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_field_names, reason = "units are part of names")]
 pub struct Shares {
     pub wall_ns: u64,
     /// On CPU, less garbage collection.
@@ -95,14 +98,16 @@ fn headline(of_loop: &LoopWindow) -> String {
         percent(shares.runnable_ns, of),
     );
     if shares.stopped_ns != 0 {
-        line += &format!(", {} stopped", percent(shares.stopped_ns, of));
+        let _ = write!(line, ", {} stopped", percent(shares.stopped_ns, of));
     }
     line
 }
 
 /// A loop that did nothing to speak of: node's own helper threads turn loops too.
 fn is_quiet(of_loop: &LoopWindow) -> bool {
-    of_loop.role != Role::Main && ratio(of_loop.ledger.on_cpu_ns, of_loop.ledger.wall_ns) < 0.001 && of_loop.slow_turns == 0
+    of_loop.role != Role::Main
+        && ratio(of_loop.ledger.on_cpu_ns, of_loop.ledger.wall_ns) < 0.001
+        && of_loop.slow_turns == 0
 }
 
 /// Loops that are printed one by one.
@@ -166,7 +171,10 @@ fn one(page: &mut Page, target: &TargetSummary, of_loop: &LoopWindow) {
         plural(ledger.switches, "switch", "switches"),
     ));
     if of_loop.sync_fs != 0 {
-        page.line(&format!("  {} on this thread", plural(of_loop.sync_fs, "synchronous file request", "synchronous file requests")));
+        page.line(&format!(
+            "  {} on this thread",
+            plural(of_loop.sync_fs, "synchronous file request", "synchronous file requests")
+        ));
     }
 }
 
@@ -217,11 +225,7 @@ fn slow_turns(page: &mut Page, summary: &Summary, target: &TargetSummary) {
     }
     let threshold = target.target.as_ref().map_or(0, |target| target.config.slow_turn_ns);
     let shown = if all + open > 1 { "; the longest" } else { "" };
-    page.heading(&format!(
-        "Slow turns: {} of {} or more{shown}",
-        count(all + open),
-        duration(threshold),
-    ));
+    page.heading(&format!("Slow turns: {} of {} or more{shown}", count(all + open), duration(threshold)));
     for (time, turn) in target.slow_turns.iter().take(SLOW_SHOWN) {
         slow_turn(page, summary, target, time, turn);
     }

@@ -81,7 +81,10 @@ fn name(frame: &Frame) -> String {
     let name = without_parameters(&frame.name);
     match frame.kind {
         FrameKind::Kernel => format!("{}_[k]", safe(name)),
-        FrameKind::Js => format!("[js]{}", if name.is_empty() || name == "[js]" { String::new() } else { format!(" {}", safe(name)) }),
+        FrameKind::Js => format!(
+            "[js]{}",
+            if name.is_empty() || name == "[js]" { String::new() } else { format!(" {}", safe(name)) }
+        ),
         FrameKind::Builtin | FrameKind::Native => safe(name),
         FrameKind::Unknown => {
             let module = frame.module.as_deref().and_then(|module| module.rsplit('/').next()).unwrap_or("?");
@@ -94,7 +97,10 @@ fn name(frame: &Frame) -> String {
 fn without_parameters(name: &str) -> &str {
     // An operator's or an anonymous namespace's parentheses are part of the name.
     match name.char_indices().find(|&(at, c)| {
-        c == '(' && at != 0 && !name.get(at..).is_some_and(|rest| rest.starts_with("(anonymous")) && !name.get(..at).is_some_and(|head| head.ends_with("operator"))
+        c == '('
+            && at != 0
+            && !name.get(at..).is_some_and(|rest| rest.starts_with("(anonymous"))
+            && !name.get(..at).is_some_and(|head| head.ends_with("operator"))
     }) {
         Some((at, _)) => name.get(..at).unwrap_or(name),
         None => name,

@@ -1,6 +1,6 @@
 //! What the loops wait for: thread pool, garbage collection, stays off CPU, run queue.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{cmp::Reverse, collections::BTreeMap, fmt::Write as _};
 
 use super::{
     format::{Page, count, duration, percent, plural, ratio, safe},
@@ -32,7 +32,8 @@ const OPERATIONS_SHOWN: usize = 6;
 
 pub fn thread_pool(page: &mut Page, target: &TargetSummary) {
     let Some(pool) = &target.pool else { return };
-    let threads = if pool.size == 0 { "size not known".to_owned() } else { plural(u64::from(pool.size), "thread", "threads") };
+    let threads =
+        if pool.size == 0 { "size not known".to_owned() } else { plural(u64::from(pool.size), "thread", "threads") };
     table(page, &format!("Thread pool ({threads})"));
     for (kind, of_kind) in by_kind(pool) {
         kind_rows(page, kind, &of_kind);
@@ -41,7 +42,8 @@ pub fn thread_pool(page: &mut Page, target: &TargetSummary) {
     let mean = ratio(pool.queue_len_ns, of);
     let mut line = format!("  queue: {mean:.2} items on average, {} at most", count(pool.queue_len_max));
     if pool.size != 0 {
-        line += &format!(
+        let _ = write!(
+            line,
             "; threads busy {} of the time, all of them at once {}",
             percent(pool.busy_ns, of.saturating_mul(u64::from(pool.size))),
             percent(pool.all_busy_ns, of),
@@ -178,11 +180,19 @@ pub fn off_cpu(page: &mut Page, summary: &Summary, target: &TargetSummary) {
     }
     let rest = groups.get(STAYS_SHOWN..).unwrap_or_default();
     if !rest.is_empty() || target.off_cpu_other.count != 0 {
-        let ns: u64 = rest.iter().map(|(_, totals)| totals.total_ns).fold(target.off_cpu_other.total_ns, u64::saturating_add);
-        page.aside(&format!("  {:>9} in {} more, less often or shorter", duration(ns), plural(rest.len() as u64, "group", "groups")));
+        let ns: u64 =
+            rest.iter().map(|(_, totals)| totals.total_ns).fold(target.off_cpu_other.total_ns, u64::saturating_add);
+        page.aside(&format!(
+            "  {:>9} in {} more, less often or shorter",
+            duration(ns),
+            plural(rest.len() as u64, "group", "groups")
+        ));
     }
     if all.over_budget != 0 {
-        page.aside(&format!("  {} without a stack: their thread's budget for stacks was used up", plural(all.over_budget, "stay", "stays")));
+        page.aside(&format!(
+            "  {} without a stack: their thread's budget for stacks was used up",
+            plural(all.over_budget, "stay", "stays")
+        ));
     }
 }
 
