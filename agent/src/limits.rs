@@ -89,3 +89,18 @@ pub const PROC_THREADS_MAX: usize = 8192;
 
 /// Mapped files of one process that are searched for the symbols of Node.js: a large one maps some fifty libraries.
 pub const PROC_FILES_MAX: usize = 256;
+
+/// Functions in one symbol table: Node.js 26 has 190 000, Chromium a million; 16 B each.
+pub const ELF_FUNCTIONS_MAX: usize = 1 << 21;
+
+/// Bytes of one symbol's name that are read; V8's longest template instances have 4000.
+pub const SYMBOL_NAME_BYTES_MAX: u64 = 4096;
+
+/// Files whose functions are kept: 3 MiB for a Node.js binary, far less for others.
+pub const SYMBOL_FILES_MAX: usize = 64;
+
+/// Bytes of a perf map that are read: a million entries.
+pub const PERF_MAP_BYTES_MAX: u64 = 64 << 20;
+
+/// Kernel symbols: a distribution's kernel with all its modules has 250 000.
+pub const KERNEL_SYMBOLS_MAX: usize = 1 << 20;

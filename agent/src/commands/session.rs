@@ -1,6 +1,6 @@
 //! A trace in progress, as seen from below: what is attached, and what the kernel half has counted so far.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc, time::Duration};
 
 use agent_ebpf::{
     abi::family,
@@ -35,13 +35,20 @@ const THREAD_POOL_WORK_VTABLE_BACK: u32 = 16;
 /// Probes of one file, ready to be attached.
 #[derive(Clone, Debug)]
 pub struct FileProbes {
-    /// A path by which the file can be opened from here.
-    pub path: PathBuf,
+    /// Kept open: probes come and go, and the process by whose maps the file was found may go.
+    pub file: Arc<File>,
     /// Which file it is: device and inode.
     pub identity: (u64, u64),
     /// File offset and probe id.
     pub base: Vec<(u64, u64)>,
     pub phases: Vec<(u64, u64)>,
+}
+
+impl FileProbes {
+    /// A path that leads to the open file.
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -130,9 +137,9 @@ impl Session {
             return Ok(());
         }
         if let Some(probes) = &mut self.probes {
-            probes.attach(Group::Base, &file.path, &file.base)?;
+            probes.attach(Group::Base, &file.path(), &file.base)?;
             if self.duty.as_ref().is_some_and(PhaseDuty::is_attached) {
-                probes.attach(Group::Phases, &file.path, &file.phases)?;
+                probes.attach(Group::Phases, &file.path(), &file.phases)?;
                 if self.files.is_empty() {
                     self.phases_marked = monotonic_ns();
                 }
@@ -215,7 +222,7 @@ impl Session {
                 Ok(())
             }
             Action::Attach => {
-                self.files.iter().try_for_each(|file| probes.attach(Group::Phases, &file.path, &file.phases))
+                self.files.iter().try_for_each(|file| probes.attach(Group::Phases, &file.path(), &file.phases))
             }
         };
         if let Err(error) = result {

@@ -1,6 +1,6 @@
 //! A process that is to be traced: what it is, and where its probes go.
 
-use std::path::Path;
+use std::{fs::File, path::Path, sync::Arc};
 
 use agent_ebpf::spec::{Component, Group};
 
@@ -60,7 +60,7 @@ pub fn examine(pid: Pid) -> Result<Subject, SubjectError> {
         thread_pool_size: Some(target.pool.threads()),
         ..facts(&target.node, &plan)
     };
-    Ok(Subject { pid, files: file_probes(&target.node, &plan), facts })
+    Ok(Subject { pid, files: file_probes(&target.node, &plan)?, facts })
 }
 
 /// Looks at a program that `pid` is about to become. One that is no Node.js itself, a script say, may become one: then its probes
@@ -80,7 +80,7 @@ pub fn expect(pid: Pid, exe: &Path, arguments: &[String]) -> Result<Subject, Sub
     };
     let plan = plan_of(&node)?;
     let TargetFacts { node_version, degraded, .. } = facts(&node, &plan);
-    Ok(Subject { pid, files: file_probes(&node, &plan), facts: TargetFacts { node_version, degraded, ..own } })
+    Ok(Subject { pid, files: file_probes(&node, &plan)?, facts: TargetFacts { node_version, degraded, ..own } })
 }
 
 fn plan_of(node: &NodeFiles) -> Result<Plan, ElfError> {
@@ -122,19 +122,23 @@ fn degraded(plan: &Plan) -> Vec<Degraded> {
     rows
 }
 
-fn file_probes(node: &NodeFiles, plan: &Plan) -> Vec<FileProbes> {
+fn file_probes(node: &NodeFiles, plan: &Plan) -> Result<Vec<FileProbes>, ElfError> {
     let points = |file: FileId, group: Group| -> Vec<(u64, u64)> {
         let placements = plan.placements.iter().filter(|placement| placement.file == file);
         let grouped = placements.filter(|placement| placement.probe.group == group);
         grouped.map(|placement| (placement.offset.0, placement.probe.id)).collect()
     };
-    let files = node.files.iter().enumerate().map(|(index, file)| FileProbes {
-        path: file.path.clone(),
-        identity: (file.identity.device, file.identity.inode),
-        base: points(FileId(index), Group::Base),
-        phases: points(FileId(index), Group::Phases),
-    });
-    files.collect()
+    let mut files = Vec::with_capacity(node.files.len());
+    for (index, file) in node.files.iter().enumerate() {
+        let open = File::open(&file.path).map_err(|source| ElfError::Read { path: file.path.clone(), source })?;
+        files.push(FileProbes {
+            file: Arc::new(open),
+            identity: (file.identity.device, file.identity.inode),
+            base: points(FileId(index), Group::Base),
+            phases: points(FileId(index), Group::Phases),
+        });
+    }
+    Ok(files)
 }
 
 /// `argv[0]` and the script: the rest may hold secrets, and so may the value of an option.

@@ -25,11 +25,11 @@ pub struct Symbols {
 
 impl Symbols {
     /// Answers go to `answers` as inputs for the core.
-    pub fn start(symbolizer: Symbolizer, answers: UnboundedSender<Input>) -> std::io::Result<Self> {
+    pub fn start(answers: UnboundedSender<Input>) -> std::io::Result<Self> {
         let (questions, inbox) = sync_channel(QUESTIONS_MAX);
         let thread = std::thread::Builder::new()
             .name("agent-symbols".into())
-            .spawn(move || answer_all(symbolizer, &inbox, &answers))?;
+            .spawn(move || answer_all(&inbox, &answers))?;
         Ok(Self { questions, pending: 0, thread })
     }
 
@@ -61,7 +61,9 @@ impl Symbols {
     }
 }
 
-fn answer_all(mut symbolizer: Symbolizer, inbox: &Receiver<Output>, answers: &UnboundedSender<Input>) {
+fn answer_all(inbox: &Receiver<Output>, answers: &UnboundedSender<Input>) {
+    // Made here, as it keeps what it reads to its own thread.
+    let mut symbolizer = Symbolizer::new();
     for question in inbox {
         let answer = match question {
             Output::Record(_) => continue,
@@ -73,7 +75,7 @@ fn answer_all(mut symbolizer: Symbolizer, inbox: &Receiver<Output>, answers: &Un
                 Input::Symbolized { stack, frames }
             }
             Output::NeedWorkClass { pid, vtable } => {
-                Input::WorkClass { pid, vtable, class: symbolizer.work_class(pid, vtable).map(Into::into) }
+                Input::WorkClass { pid, vtable, class: symbolizer.work_class(pid, vtable) }
             }
         };
         if answers.send(answer).is_err() {

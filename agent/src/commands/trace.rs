@@ -37,7 +37,6 @@ use crate::{
         model::{Body, EndReason, TraceConfig},
         summary::Summary,
     },
-    symbolize::Symbolizer,
     units::Pid,
 };
 
@@ -142,7 +141,7 @@ struct Driver {
 impl Driver {
     fn new(args: &TraceArgs, session: Session, sinks: Sinks) -> Result<Self, TraceError> {
         let (to_core, answers) = mpsc::unbounded_channel();
-        let symbols = Symbols::start(Symbolizer::new(), to_core)
+        let symbols = Symbols::start(to_core)
             .map_err(|error| TraceError::Output(format!("cannot start the symbol thread: {error}")))?;
         let settings = settings(args);
         Ok(Self {

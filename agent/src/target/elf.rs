@@ -17,7 +17,7 @@ use object::elf;
 use thiserror::Error;
 
 use crate::{
-    limits::{ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX, SYMBOL_TABLE_BYTES_MAX, VTABLES_MAX},
+    limits::{ELF_FUNCTIONS_MAX, SYMBOL_NAME_BYTES_MAX, ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX, SYMBOL_TABLE_BYTES_MAX, VTABLES_MAX},
     units::FileOffset,
 };
 
@@ -160,7 +160,8 @@ pub struct ElfFile {
     position_independent: bool,
     frame_index: Option<Segment>,
     starts: OnceLock<Vec<FileAddr>>,
-    vtables: OnceLock<Vec<(FileAddr, String)>>,
+    vtables: OnceLock<Vec<(FileAddr, u64, String)>>,
+    has_debug_info: bool,
 }
 
 impl fmt::Debug for ElfFile {
@@ -218,11 +219,12 @@ impl ElfFile {
             frame_index: None,
             starts: OnceLock::new(),
             vtables: OnceLock::new(),
+            has_debug_info: false,
         };
         let programs = u64_at(&header, 32).ok_or_else(not_elf)?;
         let sections = u64_at(&header, 40).ok_or_else(not_elf)?;
         this.read_segments(programs, u64::from(field(56)?))?;
-        this.read_tables(sections, u64::from(field(60)?))?;
+        this.read_tables(sections, u64::from(field(60)?), usize::from(field(62)?))?;
         Ok(this)
     }
 
@@ -279,7 +281,7 @@ impl ElfFile {
         Ok(())
     }
 
-    fn read_tables(&mut self, offset: u64, count: u64) -> Result<(), ElfError> {
+    fn read_tables(&mut self, offset: u64, count: u64, names_index: usize) -> Result<(), ElfError> {
         const PART: &str = "section header table";
         let most = ELF_HEADERS_MAX * SECTION_HEADER_BYTES as u64;
         let table = self.read(Range { offset, bytes: count * SECTION_HEADER_BYTES as u64 }, most, PART)?;
@@ -297,6 +299,13 @@ impl ElfFile {
             }
         }
         self.tables.sort_by_key(|table| table.via != Via::Symtab);
+        // Without names of sections, a file merely seems to have no line information.
+        let names = sections.get(names_index).and_then(|entry| range(entry));
+        let names = names.and_then(|names| self.read(names, ELF_NOTE_BYTES_MAX, "section names").ok()).unwrap_or_default();
+        self.has_debug_info = sections.iter().any(|entry| {
+            let name = u32_at(entry, 0).and_then(|at| names.get(usize::try_from(at).ok()?..));
+            name.is_some_and(|name| name.starts_with(b".debug_info\0"))
+        });
         Ok(())
     }
 
@@ -468,6 +477,51 @@ impl ElfFile {
         Ok(())
     }
 
+    /// The functions of the fullest symbol table, by address; of several at one address, one.
+    pub fn functions(&self) -> Result<Vec<FunctionSymbol>, ElfError> {
+        let Some(table) = self.tables.first() else { return Ok(Vec::new()) };
+        let mut functions = Vec::new();
+        self.each_symbol(*table, |entry, _| {
+            if matches!(entry.kind, elf::STT_FUNC | elf::STT_GNU_IFUNC) {
+                let size = u32::try_from(entry.size).unwrap_or(u32::MAX);
+                functions.push(FunctionSymbol { addr: FileAddr(entry.value), size, name: entry.name });
+            }
+            functions.len() < ELF_FUNCTIONS_MAX
+        })?;
+        // The largest of several at one address is the function; the others are marks in it.
+        functions.sort_by_key(|function| (function.addr, std::cmp::Reverse(function.size)));
+        functions.dedup_by_key(|function| function.addr);
+        functions.shrink_to_fit();
+        Ok(functions)
+    }
+
+    /// The name of a function that [`Self::functions`] gave, as far as it is text.
+    #[must_use]
+    pub fn name_of(&self, function: &FunctionSymbol) -> Option<String> {
+        let names = self.tables.first()?.names;
+        let left = names.bytes.checked_sub(u64::from(function.name))?;
+        let offset = names.offset.checked_add(u64::from(function.name))?;
+        let bytes = self.read(Range { offset, bytes: left.min(SYMBOL_NAME_BYTES_MAX) }, SYMBOL_NAME_BYTES_MAX, "name").ok()?;
+        let name = bytes.split(|byte| *byte == 0).next()?;
+        (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
+    }
+
+    /// Whether the file has line information, and so perhaps inlined functions.
+    #[must_use]
+    pub fn has_debug_info(&self) -> bool {
+        self.has_debug_info
+    }
+
+    /// The address of the byte at a file offset.
+    #[must_use]
+    pub fn addr_of_offset(&self, offset: u64) -> Option<FileAddr> {
+        self.segments.iter().find_map(|segment| {
+            let within = offset.checked_sub(segment.offset)?;
+            (within < segment.file_bytes).then_some(())?;
+            segment.addr.checked_add(within).map(FileAddr)
+        })
+    }
+
     /// Bytes from the function's start to that of the next (so perhaps with padding), if the unwind table says that a
     /// function begins there.
     #[must_use]
@@ -502,17 +556,17 @@ impl ElfFile {
         Some(starts)
     }
 
-    /// The class (mangled, without `_ZTV`) whose vtable an object's first word points to. The vtable symbol begins two words
-    /// before that: offset to top, and type info.
+    /// The class (mangled, without `_ZTV`) whose vtable a base of an object points into. The primary base's pointer is two words
+    /// (offset to top, type info) behind the symbol, those of further bases lie further behind.
     #[must_use]
     pub fn class_of_vptr(&self, vptr: FileAddr) -> Option<&str> {
-        let symbol = FileAddr(vptr.0.checked_sub(16)?);
         let table = self.vtables.get_or_init(|| self.read_vtables());
-        let at = table.binary_search_by_key(&symbol, |(addr, _)| *addr).ok()?;
-        table.get(at).map(|(_, name)| name.as_str())
+        let next = table.partition_point(|(addr, _, _)| *addr <= vptr);
+        let (addr, size, name) = table.get(next.checked_sub(1)?)?;
+        (vptr.0 - addr.0 < (*size).max(24)).then_some(name.as_str())
     }
 
-    fn read_vtables(&self) -> Vec<(FileAddr, String)> {
+    fn read_vtables(&self) -> Vec<(FileAddr, u64, String)> {
         let mut vtables = Vec::new();
         if let Some(table) = self.tables.first() {
             // A damaged table costs the names of classes, nothing else.
@@ -521,7 +575,7 @@ impl ElfFile {
                     && let Some(name) = name.split(|byte| *byte == 0).next()
                     && let Ok(name) = std::str::from_utf8(name)
                 {
-                    vtables.push((FileAddr(entry.value), name.to_owned()));
+                    vtables.push((FileAddr(entry.value), entry.size, name.to_owned()));
                 }
                 vtables.len() < VTABLES_MAX
             });
@@ -550,8 +604,19 @@ impl Lookup {
     }
 }
 
+/// A function of a symbol table; the name stays in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FunctionSymbol {
+    pub addr: FileAddr,
+    /// Bytes; 0 where the table does not say.
+    pub size: u32,
+    /// For [`ElfFile::name_of`].
+    name: u32,
+}
+
 struct RawSymbol {
     name: u32,
+    kind: u8,
     section: u16,
     value: u64,
     size: u64,
@@ -559,7 +624,8 @@ struct RawSymbol {
 
 impl RawSymbol {
     fn parse(entry: &[u8]) -> Option<Self> {
-        Some(Self { name: u32_at(entry, 0)?, section: u16_at(entry, 6)?, value: u64_at(entry, 8)?, size: u64_at(entry, 16)? })
+        let kind = *entry.get(4)? & 0xf;
+        Some(Self { name: u32_at(entry, 0)?, kind, section: u16_at(entry, 6)?, value: u64_at(entry, 8)?, size: u64_at(entry, 16)? })
     }
 }
 

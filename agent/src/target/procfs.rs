@@ -96,6 +96,8 @@ pub struct Mapping {
     pub end: UserAddr,
     /// Offset in the file, 0 if there is none.
     pub offset: u64,
+    /// Major number in the upper half, minor in the lower.
+    pub device: u64,
     /// 0 for anonymous memory: compiled JavaScript, for one.
     pub inode: u64,
     /// As the process sees it; `[vdso]` and the like for special ones, empty for anonymous ones.
@@ -293,7 +295,8 @@ fn parse_mapping(line: &str) -> Option<Mapping> {
     let hex = |text| u64::from_str_radix(text, 16).ok();
     let (start, end) = (hex(start)?, hex(end)?);
     let offset = hex(fields.next()?)?;
-    let _device = fields.next()?;
+    let (major, minor) = fields.next()?.split_once(':')?;
+    let device = hex(major)? << 32 | hex(minor)?;
     let inode = fields.next()?.parse().ok()?;
     let path = fields.next().unwrap_or_default().trim_start();
     let gone = path.strip_suffix(" (deleted)");
@@ -301,6 +304,7 @@ fn parse_mapping(line: &str) -> Option<Mapping> {
         start: UserAddr(start),
         end: UserAddr(end),
         offset,
+        device,
         inode,
         path: PathBuf::from(gone.unwrap_or(path)),
         deleted: gone.is_some(),

@@ -1,0 +1,173 @@
+//! From addresses to names.
+//!
+//! Symbol tables of a Node.js binary hold 170 000 functions; they are kept as sorted addresses, and a name is read from the file when
+//! it is asked for, so the whole costs three megabytes and no mapped file. Where a file has line information, blazesym says
+//! which functions were inlined.
+
+mod demangle;
+mod jit;
+mod kernel;
+mod module;
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    limits::SYMBOL_FILES_MAX,
+    report::model::{Frame, FrameKind},
+    target::procfs::{self, Mapping},
+    units::{Pid, UserAddr},
+};
+use jit::PerfMap;
+use kernel::KernelSymbols;
+use module::Module;
+
+pub use jit::parse as parse_perf_map;
+pub use kernel::parse as parse_kallsyms;
+
+/// Reading `/proc/PID/maps` takes the target's mmap lock: not more often than this.
+const MAPS_PACE: Duration = Duration::from_secs(1);
+
+/// Executable mappings that are searched for a vtable: the program's own come first.
+const CLASS_FILES_MAX: usize = 16;
+
+/// Names addresses; keeps what it has read.
+pub struct Symbolizer {
+    spaces: HashMap<Pid, Space>,
+    /// By device and inode.
+    modules: HashMap<(u64, u64), Option<Module>>,
+    kernel: Option<KernelSymbols>,
+    lines: blazesym::symbolize::Symbolizer,
+}
+
+/// What is mapped where in a process.
+#[derive(Default)]
+struct Space {
+    mappings: Vec<Mapping>,
+    read: Option<Instant>,
+    perf_map: PerfMap,
+}
+
+impl Default for Symbolizer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Symbolizer {
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            spaces: HashMap::new(),
+            modules: HashMap::new(),
+            kernel: None,
+            lines: blazesym::symbolize::Symbolizer::new(),
+        }
+    }
+
+    /// Names a user stack, innermost first. Every address but the first is a return address: the call lies before it.
+    pub fn symbolize_user(&mut self, pid: Pid, addrs: &[u64]) -> Vec<Frame> {
+        let mut frames = Vec::with_capacity(addrs.len());
+        for (depth, addr) in addrs.iter().enumerate() {
+            self.user_frame(pid, *addr, addr.saturating_sub(u64::from(depth > 0)), &mut frames);
+        }
+        frames
+    }
+
+    /// Names a kernel stack, innermost first, from the scheduler's own entry on: what lies above is the tracing of it.
+    pub fn symbolize_kernel(&mut self, addrs: &[u64]) -> Vec<Frame> {
+        let symbols = self.kernel.get_or_insert_with(KernelSymbols::read);
+        let frames: Vec<Frame> = addrs.iter().map(|addr| symbols.frame(addr.saturating_sub(1))).collect();
+        match frames.iter().position(|frame| frame.name == "__schedule") {
+            Some(at) => frames.into_iter().skip(at).collect(),
+            None => frames,
+        }
+    }
+
+    /// The class of a `node::ThreadPoolWork`, by its vtable: that lies in data, of whichever file.
+    pub fn work_class(&mut self, pid: Pid, vtable: UserAddr) -> Option<String> {
+        // Any look-up reads the maps, if they have not been read yet.
+        let _ = self.mapping(pid, vtable.0);
+        let mappings = self.spaces.get(&pid)?.mappings.clone();
+        let files = mappings.iter().filter(|mapping| mapping.is_file());
+        files.take(CLASS_FILES_MAX).find_map(|mapping| {
+            self.module_and_lines(pid, mapping).and_then(|(module, _)| module.class_of_vptr(vtable.0))
+        })
+    }
+
+    fn user_frame(&mut self, pid: Pid, addr: u64, at: u64, frames: &mut Vec<Frame>) {
+        let Some(mapping) = self.mapping(pid, at) else {
+            frames.push(unknown(addr));
+            return;
+        };
+        if mapping.is_file() {
+            let begin = frames.len();
+            if let Some((module, lines)) = self.module_and_lines(pid, &mapping) {
+                module.frames(at.wrapping_sub(mapping.start.0).wrapping_add(mapping.offset), lines, frames);
+            }
+            if frames.len() == begin {
+                // A stripped library: the place in the file can be named later, by whoever has its symbols.
+                let offset = at.wrapping_sub(mapping.start.0).wrapping_add(mapping.offset);
+                let module = file_name(&mapping);
+                let name = format!("{}+{offset:#x}", module.as_deref().unwrap_or("?"));
+                frames.push(Frame { name, module, kind: FrameKind::Unknown, ..Frame::default() });
+            }
+            return;
+        }
+        let name = mapping.path.to_string_lossy();
+        if name.starts_with('[') && name != "[heap]" && name != "[stack]" {
+            frames.push(Frame { name: name.into_owned(), kind: FrameKind::Native, ..Frame::default() });
+            return;
+        }
+        let space = self.spaces.entry(pid).or_default();
+        let name = space.perf_map.name(pid, at).unwrap_or_else(|| "[js]".to_owned());
+        frames.push(Frame { name, kind: FrameKind::Js, ..Frame::default() });
+    }
+
+    /// The executable mapping that holds an address. Maps are read again when it is in none, but not all the time.
+    fn mapping(&mut self, pid: Pid, addr: u64) -> Option<Mapping> {
+        let space = self.spaces.entry(pid).or_default();
+        let find = |space: &Space| {
+            let next = space.mappings.partition_point(|mapping| mapping.start.0 <= addr);
+            let mapping = space.mappings.get(next.checked_sub(1)?)?;
+            (addr < mapping.end.0).then(|| mapping.clone())
+        };
+        if let Some(mapping) = find(space) {
+            return Some(mapping);
+        }
+        if space.read.is_none_or(|read| read.elapsed() >= MAPS_PACE) {
+            space.read = Some(Instant::now());
+            // A process that has gone keeps the maps that are known of it.
+            if let Ok(mut mappings) = procfs::executable_mappings(pid) {
+                mappings.sort_by_key(|mapping| mapping.start);
+                space.mappings = mappings;
+            }
+        }
+        find(space)
+    }
+
+    fn module_and_lines(
+        &mut self,
+        pid: Pid,
+        mapping: &Mapping,
+    ) -> Option<(&Module, &blazesym::symbolize::Symbolizer)> {
+        let identity = (mapping.device, mapping.inode);
+        if !self.modules.contains_key(&identity) {
+            if self.modules.len() >= SYMBOL_FILES_MAX {
+                self.modules.clear();
+            }
+            self.modules.insert(identity, Module::open(pid, mapping));
+        }
+        self.modules.get(&identity)?.as_ref().map(|module| (module, &self.lines))
+    }
+}
+
+fn file_name(mapping: &Mapping) -> Option<String> {
+    mapping.path.file_name().map(|name| name.to_string_lossy().into_owned())
+}
+
+fn unknown(addr: u64) -> Frame {
+    Frame { name: format!("{addr:#x}"), kind: FrameKind::Unknown, ..Frame::default() }
+}
