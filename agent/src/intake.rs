@@ -91,7 +91,11 @@ impl Intake {
 
     /// Reads until the receiver is gone. A message on `flush` asks for everything that is there now; its answer is sent
     /// when all of it has been handed on.
-    pub async fn run(mut self, batches: mpsc::Sender<Batch>, mut flush: mpsc::Receiver<tokio::sync::oneshot::Sender<()>>) {
+    pub async fn run(
+        mut self,
+        batches: mpsc::Sender<Batch>,
+        mut flush: mpsc::Receiver<tokio::sync::oneshot::Sender<()>>,
+    ) {
         let mut pace = interval_at(Instant::now() + PACE, PACE);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

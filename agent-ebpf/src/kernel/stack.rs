@@ -42,9 +42,8 @@ pub fn capture<C: EbpfContext>(ctx: &C, space: u32, now: u64) -> u64 {
     let Some(buffer) = maps::SCRATCH.get_ptr_mut(0) else { return 0 };
     let flags = if space == space::USER { u64::from(BPF_F_USER_STACK) } else { 0 };
     // SAFETY: a per-CPU buffer of exactly this size, and scheduler programs do not nest on a CPU.
-    let bytes = unsafe {
-        bpf_get_stack(ctx.as_ptr(), (&raw mut (*buffer).frames).cast(), (FRAMES_MAX * 8) as u32, flags)
-    };
+    let bytes =
+        unsafe { bpf_get_stack(ctx.as_ptr(), (&raw mut (*buffer).frames).cast(), (FRAMES_MAX * 8) as u32, flags) };
     if bytes <= 0 {
         // A kernel thread, or one that has not been to user space yet.
         if space == space::KERNEL {

@@ -79,8 +79,12 @@ pub fn run(args: &DoctorArgs) -> u8 {
         };
         process = Some(Process { pid, checks, probes });
     }
-    let examination =
-        Examination { agent_version: env!("CARGO_PKG_VERSION"), kernel_release: host.kernel_release, host: checks, process };
+    let examination = Examination {
+        agent_version: env!("CARGO_PKG_VERSION"),
+        kernel_release: host.kernel_release,
+        host: checks,
+        process,
+    };
     if print(&examination, args.json).is_err() {
         return exit::FAILED;
     }
@@ -162,7 +166,9 @@ fn kernel_check(host: &Host) -> Check {
 fn tracefs_check(tracefs: Result<std::path::PathBuf, tracefs::TracefsError>) -> Check {
     match tracefs {
         Ok(place) => check("tracefs", State::Ok, place.display().to_string(), None),
-        Err(error) => check("tracefs", State::Off, error.to_string(), Some("mount -t tracefs none /sys/kernel/tracing")),
+        Err(error) => {
+            check("tracefs", State::Off, error.to_string(), Some("mount -t tracefs none /sys/kernel/tracing"))
+        }
     }
 }
 
@@ -199,7 +205,12 @@ fn object_checks() -> Vec<Check> {
             for skip in skips {
                 let state = if skip.tracepoint.required { State::Off } else { State::Poorer };
                 let finding = skip.reason.lines().next().unwrap_or_default().to_owned();
-                checks.push(check(&format!("{}:{}", skip.tracepoint.category, skip.tracepoint.event), state, finding, None));
+                checks.push(check(
+                    &format!("{}:{}", skip.tracepoint.category, skip.tracepoint.event),
+                    state,
+                    finding,
+                    None,
+                ));
             }
         }
         Err(error) => checks.push(check("BPF object", State::Off, super::session::one_line(&error.to_string()), None)),

@@ -260,7 +260,10 @@ pub enum PhasesWanted {
 
 fn tracepoint_degraded(skip: &TracepointSkip) -> Degraded {
     let name = format!("{}:{}", skip.tracepoint.category, skip.tracepoint.event);
-    Degraded { feature: skip.tracepoint.program.to_owned(), reason: format!("tracepoint {name}: {}", one_line(&skip.reason)) }
+    Degraded {
+        feature: skip.tracepoint.program.to_owned(),
+        reason: format!("tracepoint {name}: {}", one_line(&skip.reason)),
+    }
 }
 
 /// The first line: the verifier's log is for `RUST_LOG=debug`.

@@ -126,7 +126,9 @@ fn write_all(
     let mut outcome = Outcome::default();
     for message in inbox {
         match message {
-            Message::Record(record) => keep(&mut lines, &mut outcome, |sink| ndjson::write_record(&mut sink.writer, &record)),
+            Message::Record(record) => {
+                keep(&mut lines, &mut outcome, |sink| ndjson::write_record(&mut sink.writer, &record))
+            }
             Message::Input(input) => {
                 if let Some(sink) = &mut recording
                     && let Err(error) = sink.writer.write(&input)
@@ -167,7 +169,8 @@ impl Outcome {
             self.stdout_closed = true;
             return;
         }
-        let advice = if error.kind() == io::ErrorKind::StorageFull { "; what was written before is intact" } else { "" };
+        let advice =
+            if error.kind() == io::ErrorKind::StorageFull { "; what was written before is intact" } else { "" };
         let message = format!("cannot write {name}: {error}{advice}");
         error!("{message}");
         self.failures.push(message);

@@ -42,7 +42,9 @@ impl SubjectError {
     #[must_use]
     pub fn remedy(&self) -> Option<String> {
         match self {
-            Self::Node(NodeError::NotNode { .. }) => Some("pgrep -a node shows candidates; wrappers run node as a child".into()),
+            Self::Node(NodeError::NotNode { .. }) => {
+                Some("pgrep -a node shows candidates; wrappers run node as a child".into())
+            }
             Self::Node(_) | Self::Elf(_) => None,
         }
     }
@@ -143,8 +145,20 @@ fn file_probes(node: &NodeFiles, plan: &Plan) -> Result<Vec<FileProbes>, ElfErro
 
 /// `argv[0]` and the script: the rest may hold secrets, and so may the value of an option.
 fn command(arguments: &[String]) -> Vec<String> {
-    const TAKE_A_VALUE: [&str; 12] =
-        ["-e", "--eval", "-p", "--print", "-pe", "-r", "--require", "--import", "--loader", "-C", "--conditions", "--env-file"];
+    const TAKE_A_VALUE: [&str; 12] = [
+        "-e",
+        "--eval",
+        "-p",
+        "--print",
+        "-pe",
+        "-r",
+        "--require",
+        "--import",
+        "--loader",
+        "-C",
+        "--conditions",
+        "--env-file",
+    ];
     let mut shown: Vec<String> = arguments.first().cloned().into_iter().collect();
     let mut rest = arguments.iter().skip(1);
     while let Some(argument) = rest.next() {

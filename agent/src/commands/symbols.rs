@@ -27,9 +27,8 @@ impl Symbols {
     /// Answers go to `answers` as inputs for the core.
     pub fn start(answers: UnboundedSender<Input>) -> std::io::Result<Self> {
         let (questions, inbox) = sync_channel(QUESTIONS_MAX);
-        let thread = std::thread::Builder::new()
-            .name("agent-symbols".into())
-            .spawn(move || answer_all(&inbox, &answers))?;
+        let thread =
+            std::thread::Builder::new().name("agent-symbols".into()).spawn(move || answer_all(&inbox, &answers))?;
         Ok(Self { questions, pending: 0, thread })
     }
 

@@ -92,8 +92,7 @@ async fn trace(args: &TraceArgs) -> Result<u8, TraceError> {
     let launched = match args.run.split_first() {
         None => None,
         Some((program, _)) => Some(
-            Launched::prepare(&args.run)
-                .map_err(|source| TraceError::Launch { command: program.clone(), source })?,
+            Launched::prepare(&args.run).map_err(|source| TraceError::Launch { command: program.clone(), source })?,
         ),
     };
     let subject = match (&launched, args.pid) {
@@ -426,10 +425,14 @@ fn phases(phases: Phases) -> PhasesWanted {
 
 /// Where what goes: the format is what was asked for, else what the file's name says, else text.
 fn destinations(args: &TraceArgs) -> Destinations {
-    let by_name = args.output.extension().is_some_and(|ending| ending == "ndjson" || ending == "jsonl" || ending == "json");
+    let by_name =
+        args.output.extension().is_some_and(|ending| ending == "ndjson" || ending == "jsonl" || ending == "json");
     let format = args.format.unwrap_or(if by_name { Format::Ndjson } else { Format::Text });
-    let mut destinations =
-        Destinations { ndjson: args.ndjson.clone().into_iter().collect(), recording: args.recording.clone(), text: None };
+    let mut destinations = Destinations {
+        ndjson: args.ndjson.clone().into_iter().collect(),
+        recording: args.recording.clone(),
+        text: None,
+    };
     match format {
         Format::Text => destinations.text = Some(args.output.clone()),
         Format::Ndjson => destinations.ndjson.push(args.output.clone()),
@@ -468,4 +471,3 @@ fn say(line: &str) {
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
-

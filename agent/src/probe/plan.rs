@@ -3,7 +3,10 @@
 //! The plan refuses rather than guesses: no probe on a clone of a function, none where its arguments are lost, none that the kernel would
 //! single-step on a path that is taken often. What is refused turns one row off, never the agent.
 
-use std::{collections::{BTreeMap, BTreeSet}, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use agent_ebpf::spec::{Component, Feature, PROBES, Place, Probe};
 
@@ -94,9 +97,13 @@ impl SkipReason {
 pub enum FeatureState {
     On,
     /// It works, but lacks what these probes would tell.
-    Poorer { missing: Vec<&'static str> },
+    Poorer {
+        missing: Vec<&'static str>,
+    },
     /// These probes are indispensable.
-    Off { missing: Vec<&'static str> },
+    Off {
+        missing: Vec<&'static str>,
+    },
 }
 
 #[derive(Clone, Debug, Default)]
@@ -140,13 +147,15 @@ fn may_single_step(probe: &Probe) -> bool {
 /// Plans every row of [`PROBES`]. An error means that a file could not be read; what it does not hold is a skip.
 pub fn plan(files: &[Holder<'_>]) -> Result<Plan, ElfError> {
     let mut plan = Plan::default();
-    let sources: Vec<Source<'_>> =
-        files.iter().enumerate().map(|(index, holder)| Source::read(FileId(index), *holder)).collect::<Result<_, _>>()?;
+    let sources: Vec<Source<'_>> = files
+        .iter()
+        .enumerate()
+        .map(|(index, holder)| Source::read(FileId(index), *holder))
+        .collect::<Result<_, _>>()?;
     for probe in PROBES {
         let source = sources.iter().find(|source| source.components.contains(&probe.component));
-        let placed = source
-            .ok_or(SkipReason::NoFile { component: probe.component })
-            .and_then(|source| source.place(probe));
+        let placed =
+            source.ok_or(SkipReason::NoFile { component: probe.component }).and_then(|source| source.place(probe));
         match placed {
             Ok(placements) => plan.placements.extend(placements),
             Err(reason) => plan.skips.push(Skip { probe, reason }),
@@ -160,7 +169,10 @@ impl Plan {
     pub fn feature(&self, feature: Feature) -> FeatureState {
         let missing = |required: bool| -> Vec<&'static str> {
             let skipped = self.skips.iter().map(|skip| skip.probe);
-            skipped.filter(|probe| probe.feature == feature && probe.required == required).map(|probe| probe.name).collect()
+            skipped
+                .filter(|probe| probe.feature == feature && probe.required == required)
+                .map(|probe| probe.name)
+                .collect()
         };
         let (required, optional) = (missing(true), missing(false));
         if !required.is_empty() {

@@ -12,7 +12,9 @@ const PLACES: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
 #[derive(Debug, Error)]
 pub enum TracefsError {
-    #[error("tracefs is not mounted, and mounting it privately failed: {step}: {source} (try: mount -t tracefs none /sys/kernel/tracing)")]
+    #[error(
+        "tracefs is not mounted, and mounting it privately failed: {step}: {source} (try: mount -t tracefs none /sys/kernel/tracing)"
+    )]
     Mount { step: &'static str, source: rustix::io::Errno },
 }
 

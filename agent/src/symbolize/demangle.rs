@@ -26,7 +26,8 @@ pub fn whole(name: &str) -> Option<String> {
 /// `_ZN4core3fmt17h0123456789abcdefE`: the legacy form of Rust's.
 fn rust_hash(name: &str) -> bool {
     name.strip_suffix('E').is_some_and(|stem| {
-        stem.rfind("17h").is_some_and(|at| stem.len() == at + 19 && stem.chars().skip(at + 3).all(|c| c.is_ascii_hexdigit()))
+        stem.rfind("17h")
+            .is_some_and(|at| stem.len() == at + 19 && stem.chars().skip(at + 3).all(|c| c.is_ascii_hexdigit()))
     })
 }
 
@@ -60,7 +61,10 @@ fn shorten(full: &str) -> String {
 
 /// The name alone: no return type before it, no note that it is a thunk, no bracket that nothing closes.
 fn bare(name: &str) -> &str {
-    let name = name.rsplit_once(", ").filter(|_| name.starts_with('{')).map_or(name, |(_, inner)| inner.trim_end_matches(['}', ')']));
+    let name = name
+        .rsplit_once(", ")
+        .filter(|_| name.starts_with('{'))
+        .map_or(name, |(_, inner)| inner.trim_end_matches(['}', ')']));
     let mut depth = 0u32;
     let mut begin = 0;
     for (at, c) in name.char_indices() {
@@ -124,7 +128,10 @@ mod tests {
 
     #[test]
     fn return_types_and_notes_are_dropped() {
-        assert_eq!(shorten("void node::StreamBase::JSMethod<&int node::f>"), "node::StreamBase::JSMethod<&int node::f>");
+        assert_eq!(
+            shorten("void node::StreamBase::JSMethod<&int node::f>"),
+            "node::StreamBase::JSMethod<&int node::f>"
+        );
         assert_eq!(shorten("{virtual override thunk({offset(-184)}, node::TCPWrap::f)}"), "node::TCPWrap::f");
         assert_eq!(shorten("v8::(anonymous namespace)::Invoke"), "v8::Invoke");
         assert_eq!(shorten("a::operator bool"), "a::operator bool");

@@ -8,11 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    limits::PERF_MAP_BYTES_MAX,
-    target::procfs::Process,
-    units::Pid,
-};
+use crate::{limits::PERF_MAP_BYTES_MAX, target::procfs::Process, units::Pid};
 
 /// How often a map that grows is read again.
 const PACE: Duration = Duration::from_secs(2);

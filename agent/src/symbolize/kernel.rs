@@ -27,7 +27,9 @@ impl KernelSymbols {
             Ok(file) => {
                 let symbols = parse(BufReader::new(file));
                 if symbols.functions.is_empty() {
-                    warn!("kernel frames have no names: /proc/kallsyms hides addresses (CAP_SYSLOG, kernel.kptr_restrict)");
+                    warn!(
+                        "kernel frames have no names: /proc/kallsyms hides addresses (CAP_SYSLOG, kernel.kptr_restrict)"
+                    );
                 }
                 symbols
             }

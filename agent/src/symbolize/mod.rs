@@ -148,11 +148,7 @@ impl Symbolizer {
         find(space)
     }
 
-    fn module_and_lines(
-        &mut self,
-        pid: Pid,
-        mapping: &Mapping,
-    ) -> Option<(&Module, &blazesym::symbolize::Symbolizer)> {
+    fn module_and_lines(&mut self, pid: Pid, mapping: &Mapping) -> Option<(&Module, &blazesym::symbolize::Symbolizer)> {
         let identity = (mapping.device, mapping.inode);
         if !self.modules.contains_key(&identity) {
             if self.modules.len() >= SYMBOL_FILES_MAX {

