@@ -108,10 +108,10 @@ mod tests {
 
     #[test]
     fn fast_turns_are_split_within_the_budget() {
+        const WINDOWS: u32 = 620;
         for turns in [500, 2_000, 10_000, 20_000] {
             let mut duty = PhaseDuty::new(HIT, false);
             let mut on = 0u32;
-            const WINDOWS: u32 = 620;
             for _ in 0..WINDOWS {
                 on += u32::from(duty.is_attached());
                 duty.step(turns, SECOND);

@@ -40,9 +40,9 @@ pub fn calibrate(probes: &mut Probes) -> Option<HitCost> {
     let (file, offset) = own_offset(agent_calibration as *const () as usize)?;
     let bare = time_calls();
     probes.attach(Group::Calibration, &file, &[(offset, CALIBRATION_ID)]).ok()?;
-    let probed = time_calls();
+    let with_probe = time_calls();
     probes.detach(Group::Calibration);
-    Some(HitCost { uprobe_ns: probed.saturating_sub(bare), tracepoint_ns: TRACEPOINT_NS })
+    Some(HitCost { uprobe_ns: with_probe.saturating_sub(bare), tracepoint_ns: TRACEPOINT_NS })
 }
 
 /// Nanoseconds a call: the best of several rounds, as everything else on the machine only adds.

@@ -56,6 +56,8 @@ pub struct Sinks {
     has_ndjson: bool,
 }
 
+type Output = BufWriter<Box<dyn Write + Send>>;
+
 struct Sink<W> {
     name: String,
     writer: W,
@@ -120,14 +122,14 @@ impl Sinks {
 
 fn write_all(
     inbox: &Receiver<Message>,
-    mut lines: Vec<Sink<BufWriter<Box<dyn Write + Send>>>>,
-    mut recording: Option<Sink<recording::Writer<BufWriter<Box<dyn Write + Send>>>>>,
+    mut lines: Vec<Sink<Output>>,
+    mut recording: Option<Sink<recording::Writer<Output>>>,
 ) -> Outcome {
     let mut outcome = Outcome::default();
     for message in inbox {
         match message {
             Message::Record(record) => {
-                keep(&mut lines, &mut outcome, |sink| ndjson::write_record(&mut sink.writer, &record))
+                keep(&mut lines, &mut outcome, |sink| ndjson::write_record(&mut sink.writer, &record));
             }
             Message::Input(input) => {
                 if let Some(sink) = &mut recording

@@ -76,9 +76,8 @@ pub fn expect(pid: Pid, exe: &Path, arguments: &[String]) -> Result<Subject, Sub
         cpus: cpus(),
         ..TargetFacts::default()
     };
-    let node = match NodeFiles::of_executable(exe) {
-        Ok(node) => node,
-        Err(_) => return Ok(Subject { pid, files: Vec::new(), facts: own }),
+    let Ok(node) = NodeFiles::of_executable(exe) else {
+        return Ok(Subject { pid, files: Vec::new(), facts: own });
     };
     let plan = plan_of(&node)?;
     let TargetFacts { node_version, degraded, .. } = facts(&node, &plan);

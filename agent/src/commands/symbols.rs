@@ -39,7 +39,7 @@ impl Symbols {
                 self.pending += 1;
                 None
             }
-            Err(TrySendError::Full(question) | TrySendError::Disconnected(question)) => unanswered(question),
+            Err(TrySendError::Full(question) | TrySendError::Disconnected(question)) => unanswered(&question),
         }
     }
 
@@ -83,10 +83,10 @@ fn answer_all(inbox: &Receiver<Output>, answers: &UnboundedSender<Input>) {
     }
 }
 
-fn unanswered(question: Output) -> Option<Input> {
+fn unanswered(question: &Output) -> Option<Input> {
     match question {
         Output::Record(_) => None,
-        Output::NeedSymbols { stack, .. } => Some(Input::Symbolized { stack, frames: Vec::new() }),
-        Output::NeedWorkClass { pid, vtable } => Some(Input::WorkClass { pid, vtable, class: None }),
+        Output::NeedSymbols { stack, .. } => Some(Input::Symbolized { stack: *stack, frames: Vec::new() }),
+        Output::NeedWorkClass { pid, vtable } => Some(Input::WorkClass { pid: *pid, vtable: *vtable, class: None }),
     }
 }

@@ -43,6 +43,9 @@ use crate::{
 /// How long the end of a trace waits for names that are still being looked up.
 const NAMES_PATIENCE: Duration = Duration::from_secs(3);
 
+/// Longer than any trace, and short enough for the clock.
+const FOREVER: Duration = Duration::from_hours(24 * 365);
+
 /// Default thresholds of stays off CPU: event-loop threads, and all others.
 const LOOP_OFF_CPU_MIN: Duration = Duration::from_micros(100);
 const OTHER_OFF_CPU_MIN: Duration = Duration::from_millis(1);
@@ -196,7 +199,7 @@ impl Driver {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(TraceError::Runtime)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(TraceError::Runtime)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(TraceError::Runtime)?;
-        let mut out = pin!(sleep_until(deadline.unwrap_or_else(|| begin + Duration::from_secs(86_400 * 365))));
+        let mut out = pin!(sleep_until(deadline.unwrap_or_else(|| begin + FOREVER)));
         loop {
             tokio::select! {
                 biased;

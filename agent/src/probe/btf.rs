@@ -236,7 +236,7 @@ mod tests {
         }
         let mut garbled = bytes.get(..200_000).unwrap_or_default().to_vec();
         for (at, byte) in garbled.iter_mut().enumerate().skip(24) {
-            *byte ^= (at * 31) as u8;
+            *byte ^= at.to_le_bytes()[0].wrapping_mul(31);
         }
         assert!(KernelTypes::parse(&garbled).is_err());
     }

@@ -68,7 +68,7 @@ fn open(pid: Pid) -> Option<(File, u64)> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path).ok()?;
     let metadata = file.metadata().ok()?;
     let trusted = metadata.is_file() && (metadata.uid() == 0 || metadata.uid() == process.status.uid);
-    trusted.then(|| (file, metadata.len()))
+    trusted.then_some((file, metadata.len()))
 }
 
 /// Lines of `start size name`, both in hexadecimal; others are stepped over.
