@@ -1,0 +1,151 @@
+//! Installs what is missing on a Debian 12 machine, and touches nothing that is there.
+//!
+//! Each thing is looked for by the file that is needed, not by the package that would bring it: whoever has it from elsewhere keeps
+//! it. A second run finds everything, says nothing and takes no time.
+
+mod apt;
+mod node;
+
+use std::{
+    fs::{self, File},
+    path::Path,
+    process::Command,
+};
+
+use clap::ValueEnum;
+
+use crate::{
+    run::{Error, cache, cargo, run, say, tools, which},
+    toolchain::{BpfCompiler, bpf_linker},
+};
+
+/// What the machine is to be ready for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Purpose {
+    /// To build the program
+    Build,
+    /// To build it and trace a sample server under load
+    Demo,
+    /// To run every test and compare with other tools
+    Test,
+}
+
+/// Official releases that the tests trace.
+const NODE_VERSIONS: [&str; 6] = ["16.20.2", "18.20.8", "20.20.2", "22.23.3", "24.21.0", "26.10.0"];
+
+/// The one that the demo traces.
+const NODE_DEMO: &str = "24.21.0";
+
+/// The major version of LLVM in the distribution's Rust; the linker of BPF objects has to read what the compiler writes.
+const LLVM: &str = "22";
+
+/// Pinned: a linker decides what the verifier sees.
+const BPF_LINKER: &str = "0.13.0";
+
+pub fn setup(purpose: Purpose) -> Result<(), Error> {
+    let io = |path: &Path| {
+        let path = path.to_path_buf();
+        move |error| Error::Io { path, error }
+    };
+    fs::create_dir_all(cache()).map_err(io(&cache()))?;
+    // Two at once would unpack into the same places. Released when the file is closed, however we end.
+    let lock = cache().join("setup.lock");
+    File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(io(&lock)).and_then(|_held| steps(purpose))
+}
+
+fn steps(purpose: Purpose) -> Result<(), Error> {
+    apt::install(&packages(purpose))?;
+    if bpf_linker().is_none() {
+        install_bpf_linker()?;
+    }
+    if purpose >= Purpose::Demo {
+        mount_tracefs()?;
+        node::official(NODE_DEMO)?;
+    }
+    if purpose >= Purpose::Test {
+        for version in NODE_VERSIONS {
+            node::official(version)?;
+        }
+        node::debian()?;
+    }
+    Ok(())
+}
+
+/// The packages that bring what is missing.
+fn packages(purpose: Purpose) -> Vec<&'static str> {
+    let mut packages = Vec::new();
+    if BpfCompiler::find().is_none() {
+        packages.extend(["rustc-web", "libstd-rust-web-dev-bpf"]);
+    }
+    if bpf_linker().is_none() && !llvm_prefix().join("bin/llvm-config").is_file() {
+        packages.push("llvm-22-dev");
+    }
+    let mut commands = Vec::new();
+    if purpose >= Purpose::Demo {
+        commands.push(("wrk", "wrk"));
+        if !node::is_there(NODE_DEMO) {
+            commands.push(("npm", "npm"));
+        }
+    }
+    if purpose >= Purpose::Test {
+        commands.extend([
+            ("cargo-fmt", "rustfmt-web"),
+            ("cargo-clippy", "rust-web-clippy"),
+            // Peers that figures are compared with.
+            ("bpftrace", "bpftrace"),
+            ("offcputime-bpfcc", "bpfcc-tools"),
+            ("runqlat", "libbpf-tools"),
+            // For targets in odd states.
+            ("strace", "strace"),
+            ("unshare", "util-linux"),
+            ("setpriv", "util-linux"),
+            ("strip", "binutils"),
+        ]);
+        if NODE_VERSIONS.iter().any(|version| !node::is_there(version)) {
+            commands.push(("npm", "npm"));
+        }
+    }
+    packages.extend(commands.into_iter().filter(|(command, _)| which(command).is_none()).map(|(_, package)| package));
+    packages.sort_unstable();
+    packages.dedup();
+    packages
+}
+
+fn llvm_prefix() -> std::path::PathBuf {
+    Path::new("/usr/lib").join(format!("llvm-{LLVM}"))
+}
+
+fn install_bpf_linker() -> Result<(), Error> {
+    say(&format!("bpf-linker {BPF_LINKER} (compiled once, about a minute)"));
+    let prefix = llvm_prefix();
+    let libraries = prefix.join("lib");
+    let mut command = cargo();
+    command.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--quiet"]);
+    // With the distribution's LLVM, whose bitcode the distribution's compiler writes, not with one of its own.
+    command.args(["--no-default-features", "--features", &format!("llvm-{LLVM}")]);
+    command.arg("--root").arg(tools());
+    command.env("LLVM_PREFIX", &prefix);
+    let libraries = libraries.display();
+    command.env("RUSTFLAGS", format!("-L {libraries} -C link-arg=-Wl,-rpath,{libraries}"));
+    // Its own directory, kept out of ours: another program with other flags.
+    command.env("CARGO_TARGET_DIR", cache().join("bpf-linker-target"));
+    run(&mut command)?;
+    // Some hundred megabytes that nobody needs again; left there if it cannot be removed.
+    let _ = fs::remove_dir_all(cache().join("bpf-linker-target"));
+    Ok(())
+}
+
+/// systemd mounts it at boot; a container or a bare chroot has nobody to do it.
+fn mount_tracefs() -> Result<(), Error> {
+    const TRACEFS: &str = "/sys/kernel/tracing";
+    if Path::new(TRACEFS).join("events").is_dir() {
+        return Ok(());
+    }
+    say("tracefs");
+    run(apt::as_root("mount").args(["-t", "tracefs", "tracefs", TRACEFS]))
+}
+
+/// Runs a program that says nothing when all goes well.
+fn quietly(command: &mut Command) -> Result<(), Error> {
+    run(command.stdout(std::process::Stdio::null()))
+}
