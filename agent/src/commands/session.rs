@@ -179,9 +179,9 @@ impl Session {
         done
     }
 
-    /// Reads the maps: the threads first, as time goes on meanwhile.
-    pub fn snapshot(&mut self) -> Result<Tick, SessionError> {
-        let snapshot = self.maps.snapshot()?;
+    /// Reads the maps as of `now`, a moment that has just passed.
+    pub fn snapshot(&mut self, now: MonoNs) -> Result<Tick, SessionError> {
+        let snapshot = self.maps.snapshot(now)?;
         self.mark_phases(snapshot.now);
         let phases_seen_ns = std::mem::take(&mut self.phases_seen_ns);
         let hits = (0..).zip(&snapshot.hits).filter(|(_, hits)| **hits > 0).map(|(slot, hits)| (slot, *hits)).collect();

@@ -1,6 +1,6 @@
 //! A process that is to be traced: what it is, and where its probes go.
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{fs::File, io::ErrorKind, path::Path, sync::Arc};
 
 use agent_ebpf::spec::{Component, Group};
 
@@ -16,7 +16,7 @@ use crate::{
         elf::ElfError,
         host,
         node::{NodeError, NodeFiles, NodeTarget, PoolSize},
-        procfs::{self, Seccomp},
+        procfs::{self, ProcError, Seccomp},
     },
     units::{Clock, Pid, Tid},
 };
@@ -38,6 +38,18 @@ pub enum SubjectError {
 }
 
 impl SubjectError {
+    /// The process may be fine; it is the privileges that are not.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        match self {
+            Self::Node(NodeError::Process(error)) => matches!(error, ProcError::Denied { .. }),
+            Self::Node(NodeError::Elf(error)) | Self::Elf(error) => {
+                matches!(error, ElfError::Read { source, .. } if source.kind() == ErrorKind::PermissionDenied)
+            }
+            Self::Node(NodeError::NotNode { .. } | NodeError::FileNotNode { .. }) => false,
+        }
+    }
+
     /// What an operator can do about it, where the message does not say so itself.
     #[must_use]
     pub fn remedy(&self) -> Option<String> {

@@ -67,6 +67,7 @@ enum TraceError {
 impl TraceError {
     fn code(&self) -> u8 {
         match self {
+            Self::Subject(error) if error.is_denied() => exit::NOT_ALLOWED,
             Self::Subject(_) => exit::NO_TARGET,
             Self::Session(_) => exit::NOT_ALLOWED,
             Self::Output(_) | Self::Launch { .. } | Self::Runtime(_) => exit::FAILED,
@@ -227,7 +228,7 @@ impl Driver {
                 self.gone(pid);
             }
         }
-        let tick = self.session.snapshot()?;
+        let tick = self.session.snapshot(monotonic_ns())?;
         self.close_window(tick).await;
         self.session.govern(self.turns, self.window);
         self.sinks.flush();
@@ -336,10 +337,12 @@ impl Driver {
 
     /// Detaches, takes in what is left, and writes the report.
     async fn finish(mut self, end: Ending, destinations: &Destinations) -> u8 {
+        // Before the targets are quiet: from then on the kernel half follows their threads no more.
+        let now = monotonic_ns();
         for pid in &self.targets {
             self.session.quiet_target(*pid);
         }
-        let tick = self.session.snapshot();
+        let tick = self.session.snapshot(now);
         let detaching = std::time::Instant::now();
         self.session.detach();
         info!("detached in {:?}", detaching.elapsed());

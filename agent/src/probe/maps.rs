@@ -111,13 +111,15 @@ impl Maps {
         }
     }
 
-    /// Reads everything. An entry that vanishes meanwhile is left out.
-    pub fn snapshot(&self) -> Result<Snapshot, MapsError> {
+    /// Reads everything as of `now`, which must be no later than the call. An entry that vanishes meanwhile is left out.
+    ///
+    /// A thread's open stretch reaches up to `now` as far as its state was not charged since: a clock that was read after the
+    /// states would count what happened in between, on a busy machine many milliseconds, to whatever the thread did before.
+    pub fn snapshot(&self, now: MonoNs) -> Result<Snapshot, MapsError> {
         let mut threads = BytesMut::new();
         for (_, state) in self.threads.iter().flatten() {
             threads.put_slice(&state);
         }
-        let now = monotonic_ns();
         let mut works = BytesMut::new();
         for (key, item) in self.works.iter().flatten() {
             works.put_slice(&key);
