@@ -56,6 +56,19 @@ pub fn lookup(tid: u32) -> Option<&'static mut ThreadState> {
     Some(unsafe { &mut *state })
 }
 
+/// Forgets what was known of the program that a thread ran; its times stay.
+#[inline(always)]
+pub fn forget_program(state: &mut ThreadState) {
+    state.flags &= flag::OFF_CPU;
+    state.phase = phase::UNSPLIT;
+    state.poll_fd = -1;
+    state.loop_addr = 0;
+    state.work = 0;
+    state.gc_started_ns = 0;
+    state.gc_step_started_ns = 0;
+    state.poll_entered_ns = 0;
+}
+
 /// Charges the time on CPU since the last charge to the phase that the thread is in.
 #[inline(always)]
 pub fn charge(state: &mut ThreadState, now: u64) {

@@ -45,9 +45,13 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
     emit::count_hit(68);
-    let (tgid, _) = current();
+    let (tgid, tid) = current();
     if thread::target(tgid).is_none() {
         return 0;
+    }
+    // The thread that is left has the leader's tid: whatever state that had was about the old program's loop.
+    if let Some(state) = thread::lookup(tid) {
+        thread::forget_program(state);
     }
     send::<Exec>(family::PROCESS, |record| {
         // SAFETY: `record` is a reservation of exactly this type.
