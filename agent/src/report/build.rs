@@ -55,12 +55,16 @@ pub fn window(pid: Pid, figures: &ProcessFigures, phases_seen_ns: u64, pool_size
     }
 }
 
-fn role(pid: Pid, tid: Tid, flags: u32, is_loop: bool) -> Role {
-    if tid.0 == pid.0 {
+/// The thread of Node.js's platform that turns a loop for nothing but V8's delayed tasks: no worker, and no JavaScript. It has
+/// this name from Node.js 22 on; in older versions it cannot be told apart.
+const DELAYED_TASKS: &str = "DelayedTaskSche";
+
+fn role(pid: Pid, thread: &ThreadFigures, is_loop: bool) -> Role {
+    if thread.tid.0 == pid.0 {
         Role::Main
-    } else if is_loop {
+    } else if is_loop && thread.name != DELAYED_TASKS {
         Role::Worker
-    } else if flags & flag::POOL != 0 {
+    } else if thread.flags & flag::POOL != 0 {
         Role::ThreadPool
     } else {
         Role::Other
@@ -91,7 +95,7 @@ fn loop_window(pid: Pid, thread: &ThreadFigures, turns: &TurnFigures) -> LoopWin
     LoopWindow {
         tid: thread.tid.0,
         name: thread.name.clone(),
-        role: role(pid, thread.tid, thread.flags, true),
+        role: role(pid, thread, true),
         ledger: ledger_part(ledger, thread.wall_ns, thread.unaccounted_ns()),
         on_cpu_by_phase_ns: phases(ledger),
         gc_ns: ledger.gc_ns,
@@ -122,7 +126,7 @@ fn thread_window(pid: Pid, thread: &ThreadFigures) -> ThreadWindow {
     ThreadWindow {
         tid: thread.tid.0,
         name: thread.name.clone(),
-        role: role(pid, thread.tid, thread.flags, false),
+        role: role(pid, thread, false),
         ledger: ledger_part(&thread.ledger, thread.wall_ns, thread.unaccounted_ns()),
     }
 }
