@@ -1,6 +1,9 @@
 //! Values of the maps that both halves touch.
 
-use crate::abi::{event_loop::Ledger, record};
+use crate::{
+    abi::{event_loop::Ledger, family, record},
+    spec::HITS_COUNT,
+};
 
 /// Bits of [`ThreadState::flags`].
 pub mod flag {
@@ -140,7 +143,18 @@ record! {
     }
 }
 
-/// Reasons for which the kernel half gave something up, and tallies of its own work: indices of the `COUNTERS` map.
+record! {
+    /// All tallies of the kernel half, one value a CPU: user space reads them with a single call.
+    pub struct Tally[784] {
+        pub families: [FamilyCounters; family::COUNT],
+        /// By [`counter`].
+        pub counters: [u64; counter::COUNT],
+        /// By slot: see [`crate::spec::HITS_TRACEPOINTS`].
+        pub hits: [u64; HITS_COUNT as usize],
+    }
+}
+
+/// Reasons for which the kernel half gave something up, and tallies of its own work: indices of [`Tally::counters`].
 pub mod counter {
     /// A thread could not be tracked: the map was full.
     pub const THREADS_FULL: u32 = 0;

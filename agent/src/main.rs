@@ -15,6 +15,9 @@ fn main() -> ExitCode {
     {
         return ExitCode::from(launch::become_program(rest));
     }
+    // Tables of large binaries are read and dropped: their memory shall go back at once, not wait in the heap.
+    // SAFETY: sets a tunable of the allocator, before there is a second thread.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20) };
     let cli = Cli::parse();
     let level = match cli.verbose {
         0 => log::LevelFilter::Warn,

@@ -1,6 +1,9 @@
 //! Sending a record: reserve, fill, submit, and count what did not fit.
 
-use agent_ebpf::abi::{Header, family};
+use agent_ebpf::{
+    abi::{Header, family},
+    state::Tally,
+};
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
@@ -28,32 +31,35 @@ pub fn header(kind: u32, flags: u32, time_ns: u64) -> Header {
     Header { kind, tgid, tid, flags, time_ns }
 }
 
+/// This CPU's tallies.
+#[inline(always)]
+fn tally() -> Option<&'static mut Tally> {
+    let tally = maps::TALLY.get_ptr_mut(0)?;
+    // SAFETY: a per-CPU value that only this CPU writes; a program that interrupts another's addition costs one count at worst.
+    Some(unsafe { &mut *tally })
+}
+
 #[inline(always)]
 pub fn count_family(family: u32, dropped: bool) {
-    if let Some(counters) = maps::FAMILIES.get_ptr_mut(family) {
-        // SAFETY: a per-CPU slot; only this CPU writes it.
-        unsafe {
-            (*counters).emitted += 1;
-            if dropped {
-                (*counters).dropped += 1;
-            }
+    if let Some(counters) = tally().and_then(|tally| tally.families.get_mut(family as usize)) {
+        counters.emitted += 1;
+        if dropped {
+            counters.dropped += 1;
         }
     }
 }
 
 #[inline(always)]
 pub fn count(counter: u32) {
-    if let Some(value) = maps::COUNTERS.get_ptr_mut(counter) {
-        // SAFETY: a per-CPU slot; only this CPU writes it.
-        unsafe { *value += 1 }
+    if let Some(value) = tally().and_then(|tally| tally.counters.get_mut(counter as usize)) {
+        *value += 1;
     }
 }
 
 #[inline(always)]
 pub fn count_hit(slot: u32) {
-    if let Some(value) = maps::HITS.get_ptr_mut(slot) {
-        // SAFETY: a per-CPU slot; only this CPU writes it.
-        unsafe { *value += 1 }
+    if let Some(value) = tally().and_then(|tally| tally.hits.get_mut(slot as usize)) {
+        *value += 1;
     }
 }
 

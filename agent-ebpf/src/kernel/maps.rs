@@ -1,12 +1,8 @@
 //! Every map of the object. Sizes are what the loader does not override; `limits.rs` of the user half has the arithmetic.
 
 use agent_ebpf::{
-    abi::{
-        family,
-        stack::{FRAMES_MAX, Stack},
-    },
-    spec::HITS_COUNT,
-    state::{FamilyCounters, RunQueueKey, Target, ThreadState, WorkKey, WorkState, counter},
+    abi::stack::{FRAMES_MAX, Stack},
+    state::{RunQueueKey, Tally, Target, ThreadState, WorkKey, WorkState},
 };
 use aya_ebpf::{
     macros::map,
@@ -37,11 +33,7 @@ pub static STACK: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 pub static PROCESS: RingBuf = RingBuf::with_byte_size(256 << 10, 0);
 
 #[map]
-pub static FAMILIES: PerCpuArray<FamilyCounters> = PerCpuArray::with_max_entries(family::COUNT as u32, 0);
-#[map]
-pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT as u32, 0);
-#[map]
-pub static HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(HITS_COUNT, 0);
+pub static TALLY: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(4096, 0);

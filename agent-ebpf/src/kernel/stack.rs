@@ -19,20 +19,25 @@ use super::{
 const TOKENS_MAX: u64 = 256;
 const TOKEN_NS: u64 = 250_000;
 
-/// Takes one of the thread's stack tokens.
+/// Tokens that a stack costs: one where the thread waits for something, more where it was merely preempted, as that
+/// happens more often and tells less.
+pub const PRICE_BLOCKED: u64 = 1;
+pub const PRICE_PREEMPTED: u64 = 4;
+
+/// Takes the price of a stack from the thread's tokens.
 #[inline(always)]
-pub fn take_token(state: &mut ThreadState, now: u64) -> bool {
+pub fn pay(state: &mut ThreadState, now: u64, price: u64) -> bool {
     let earned = now.wrapping_sub(state.stack_filled_ns) / TOKEN_NS;
     if earned > 0 {
         let tokens = state.stack_tokens + earned;
         state.stack_tokens = if tokens > TOKENS_MAX { TOKENS_MAX } else { tokens };
         state.stack_filled_ns = now;
     }
-    if state.stack_tokens == 0 {
+    if state.stack_tokens < price {
         count(counter::STACK_OVER_BUDGET);
         return false;
     }
-    state.stack_tokens -= 1;
+    state.stack_tokens -= price;
     true
 }
 

@@ -5,7 +5,7 @@ use std::mem::size_of;
 use agent_ebpf::{
     abi::family,
     spec::HITS_COUNT,
-    state::{FamilyCounters, RunQueueKey, Target, ThreadState, WorkKey, WorkState, counter},
+    state::{FamilyCounters, RunQueueKey, Tally, Target, ThreadState, WorkKey, WorkState, counter},
 };
 use aya::maps::{HashMap, Map, MapError, PerCpuArray};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -27,7 +27,7 @@ type Raw<const N: usize> = [u8; N];
 const TARGET: usize = size_of::<Target>();
 const THREAD: usize = size_of::<ThreadState>();
 const KEY: usize = size_of::<RunQueueKey>();
-const FAMILY: usize = size_of::<FamilyCounters>();
+const TALLY: usize = size_of::<Tally>();
 const WORK_KEY: usize = size_of::<WorkKey>();
 const WORK: usize = size_of::<WorkState>();
 
@@ -62,9 +62,7 @@ pub struct Maps {
     threads: HashMap<aya::maps::MapData, u32, Raw<THREAD>>,
     run_queue: HashMap<aya::maps::MapData, Raw<KEY>, u64>,
     works: HashMap<aya::maps::MapData, Raw<WORK_KEY>, Raw<WORK>>,
-    families: PerCpuArray<aya::maps::MapData, Raw<FAMILY>>,
-    counters: PerCpuArray<aya::maps::MapData, u64>,
-    hits: PerCpuArray<aya::maps::MapData, u64>,
+    tally: PerCpuArray<aya::maps::MapData, Raw<TALLY>>,
 }
 
 impl Maps {
@@ -75,9 +73,7 @@ impl Maps {
             threads: take(probes, "THREADS")?,
             run_queue: take(probes, "RUN_QUEUE")?,
             works: take(probes, "WORKS")?,
-            families: take(probes, "FAMILIES")?,
-            counters: take(probes, "COUNTERS")?,
-            hits: take(probes, "HITS")?,
+            tally: take(probes, "TALLY")?,
         })
     }
 
@@ -131,26 +127,51 @@ impl Maps {
             .flatten()
             .filter_map(|(key, count)| Some((RunQueueKey::read_from_bytes(&key).ok()?, count)))
             .collect();
+        let mut snapshot = Snapshot {
+            now,
+            threads: threads.freeze(),
+            works: works.freeze(),
+            run_queue,
+            families: [FamilyCounters { emitted: 0, dropped: 0 }; family::COUNT],
+            counters: [0; counter::COUNT],
+            hits: vec![0; HITS_COUNT as usize],
+        };
+        for tally in self.tallies()? {
+            snapshot.add(&tally);
+        }
+        Ok(snapshot)
+    }
+
+    /// What the kernel half has counted of each family by now.
+    pub fn families(&self) -> Result<[FamilyCounters; family::COUNT], MapsError> {
         let mut families = [FamilyCounters { emitted: 0, dropped: 0 }; family::COUNT];
-        for (index, total) in (0..).zip(&mut families) {
-            let per_cpu =
-                self.families.get(&index, 0).map_err(|source| MapsError::Access { name: "FAMILIES", source })?;
-            for bytes in per_cpu.iter() {
-                if let Ok(one) = FamilyCounters::read_from_bytes(bytes) {
-                    total.emitted += one.emitted;
-                    total.dropped += one.dropped;
-                }
-            }
+        for tally in self.tallies()? {
+            add_families(&mut families, &tally);
         }
-        let mut counters = [0; counter::COUNT];
-        for (index, total) in (0..).zip(&mut counters) {
-            *total = sum(&self.counters, index).map_err(|source| MapsError::Access { name: "COUNTERS", source })?;
+        Ok(families)
+    }
+
+    /// One a CPU.
+    fn tallies(&self) -> Result<Vec<Tally>, MapsError> {
+        let per_cpu = self.tally.get(&0, 0).map_err(|source| MapsError::Access { name: "TALLY", source })?;
+        Ok(per_cpu.iter().filter_map(|bytes| Tally::read_from_bytes(bytes).ok()).collect())
+    }
+}
+
+impl Snapshot {
+    fn add(&mut self, tally: &Tally) {
+        add_families(&mut self.families, tally);
+        let counts = self.counters.iter_mut().zip(tally.counters);
+        for (total, one) in counts.chain(self.hits.iter_mut().zip(tally.hits)) {
+            *total += one;
         }
-        let hits = (0..HITS_COUNT)
-            .map(|slot| sum(&self.hits, slot))
-            .collect::<Result<_, _>>()
-            .map_err(|source| MapsError::Access { name: "HITS", source })?;
-        Ok(Snapshot { now, threads: threads.freeze(), works: works.freeze(), run_queue, families, counters, hits })
+    }
+}
+
+fn add_families(totals: &mut [FamilyCounters; family::COUNT], tally: &Tally) {
+    for (total, one) in totals.iter_mut().zip(tally.families) {
+        total.emitted += one.emitted;
+        total.dropped += one.dropped;
     }
 }
 
@@ -160,10 +181,6 @@ where
 {
     let map = probes.ebpf.take_map(name).ok_or(MapsError::Missing(name))?;
     T::try_from(map).map_err(|source| MapsError::Access { name, source })
-}
-
-fn sum(array: &PerCpuArray<aya::maps::MapData, u64>, index: u32) -> Result<u64, MapError> {
-    Ok(array.get(&index, 0)?.iter().sum())
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {

@@ -491,14 +491,19 @@ impl ElfFile {
     /// The functions of the fullest symbol table, by address; of several at one address, one.
     pub fn functions(&self) -> Result<Vec<FunctionSymbol>, ElfError> {
         let Some(table) = self.tables.first() else { return Ok(Vec::new()) };
-        let mut functions = Vec::new();
-        self.each_symbol(*table, |entry, _| {
-            if matches!(entry.kind, elf::STT_FUNC | elf::STT_GNU_IFUNC) {
-                let size = u32::try_from(entry.size).unwrap_or(u32::MAX);
-                functions.push(FunctionSymbol { addr: FileAddr(entry.value), size, name: entry.name });
-            }
-            functions.len() < ELF_FUNCTIONS_MAX
-        })?;
+        let symbols = self.read(table.symbols, SYMBOL_TABLE_BYTES_MAX, "symbol table")?;
+        let defined = symbols.chunks_exact(SYMBOL_BYTES).filter_map(RawSymbol::parse).filter(|symbol| {
+            let is_function = matches!(symbol.kind, elf::STT_FUNC | elf::STT_GNU_IFUNC);
+            is_function && symbol.section != elf::SHN_UNDEF && symbol.value != 0
+        });
+        let mut functions: Vec<FunctionSymbol> = defined
+            .take(ELF_FUNCTIONS_MAX)
+            .map(|symbol| FunctionSymbol {
+                addr: FileAddr(symbol.value),
+                size: u32::try_from(symbol.size).unwrap_or(u32::MAX),
+                name: symbol.name,
+            })
+            .collect();
         // The largest of several at one address is the function; the others are marks in it.
         functions.sort_by_key(|function| (function.addr, std::cmp::Reverse(function.size)));
         functions.dedup_by_key(|function| function.addr);

@@ -119,7 +119,8 @@ fn switch_out<C: EbpfContext>(ctx: &C, left: Left, now: u64) {
     if thread::is_idle(state) {
         return;
     }
-    if stack::take_token(state, now) {
+    let price = if out_reason == reason::PREEMPTED { stack::PRICE_PREEMPTED } else { stack::PRICE_BLOCKED };
+    if stack::pay(state, now, price) {
         state.user_stack = stack::capture(ctx, space::USER, now);
         state.kernel_stack = stack::capture(ctx, space::KERNEL, now);
     } else {
