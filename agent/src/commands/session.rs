@@ -199,9 +199,15 @@ impl Session {
         })
     }
 
-    /// The records received so far, for a tick whose rings have been emptied since the snapshot.
+    /// Closes the books of a tick whose rings have been emptied since its snapshot. Once everything is detached, nothing is added
+    /// any more: then they balance exactly, with what was sent between the snapshot and the last detach.
     pub fn settle(&self, tick: &mut Tick) {
         tick.received = self.received;
+        if self.probes.is_none()
+            && let Ok(families) = self.maps.families()
+        {
+            tick.families = families;
+        }
     }
 
     /// Attaches or detaches phase probes as their budget has it; `turns` is the running total.
