@@ -58,7 +58,8 @@ pub fn cargo() -> Command {
     command
 }
 
-fn line_of(command: &Command) -> String {
+/// The command as a person would type it.
+pub fn line_of(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

@@ -8,8 +8,8 @@ mod node;
 
 use std::{
     fs::{self, File},
-    path::Path,
-    process::Command,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 use clap::ValueEnum;
@@ -111,7 +111,7 @@ fn packages(purpose: Purpose) -> Vec<&'static str> {
     packages
 }
 
-fn llvm_prefix() -> std::path::PathBuf {
+fn llvm_prefix() -> PathBuf {
     Path::new("/usr/lib").join(format!("llvm-{LLVM}"))
 }
 
@@ -120,7 +120,7 @@ fn install_bpf_linker() -> Result<(), Error> {
     let prefix = llvm_prefix();
     let libraries = prefix.join("lib");
     let mut command = cargo();
-    command.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--quiet"]);
+    command.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"]);
     // With the distribution's LLVM, whose bitcode the distribution's compiler writes, not with one of its own.
     command.args(["--no-default-features", "--features", &format!("llvm-{LLVM}")]);
     command.arg("--root").arg(tools());
@@ -147,5 +147,5 @@ fn mount_tracefs() -> Result<(), Error> {
 
 /// Runs a program that says nothing when all goes well.
 fn quietly(command: &mut Command) -> Result<(), Error> {
-    run(command.stdout(std::process::Stdio::null()))
+    run(command.stdout(Stdio::null()))
 }
