@@ -6,5 +6,5 @@ mod merge;
 pub mod model;
 pub mod summary;
 
-pub use merge::{dropped, merge_ledger, merge_work};
+pub use merge::{dropped, merge_totals, merge_work};
 pub use model::{Body, Record};

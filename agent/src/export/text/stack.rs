@@ -6,8 +6,8 @@ use crate::report::{
     summary::Summary,
 };
 
-/// Frames of the kernel's half that are shown: what blocks is near the inner end.
-const KERNEL_SHOWN: usize = 4;
+/// Frames of the kernel's half that are shown: what blocks is at the inner end.
+const KERNEL_SHOWN: usize = 2;
 /// Frames of the user's half that are shown.
 const USER_SHOWN: usize = 8;
 
@@ -18,6 +18,7 @@ const NOISE: &[&str] = &[
     "preempt_schedule",
     "preempt_schedule_common",
     "preempt_schedule_irq",
+    "schedule_preempt_disabled",
     "schedule_timeout",
     "schedule_hrtimeout_range",
     "schedule_hrtimeout_range_clock",
@@ -31,13 +32,37 @@ const NOISE: &[&str] = &[
     "exit_to_user_mode_loop",
 ];
 
-/// Frames of BPF programs and of the trampolines that call them.
+/// The way from the program's start to its loop, and from C++ into JavaScript and back: the same in every stack.
+const GLUE: &[&str] = &[
+    "main",
+    "node::LoadEnvironment",
+    "node::NodeMainInstance::Run",
+    "node::SpinEventLoop",
+    "node::SpinEventLoopInternal",
+    "node::SpinEventLoopWithoutCleanup",
+    "node::Start",
+    "node::worker::Worker::Run",
+    "uv_run",
+    "v8::Function::Call",
+    "v8::internal::Builtin_HandleApiCall",
+    "v8::internal::Execution::Call",
+    "v8::internal::FunctionCallbackArguments::Call",
+    "v8::internal::HandleApiCallHelper",
+    "v8::internal::Invoke",
+];
+
+/// Frames that say nothing about why the thread stopped here.
 fn is_noise(frame: &Frame) -> bool {
-    frame.kind == FrameKind::Kernel
-        && (NOISE.contains(&frame.name.as_str())
-            || frame.name.starts_with("bpf_")
-            || frame.name.starts_with("__bpf_")
-            || frame.name.starts_with("__traceiter_"))
+    match frame.kind {
+        // BPF programs, and what calls them, are on the stack that they look at.
+        FrameKind::Kernel => {
+            NOISE.contains(&frame.name.as_str())
+                || ["bpf_", "__bpf_", "__traceiter_"].iter().any(|head| frame.name.starts_with(head))
+        }
+        FrameKind::Builtin => true,
+        FrameKind::Native => GLUE.contains(&short_name(&frame.name).as_str()),
+        FrameKind::Js | FrameKind::Unknown => false,
+    }
 }
 
 /// The kernel's frames and the user's, innermost first.
@@ -45,18 +70,20 @@ fn is_noise(frame: &Frame) -> bool {
 pub fn folded(summary: &Summary, user: Option<StackId>, kernel: Option<StackId>) -> String {
     let mut shown = Vec::new();
     part(&mut shown, summary, kernel, KERNEL_SHOWN);
-    part(&mut shown, summary, user, USER_SHOWN);
+    if part(&mut shown, summary, user, USER_SHOWN) {
+        shown.push("…".to_owned());
+    }
     if shown.is_empty() { "no stack".to_owned() } else { shown.join(" ← ") }
 }
 
-fn part(shown: &mut Vec<String>, summary: &Summary, id: Option<StackId>, at_most: usize) {
-    let Some(id) = id else { return };
+/// True if there are more frames.
+fn part(shown: &mut Vec<String>, summary: &Summary, id: Option<StackId>, at_most: usize) -> bool {
+    let Some(id) = id else { return false };
     let Some(stack) = summary.stacks.get(&id) else {
         shown.push(format!("stack {}", String::from(id)));
-        return;
+        return false;
     };
     let mut last = String::new();
-    let mut more = 0;
     let mut n = 0;
     for frame in stack.frames.iter().filter(|frame| !is_noise(frame)) {
         let name = name(frame);
@@ -66,45 +93,51 @@ fn part(shown: &mut Vec<String>, summary: &Summary, id: Option<StackId>, at_most
         }
         last.clone_from(&name);
         if n == at_most {
-            more += 1;
-            continue;
+            return true;
         }
         n += 1;
         shown.push(name);
     }
-    if more != 0 {
-        shown.push("…".to_owned());
-    }
+    false
 }
 
 fn name(frame: &Frame) -> String {
-    let name = without_parameters(&frame.name);
     match frame.kind {
-        FrameKind::Kernel => format!("{}_[k]", safe(name)),
-        FrameKind::Js => format!(
-            "[js]{}",
-            if name.is_empty() || name == "[js]" { String::new() } else { format!(" {}", safe(name)) }
-        ),
-        FrameKind::Builtin | FrameKind::Native => safe(name),
-        FrameKind::Unknown => {
+        FrameKind::Kernel => format!("{}_[k]", safe(&frame.name)),
+        FrameKind::Js if frame.name.is_empty() || frame.name == "[js]" => "[js]".to_owned(),
+        FrameKind::Js => format!("[js] {}", safe(&frame.name)),
+        FrameKind::Builtin | FrameKind::Native => safe(&short_name(&frame.name)),
+        FrameKind::Unknown if frame.name.is_empty() => {
             let module = frame.module.as_deref().and_then(|module| module.rsplit('/').next()).unwrap_or("?");
-            if name.is_empty() { format!("[{}]", safe(module)) } else { safe(name) }
+            format!("[{}]", safe(module))
         }
+        FrameKind::Unknown => safe(&frame.name),
     }
 }
 
-/// `node::fs::Read(v8::FunctionCallbackInfo<v8::Value> const&)` is `node::fs::Read`.
-fn without_parameters(name: &str) -> &str {
-    // An operator's or an anonymous namespace's parentheses are part of the name.
-    match name.char_indices().find(|&(at, c)| {
-        c == '('
-            && at != 0
-            && !name.get(at..).is_some_and(|rest| rest.starts_with("(anonymous"))
-            && !name.get(..at).is_some_and(|head| head.ends_with("operator"))
-    }) {
-        Some((at, _)) => name.get(..at).unwrap_or(name),
-        None => name,
+/// A demangled name without parameters, template arguments and return type:
+/// `void node::StreamBase::JSMethod<&node::StreamBase::Writev>(v8::FunctionCallbackInfo<v8::Value> const&)` is
+/// `node::StreamBase::JSMethod`.
+fn short_name(name: &str) -> String {
+    if name.contains("operator") {
+        // Its brackets are part of the name.
+        return name.to_owned();
     }
+    // `{virtual override thunk({offset(-56)}, node::Parser::OnStreamRead(long))}`
+    let inner = name.strip_prefix('{').and_then(|inner| inner.split_once("}, ")).map_or(name, |(_, inner)| inner);
+    let mut short = String::with_capacity(inner.len());
+    let mut depth = 0u32;
+    for c in inner.replace("(anonymous namespace)::", "").chars() {
+        match c {
+            '<' | '(' | '[' => depth += 1,
+            '>' | ')' | ']' => depth = depth.saturating_sub(1),
+            _ if depth == 0 => short.push(c),
+            _ => {}
+        }
+    }
+    let short = short.trim_end_matches('}').trim();
+    let short = short.rsplit(' ').next().unwrap_or(short);
+    if short.is_empty() { name.to_owned() } else { short.to_owned() }
 }
 
 #[must_use]
@@ -131,12 +164,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_are_left_out() {
-        let check = |name, short| assert_eq!(without_parameters(name), short);
+    fn names_are_short() {
+        let check = |name, short: &str| assert_eq!(short_name(name), short);
         check("node::fs::Read(v8::FunctionCallbackInfo<v8::Value> const&)", "node::fs::Read");
-        check("node::(anonymous namespace)::Run(int)", "node::(anonymous namespace)::Run");
+        check("node::(anonymous namespace)::Run(int)", "node::Run");
         check("uv__io_poll", "uv__io_poll");
-        check("a::operator()(int)", "a::operator()");
+        check("a::operator()(int)", "a::operator()(int)");
         check("(deleted)", "(deleted)");
+        check(
+            "void node::StreamBase::JSMethod<&node::StreamBase::Writev>(v8::Value const&)",
+            "node::StreamBase::JSMethod",
+        );
+        check(
+            "{virtual override thunk({offset(-56)}, node::Parser::OnStreamRead(long, uv_buf_t const&))}",
+            "node::Parser::OnStreamRead",
+        );
+        check("node::Flush(std::unique_ptr<v8::Task, std::default_delete<v8::Task> >) [clone .part.0]", "node::Flush");
+        check(
+            "v8::Maybe<v8::Object> v8::internal::(anonymous namespace)::Helper<false>(v8::Isolate*)",
+            "v8::internal::Helper",
+        );
     }
 }

@@ -10,8 +10,8 @@ use super::{
 use crate::{
     aggregate::histogram::Histogram,
     report::{
-        merge_work,
-        model::{Class, GcType, HeapSeverity, ThreadPool, Work, WorkKind},
+        merge_totals, merge_work,
+        model::{Class, GcType, HeapSeverity, OffCpuTotals, OffReason, ThreadPool, Work, WorkKind},
         summary::{Summary, TargetSummary},
     },
 };
@@ -44,7 +44,7 @@ pub fn thread_pool(page: &mut Page, target: &TargetSummary) {
     if pool.size != 0 {
         let _ = write!(
             line,
-            "; threads busy {} of the time, all of them at once {}",
+            "; threads busy {} of the time, all at once {}",
             percent(pool.busy_ns, of.saturating_mul(u64::from(pool.size))),
             percent(pool.all_busy_ns, of),
         );
@@ -145,55 +145,74 @@ pub fn gc(page: &mut Page, target: &TargetSummary) {
 /// Groups of stays that are printed one by one.
 const STAYS_SHOWN: usize = 8;
 
+/// What held up the loops. Other threads' stays are in the records: most of them wait for work, as they should.
 pub fn off_cpu(page: &mut Page, summary: &Summary, target: &TargetSummary) {
-    let mut all = target.off_cpu_other;
-    for totals in target.off_cpu.values() {
-        all.total_ns = all.total_ns.saturating_add(totals.total_ns);
-        all.count += totals.count;
-        all.over_budget += totals.over_budget;
+    let mut all = OffCpuTotals::default();
+    let mut preempted = OffCpuTotals::default();
+    let mut others = target.off_cpu_other;
+    // Stacks that differ in addresses only read the same.
+    let mut groups = BTreeMap::<(OffReason, String), OffCpuTotals>::new();
+    for (key, totals) in &target.off_cpu {
+        match (key.class, key.reason) {
+            (Class::ThreadPool | Class::Other, _) => merge_totals(&mut others, totals),
+            (Class::EventLoop, reason) => {
+                merge_totals(&mut all, totals);
+                if reason == OffReason::Preempted {
+                    merge_totals(&mut preempted, totals);
+                } else {
+                    let folded = stack::folded(summary, key.user_stack, key.kernel_stack);
+                    merge_totals(groups.entry((reason, folded)).or_default(), totals);
+                }
+            }
+        }
     }
-    if all.count == 0 {
+    if all.count == 0 && others.count == 0 {
         return;
     }
     let config = target.target.as_ref().map(|target| target.config).unwrap_or_default();
     page.heading(&format!(
-        "Off CPU: {} of {} or more on event loops, {} on other threads: {} in all",
+        "Event loops off CPU: {} in {} of {} or more",
+        duration(all.total_ns),
         plural(all.count, "stay", "stays"),
         duration(config.loop_off_cpu_min_ns),
-        duration(config.other_off_cpu_min_ns),
-        duration(all.total_ns),
     ));
-    let mut groups: Vec<_> = target.off_cpu.iter().collect();
-    // What holds up a loop first, then what only holds up others.
-    let is_loop = |class: Class| class == Class::EventLoop;
-    groups.sort_by_key(|(key, totals)| (!is_loop(key.class), Reverse(totals.total_ns), **key));
-    for (key, totals) in groups.iter().take(STAYS_SHOWN) {
-        page.line(&format!(
-            "  {:>9} in {}, {} at most: {}, {}",
-            duration(totals.total_ns),
-            plural(totals.count, "stay", "stays"),
-            duration(totals.max_ns),
-            stack::class(key.class),
-            stack::reason(key.reason),
-        ));
-        page.line(&format!("            {}", stack::folded(summary, key.user_stack, key.kernel_stack)));
+    let mut groups: Vec<_> = groups.into_iter().collect();
+    groups.sort_by(|(a, x), (b, y)| (Reverse(x.total_ns), a).cmp(&(Reverse(y.total_ns), b)));
+    for ((reason, folded), totals) in groups.iter().take(STAYS_SHOWN) {
+        stays(page, stack::reason(*reason), totals);
+        page.line(&format!("            {folded}"));
     }
-    let rest = groups.get(STAYS_SHOWN..).unwrap_or_default();
-    if !rest.is_empty() || target.off_cpu_other.count != 0 {
-        let ns: u64 =
-            rest.iter().map(|(_, totals)| totals.total_ns).fold(target.off_cpu_other.total_ns, u64::saturating_add);
-        page.aside(&format!(
-            "  {:>9} in {} more, less often or shorter",
-            duration(ns),
-            plural(rest.len() as u64, "group", "groups")
-        ));
+    let mut rest = OffCpuTotals::default();
+    for (_, totals) in groups.iter().skip(STAYS_SHOWN) {
+        merge_totals(&mut rest, totals);
+    }
+    if rest.count != 0 {
+        stays(page, "elsewhere", &rest);
+    }
+    if preempted.count != 0 {
+        stays(page, "preempted: ready to run, but others had the CPU", &preempted);
     }
     if all.over_budget != 0 {
+        let n = plural(all.over_budget, "stay", "stays");
+        page.aside(&format!("  {n} without a stack: their thread's budget for stacks was used up"));
+    }
+    if others.count != 0 {
         page.aside(&format!(
-            "  {} without a stack: their thread's budget for stacks was used up",
-            plural(all.over_budget, "stay", "stays")
+            "  other threads: {} in {} of {} or more, most of it waiting for work: in the records",
+            duration(others.total_ns),
+            plural(others.count, "stay", "stays"),
+            duration(config.other_off_cpu_min_ns),
         ));
     }
+}
+
+fn stays(page: &mut Page, what: &str, totals: &OffCpuTotals) {
+    page.line(&format!(
+        "  {:>9} in {}, {} at most: {what}",
+        duration(totals.total_ns),
+        plural(totals.count, "stay", "stays"),
+        duration(totals.max_ns),
+    ));
 }
 
 pub fn run_queue(page: &mut Page, target: &TargetSummary) {
