@@ -32,7 +32,7 @@ pub fn read(state: &ThreadState, now: MonoNs) -> Reading {
         let phase = state.phase as usize;
         let slot = if phase < phase::COUNT { phase } else { phase::UNSPLIT as usize };
         if let Some(ns) = ledger.on_cpu_ns.get_mut(slot) {
-            *ns += at - state.mark_ns;
+            *ns = ns.saturating_add(at - state.mark_ns);
         }
     } else {
         // Up to the switch the kernel half charged by itself.
@@ -43,20 +43,20 @@ pub fn read(state: &ThreadState, now: MonoNs) -> Reading {
             _ => at.saturating_sub(state.woken_ns.max(state.out_ns)).min(away),
         };
         let waited = away - runnable;
-        ledger.runnable_ns += runnable;
+        ledger.runnable_ns = ledger.runnable_ns.saturating_add(runnable);
         if state.out_reason == reason::STOPPED {
-            ledger.stopped_ns += waited;
+            ledger.stopped_ns = ledger.stopped_ns.saturating_add(waited);
         } else if is_idle(state) {
-            ledger.idle_ns += waited;
+            ledger.idle_ns = ledger.idle_ns.saturating_add(waited);
         } else {
-            ledger.blocked_ns += waited;
+            ledger.blocked_ns = ledger.blocked_ns.saturating_add(waited);
         }
     }
     if state.flags & BLOCKING_POLL == BLOCKING_POLL && state.poll_entered_ns != 0 {
-        ledger.poll_ns += at.saturating_sub(state.poll_entered_ns);
+        ledger.poll_ns = ledger.poll_ns.saturating_add(at.saturating_sub(state.poll_entered_ns));
     }
     if state.gc_started_ns != 0 {
-        ledger.gc_ns += at.saturating_sub(state.gc_started_ns);
+        ledger.gc_ns = ledger.gc_ns.saturating_add(at.saturating_sub(state.gc_started_ns));
     }
     Reading { at: MonoNs(at), ledger }
 }

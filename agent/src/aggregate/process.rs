@@ -193,6 +193,8 @@ impl ProcessBook {
         let alive = &self.threads;
         self.loops.retain(|tid, _| alive.contains_key(tid));
         let (off_cpu, off_cpu_other) = self.off_cpu.close();
+        // A process that was first heard of after the tick has a window of no length.
+        let to = to.max(self.from);
         let from = std::mem::replace(&mut self.from, to);
         ProcessFigures {
             from,

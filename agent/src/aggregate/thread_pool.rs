@@ -189,6 +189,7 @@ impl PoolBook {
 
 /// Sweeps over the items' times within a window.
 fn sweep(items: &[Item], from: u64, to: u64, size: u64) -> Occupancy {
+    debug_assert!(from <= to, "windows do not run backwards");
     // (when, change of the queue, change of the threads at work); at one moment departures come before arrivals.
     let mut changes: Vec<(u64, i64, i64)> = Vec::with_capacity(items.len() * 3);
     for item in items {
@@ -209,8 +210,10 @@ fn sweep(items: &[Item], from: u64, to: u64, size: u64) -> Occupancy {
     for (when, queue, run) in changes {
         let span = when - at;
         at = when;
-        occupancy.queue_len_ns += span.saturating_mul(queued.unsigned_abs());
-        occupancy.busy_ns += span.saturating_mul(running.unsigned_abs());
+        let (waiting, working) =
+            (span.saturating_mul(queued.unsigned_abs()), span.saturating_mul(running.unsigned_abs()));
+        occupancy.queue_len_ns = occupancy.queue_len_ns.saturating_add(waiting);
+        occupancy.busy_ns = occupancy.busy_ns.saturating_add(working);
         if size != 0 && running.unsigned_abs() >= size {
             occupancy.all_busy_ns += span;
         }

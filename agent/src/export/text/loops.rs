@@ -152,7 +152,7 @@ fn one(page: &mut Page, target: &TargetSummary, of_loop: &LoopWindow) {
     let unaccounted = ledger.unaccounted_ns;
     let accounted = format!(
         "  {} accounted for of {}; unaccounted {}{}",
-        duration(ledger.wall_ns.saturating_add_signed(-unaccounted)),
+        duration(ledger.wall_ns.saturating_add_signed(unaccounted.saturating_neg())),
         duration(ledger.wall_ns),
         if unaccounted < 0 { "-" } else { "" },
         percent(unaccounted.unsigned_abs(), ledger.wall_ns),
@@ -218,14 +218,15 @@ pub fn row(page: &mut Page, name: &str, histogram: &Histogram) {
 const SLOW_SHOWN: usize = 5;
 
 fn slow_turns(page: &mut Page, summary: &Summary, target: &TargetSummary) {
-    let all: u64 = target.loops.values().map(|of_loop| of_loop.slow_turns).sum();
+    let all = target.loops.values().map(|of_loop| of_loop.slow_turns).fold(0, u64::saturating_add);
     let open = target.slow_turns.iter().filter(|(_, turn)| turn.open).count() as u64;
-    if all + open == 0 {
+    let all = all.saturating_add(open);
+    if all == 0 {
         return;
     }
     let threshold = target.target.as_ref().map_or(0, |target| target.config.slow_turn_ns);
-    let shown = if all + open > 1 { "; the longest" } else { "" };
-    page.heading(&format!("Slow turns: {} of {} or more{shown}", count(all + open), duration(threshold)));
+    let shown = if all > 1 { "; the longest" } else { "" };
+    page.heading(&format!("Slow turns: {} of {} or more{shown}", count(all), duration(threshold)));
     for (time, turn) in target.slow_turns.iter().take(SLOW_SHOWN) {
         slow_turn(page, summary, target, time, turn);
     }

@@ -114,7 +114,8 @@ pub fn gc(page: &mut Page, target: &TargetSummary) {
         let (duration, reasons) = types.entry(gc_type).or_default();
         duration.merge(&gc.duration);
         for (reason, n) in &gc.reasons {
-            *reasons.entry(reason.as_str()).or_default() += n;
+            let sum = reasons.entry(reason.as_str()).or_default();
+            *sum = n.saturating_add(*sum);
         }
     }
     for (gc_type, (of_type, reasons)) in &types {
