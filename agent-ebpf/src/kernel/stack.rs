@@ -22,7 +22,7 @@ const TOKEN_NS: u64 = 250_000;
 /// Tokens that a stack costs: one where the thread waits for something, more where it was merely preempted, as that
 /// happens more often and tells less.
 pub const PRICE_BLOCKED: u64 = 1;
-pub const PRICE_PREEMPTED: u64 = 4;
+pub const PRICE_PREEMPTED: u64 = 16;
 
 /// Takes the price of a stack from the thread's tokens.
 #[inline(always)]
