@@ -1,8 +1,9 @@
-//! The developer's one entrance: setup, build, test.
+//! The developer's one entrance: setup, build, test, bench.
 //!
 //! What cargo alone cannot do is here: the BPF object is compiled for another target, with another compiler, before the program
 //! that carries it; and the tests need real Node.js binaries and the peers that their figures are compared with.
 
+mod bench;
 mod build;
 mod run;
 mod setup;
@@ -16,7 +17,7 @@ use clap::{Parser, Subcommand};
 use crate::{run::Error, setup::Purpose};
 
 #[derive(Debug, Parser)]
-#[command(name = "xtask", bin_name = "cargo xtask", about = "Setup, build, test")]
+#[command(name = "xtask", bin_name = "cargo xtask", about = "Setup, build, test, bench")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -35,6 +36,8 @@ enum Command {
         #[arg(long)]
         release: bool,
     },
+    /// Measure what the agent costs, beside its peers
+    Bench(bench::BenchArgs),
     /// Build, then run formatting, lints and every test
     Test {
         /// Passed on to `cargo test`; with any, only the tests are run
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup { purpose } => setup::setup(purpose),
         Command::Build { release } => build::build(if release { build::Profile::Release } else { build::Profile::Dev }),
+        Command::Bench(args) => bench::bench(&args),
         Command::Test { args } => test::test(&args),
     };
     match result {

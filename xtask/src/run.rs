@@ -14,6 +14,13 @@ pub enum Error {
     Missing { what: String, so: String },
 }
 
+impl Error {
+    /// An error at a file, or at whatever else was read or written.
+    pub fn io(at: &str, error: io::Error) -> Self {
+        Self::Io { path: PathBuf::from(at), error }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

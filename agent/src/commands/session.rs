@@ -7,7 +7,7 @@ use agent_ebpf::{
     spec::{Group, Tracepoint},
     state::{Target, target_flag},
 };
-use log::{debug, warn};
+use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
 
 use super::cost;
@@ -105,6 +105,9 @@ impl Session {
         degraded.extend(skips.iter().map(tracepoint_degraded));
         let maps = Maps::take(&mut probes)?;
         let hit_cost = cost::calibrate(&mut probes);
+        if let Some(cost) = hit_cost {
+            info!("a uprobe hit costs {} ns here", cost.uprobe_ns);
+        }
         let (to_core, batches) = mpsc::channel(BATCHES_MAX);
         let (flush, requests) = mpsc::channel(1);
         tokio::spawn(Intake::take(&mut probes)?.run(to_core, requests));

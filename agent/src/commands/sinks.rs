@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     thread::JoinHandle,
 };
 
@@ -25,8 +25,6 @@ const QUEUE_LEN: usize = 4096;
 enum Message {
     Record(Box<Record>),
     Input(Box<Input>),
-    /// All that came before shall be on its way to the reader.
-    Flush,
 }
 
 /// Where records and inputs go.
@@ -97,12 +95,6 @@ impl Sinks {
         !self.has_recording || self.messages.send(Message::Input(Box::new(input.clone()))).is_ok()
     }
 
-    /// Whatever was put in so far shall reach its reader.
-    pub fn flush(&self) {
-        // A writer that is gone has nothing to flush.
-        let _ = self.messages.send(Message::Flush);
-    }
-
     /// Whether the writer has given up, which it does when standard output is closed.
     #[must_use]
     pub fn is_finished(&self) -> bool {
@@ -126,7 +118,14 @@ fn write_all(
     mut recording: Option<Sink<recording::Writer<Output>>>,
 ) -> Outcome {
     let mut outcome = Outcome::default();
-    for message in inbox {
+    while let Ok(message) = inbox.try_recv().or_else(|empty| match empty {
+        // Nothing more for now: what is written shall be seen.
+        TryRecvError::Empty => {
+            keep(&mut lines, &mut outcome, |sink| sink.writer.flush());
+            inbox.recv().map_err(|_| TryRecvError::Disconnected)
+        }
+        TryRecvError::Disconnected => Err(TryRecvError::Disconnected),
+    }) {
         match message {
             Message::Record(record) => {
                 keep(&mut lines, &mut outcome, |sink| ndjson::write_record(&mut sink.writer, &record));
@@ -139,7 +138,6 @@ fn write_all(
                     recording = None;
                 }
             }
-            Message::Flush => keep(&mut lines, &mut outcome, |sink| sink.writer.flush()),
         }
         if outcome.stdout_closed {
             return outcome;

@@ -231,7 +231,6 @@ impl Driver {
         let tick = self.session.snapshot(monotonic_ns())?;
         self.close_window(tick).await;
         self.session.govern(self.turns, self.window);
-        self.sinks.flush();
         Ok(())
     }
 

@@ -95,6 +95,7 @@ fn packages(purpose: Purpose) -> Vec<&'static str> {
             ("bpftrace", "bpftrace"),
             ("offcputime-bpfcc", "bpfcc-tools"),
             ("runqlat", "libbpf-tools"),
+            ("bpftool", "bpftool"),
             // For targets in odd states.
             ("strace", "strace"),
             ("unshare", "util-linux"),

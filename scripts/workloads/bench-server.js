@@ -1,0 +1,35 @@
+// The server that `cargo xtask bench` loads: one kind of work a mode, and a count of finished requests.
+//
+//   node bench-server.js PORT http|pool|alloc
+//
+// GET /count answers with the number of requests finished so far and is not counted itself.
+'use strict';
+const http = require('node:http');
+const fs = require('node:fs');
+const crypto = require('node:crypto');
+
+const [port, mode] = [Number(process.argv[2]), process.argv[3]];
+let finished = 0;
+
+const work = {
+  http: (done) => done(),
+  pool: (done) => {
+    let left = 2;
+    const one = () => { if (--left === 0) done(); };
+    crypto.pbkdf2('secret', 'salt', 200, 32, 'sha256', one);
+    fs.stat(__filename, one);
+  },
+  alloc: (done) => {
+    const list = [];
+    for (let i = 0; i < 2000; i++) list.push({ i, text: `item ${i}` });
+    done(String(list.length));
+  },
+}[mode];
+
+http.createServer((request, response) => {
+  if (request.url === '/count') {
+    response.end(String(finished));
+    return;
+  }
+  work((text = 'ok') => { finished++; response.end(text); });
+}).listen(port, '127.0.0.1', () => console.log('READY'));

@@ -1,0 +1,148 @@
+//! The measured server and the load on it.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::run::{Error, cache, root};
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Case {
+    /// Fifty connections, saturated
+    Http50,
+    /// One connection: one request a turn, the worst case
+    Http1,
+    /// Two thread-pool items a request
+    Pool,
+    /// Two thousand objects a request
+    Alloc,
+}
+
+impl Case {
+    pub const ALL: [Self; 4] = [Self::Http50, Self::Http1, Self::Pool, Self::Alloc];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http50 => "fifty connections",
+            Self::Http1 => "one connection",
+            Self::Pool => "thread pool",
+            Self::Alloc => "allocation",
+        }
+    }
+
+    fn mode(self) -> &'static str {
+        match self {
+            Self::Http50 | Self::Http1 => "http",
+            Self::Pool => "pool",
+            Self::Alloc => "alloc",
+        }
+    }
+
+    fn connections(self) -> &'static str {
+        match self {
+            Self::Http1 => "1",
+            Self::Http50 | Self::Pool | Self::Alloc => "50",
+        }
+    }
+}
+
+/// A Node.js server under load; both end when it is dropped.
+pub struct Server {
+    node: Child,
+    load: Child,
+    count: TcpStream,
+}
+
+const PORT: &str = "18480";
+
+/// Longest bench of one case.
+const LOAD_SECONDS: &str = "3600";
+
+impl Server {
+    pub fn start(case: Case, version: &str) -> Result<Self, Error> {
+        let node = cache().join("node").join(version).join("bin/node");
+        let mut node = Command::new(node)
+            .arg(root().join("scripts/workloads/bench-server.js"))
+            .args([PORT, case.mode()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|source| Error::io("node", source))?;
+        let mut line = String::new();
+        if let Some(stdout) = node.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line).map_err(|source| Error::io("node", source))?;
+        }
+        let address = format!("127.0.0.1:{PORT}");
+        let count = TcpStream::connect(&address).map_err(|source| Error::io("the server", source))?;
+        let load = Command::new("wrk")
+            .args(["-t1", "-c", case.connections(), "-d", LOAD_SECONDS, &format!("http://{address}/")])
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|source| Error::io("wrk", source))?;
+        Ok(Self { node, load, count })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.node.id()
+    }
+
+    /// Requests finished so far, by the server's own count.
+    fn finished(&mut self) -> Result<u64, Error> {
+        let fail = |source| Error::io("the server's count", source);
+        self.count.write_all(b"GET /count HTTP/1.1\r\nHost: localhost\r\n\r\n").map_err(fail)?;
+        let mut answer = Vec::new();
+        let mut chunk = [0; 1024];
+        loop {
+            let bytes = self.count.read(&mut chunk).map_err(fail)?;
+            answer.extend(chunk.get(..bytes).unwrap_or_default());
+            let text = String::from_utf8_lossy(&answer);
+            if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.trim().parse().ok());
+                if body.len() >= length.unwrap_or(1) {
+                    return Ok(body.trim().parse().unwrap_or(0));
+                }
+            }
+            if bytes == 0 {
+                return Err(fail(std::io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+    }
+
+    /// CPU time of all its threads in nanoseconds, from the scheduler's own books.
+    fn cpu_ns(&self) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        let times = tasks.filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok());
+        times.filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok()).sum()
+    }
+
+    /// Requests a second and CPU nanoseconds a request, over the next `span`.
+    pub fn measure(&mut self, span: Duration) -> Result<Half, Error> {
+        let (begin, finished, cpu) = (Instant::now(), self.finished()?, self.cpu_ns());
+        std::thread::sleep(span);
+        let (requests, cpu) = (self.finished()? - finished, self.cpu_ns().saturating_sub(cpu));
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let (requests, cpu) = (requests as f64, cpu as f64);
+        Ok(Half { per_second: requests / begin.elapsed().as_secs_f64(), cpu_per_request: cpu / requests.max(1.0) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for child in [&mut self.load, &mut self.node] {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// What one half of a pair showed.
+#[derive(Clone, Copy, Debug)]
+pub struct Half {
+    pub per_second: f64,
+    pub cpu_per_request: f64,
+}

@@ -1,0 +1,141 @@
+//! What is attached in every other half: the agent, or one of its peers.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::run::{Error, root};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tool {
+    Agent,
+    /// A script that measures what the agent does: loop, thread pool, GC, scheduler.
+    Bpftrace,
+    OffCpuTime,
+    RunQLat,
+}
+
+impl Tool {
+    pub const PEERS: [Self; 3] = [Self::Bpftrace, Self::OffCpuTime, Self::RunQLat];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent trace",
+            Self::Bpftrace => "bpftrace script",
+            Self::OffCpuTime => "offcputime",
+            Self::RunQLat => "runqlat",
+        }
+    }
+
+    /// Starts it on a process and waits until it is in place.
+    pub fn attach(self, pid: u32) -> Result<Attached, Error> {
+        let begin = Instant::now();
+        let pid = pid.to_string();
+        let mut command = match self {
+            Self::Agent => {
+                let mut agent = Command::new(agent());
+                agent.args(["-v", "trace", "--pid", &pid, "--ndjson"]).arg(root().join("target/bench.ndjson"));
+                agent
+            }
+            Self::Bpftrace => {
+                let mut bpftrace = Command::new("bpftrace");
+                bpftrace.arg(root().join("scripts/workloads/peer.bt")).arg(&pid);
+                bpftrace
+            }
+            Self::OffCpuTime => peer("offcputime", &["-p", &pid, "3600"]),
+            Self::RunQLat => peer("runqlat", &["-p", &pid, "3600", "1"]),
+        };
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        if self == Self::Agent {
+            command.stderr(Stdio::piped());
+        } else if self == Self::Bpftrace {
+            command.stdout(Stdio::piped());
+        }
+        let mut child = command.spawn().map_err(|source| Error::io(self.name(), source))?;
+        let said = match self {
+            Self::Agent => wait_for(child.stderr.take(), "tracing pid"),
+            Self::Bpftrace => {
+                let said = wait_for(child.stdout.take(), "READY");
+                // Its BEGIN runs before the other probes are attached.
+                std::thread::sleep(Duration::from_millis(1_500));
+                said
+            }
+            // They say nothing on being ready; loading and attaching takes them about half a second.
+            Self::OffCpuTime | Self::RunQLat => {
+                std::thread::sleep(Duration::from_millis(1_200));
+                Vec::new()
+            }
+        };
+        let hit_ns = said.iter().find_map(|line| line.split_once("hit costs ")?.1.split(' ').next()?.parse().ok());
+        Ok(Attached { child, attach: begin.elapsed(), hit_ns })
+    }
+}
+
+fn peer(name: &str, args: &[&str]) -> Command {
+    // Debian's libbpf-tools install them beside the administrator's programs.
+    let path = ["/usr/sbin", "/usr/bin"].iter().map(|dir| PathBuf::from(dir).join(name)).find(|path| path.exists());
+    let mut command = Command::new(path.unwrap_or_else(|| PathBuf::from(name)));
+    command.args(args);
+    command
+}
+
+fn agent() -> PathBuf {
+    root().join("target/release/agent")
+}
+
+/// Reads lines until one holds the word, and returns them; the rest is read and dropped, so that the writer never waits.
+fn wait_for(from: Option<impl std::io::Read + Send + 'static>, word: &'static str) -> Vec<String> {
+    let Some(from) = from else { return Vec::new() };
+    let mut lines = BufReader::new(from).lines().map_while(Result::ok);
+    let mut said = Vec::new();
+    for line in lines.by_ref() {
+        let found = line.contains(word);
+        said.push(line);
+        if found {
+            break;
+        }
+    }
+    std::thread::spawn(move || lines.for_each(drop));
+    said
+}
+
+/// A tool at work.
+pub struct Attached {
+    child: Child,
+    /// From its start until it was in place.
+    pub attach: Duration,
+    /// What a uprobe hit costs, in nanoseconds, where the tool says it.
+    pub hit_ns: Option<f64>,
+}
+
+impl Attached {
+    /// CPU time so far, in seconds.
+    pub fn cpu_seconds(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+        let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let ticks = ticks as f64;
+        ticks / 100.0
+    }
+
+    /// Peak resident memory in MB.
+    pub fn peak_mb(&self) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let kilobytes =
+            status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<f64>().ok());
+        kilobytes.unwrap_or(0.0) * 1024.0 / 1e6
+    }
+
+    /// Ends it as Ctrl-C would; returns how long that took.
+    pub fn detach(mut self) -> Duration {
+        let begin = Instant::now();
+        let _ = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        let _ = self.child.wait();
+        begin.elapsed()
+    }
+}
