@@ -126,6 +126,28 @@ fn a_slow_turn_has_what_happened_inside_it_and_nothing_else() {
 }
 
 #[test]
+fn a_pause_that_waits_for_a_cpu_is_not_counted_as_on_cpu() {
+    let mut run = Run::new();
+    let mut main = Thread::new(PID, BEGIN);
+    main.poll(MS, 0, 1);
+    main.run(phase::POLL, MS);
+    main.poll(MS, 0, 1);
+    run.turns(&mut main);
+    let started = main.now;
+    main.run(phase::POLL, 4 * MS);
+    main.off(reason::PREEMPTED, 0, 20 * MS);
+    main.state.ledger.gc_ns += main.now - started;
+    run.record(family::V8, gc_pause(PID, started, main.now, 1, 1).as_bytes());
+    run.record(family::SCHED, off_cpu(PID, started + 4 * MS, 0, main.now, 0, 0).as_bytes());
+    run.tick(&[&main], main.now);
+    main.run(phase::POLL, 4 * MS);
+    run.tick(&[&main], main.now);
+    let loops = run.loops();
+    assert_eq!((loops[0].gc_ns, loops[0].gc_off_cpu_ns), (24 * MS, 20 * MS));
+    assert_eq!((loops[1].gc_ns, loops[1].gc_off_cpu_ns), (0, 0));
+}
+
+#[test]
 fn a_loop_that_never_returns_is_reported_while_it_lasts() {
     let mut run = Run::new();
     let mut main = Thread::new(PID, BEGIN);

@@ -82,6 +82,22 @@ fn lines_are_what_the_schema_says() {
     assert_eq!(types, listed, "a type of line is untested, or not in the schema");
 }
 
+/// Lines of a real trace, where one is named in the environment.
+#[test]
+fn lines_of_a_real_trace_are_what_the_schema_says() {
+    let Some(path) = std::env::var_os("AGENT_TRACE_NDJSON") else {
+        eprintln!("skipped: AGENT_TRACE_NDJSON names no trace");
+        return;
+    };
+    let validator = jsonschema::validator_for(&strict()).unwrap();
+    let mut reader = agent::export::ndjson::Reader::new(std::io::BufReader::new(std::fs::File::open(path).unwrap()));
+    while let Some(record) = reader.next_record().unwrap() {
+        check(&validator, &record);
+    }
+    assert_eq!(reader.tally().complaint(), None);
+    assert_ne!(reader.tally().records, 0);
+}
+
 #[test]
 fn the_schema_refuses_what_is_wrong() {
     let validator = jsonschema::validator_for(&serde_json::from_str(SCHEMA).unwrap()).unwrap();

@@ -58,6 +58,8 @@ pub struct TurnFigures {
     pub slow: u64,
     pub busy: Histogram,
     pub delay: Histogram,
+    /// Of the window's pauses: off CPU, in stays above the threshold.
+    pub gc_off_cpu_ns: u64,
 }
 
 /// One loop, from window to window.
@@ -71,6 +73,8 @@ pub struct LoopBook {
     slow: Vec<SlowTurn>,
     stays: VecDeque<Stay>,
     pauses: VecDeque<Pause>,
+    /// How many of them, at the end, are of this window.
+    pauses_new: usize,
     open: Option<OpenTurn>,
     /// Start of the turn for which a warning was given.
     warned: Option<MonoNs>,
@@ -87,6 +91,7 @@ impl LoopBook {
             slow: Vec::new(),
             stays: VecDeque::new(),
             pauses: VecDeque::new(),
+            pauses_new: 0,
             open: None,
             warned: None,
         }
@@ -133,6 +138,7 @@ impl LoopBook {
             self.pauses.pop_front();
         }
         self.pauses.push_back(pause);
+        self.pauses_new += 1;
     }
 
     /// The window's last look at the thread: the turn it is in.
@@ -162,7 +168,17 @@ impl LoopBook {
         for turn in &mut slow {
             self.explain(turn);
         }
+        self.figures.gc_off_cpu_ns = self.gc_off_cpu_ns();
+        self.pauses_new = 0;
         (std::mem::take(&mut self.figures), slow)
+    }
+
+    /// A pause is wall time; what part of it the thread was off CPU is told by the stays inside it.
+    fn gc_off_cpu_ns(&self) -> u64 {
+        let overlap =
+            |pause: &Pause, stay: &Stay| stay.back.min(pause.ended).since(stay.out.max(pause.pause.started)).0;
+        let of_pause = |pause: &Pause| self.stays.iter().map(|stay| overlap(pause, stay)).fold(0, u64::saturating_add);
+        self.pauses.iter().rev().take(self.pauses_new).map(of_pause).fold(0, u64::saturating_add)
     }
 
     /// The turn that is still going on as the trace ends, if it is a slow one.

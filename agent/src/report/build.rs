@@ -99,6 +99,7 @@ fn loop_window(pid: Pid, thread: &ThreadFigures, turns: &TurnFigures) -> LoopWin
         ledger: ledger_part(ledger, thread.wall_ns, thread.unaccounted_ns()),
         on_cpu_by_phase_ns: phases(ledger),
         gc_ns: ledger.gc_ns,
+        gc_off_cpu_ns: turns.gc_off_cpu_ns.min(ledger.gc_ns),
         poll_ns: ledger.poll_ns,
         events: ledger.events,
         sync_fs: ledger.sync_fs,

@@ -41,6 +41,7 @@ pub fn merge_loop(sum: &mut LoopWindow, other: &LoopWindow) {
         ledger,
         on_cpu_by_phase_ns,
         gc_ns,
+        gc_off_cpu_ns,
         poll_ns,
         events,
         sync_fs,
@@ -57,6 +58,7 @@ pub fn merge_loop(sum: &mut LoopWindow, other: &LoopWindow) {
     merge_ledger(&mut sum.ledger, ledger);
     merge_phases(&mut sum.on_cpu_by_phase_ns, on_cpu_by_phase_ns);
     add(&mut sum.gc_ns, *gc_ns);
+    add(&mut sum.gc_off_cpu_ns, *gc_off_cpu_ns);
     add(&mut sum.poll_ns, *poll_ns);
     add(&mut sum.events, *events);
     add(&mut sum.sync_fs, *sync_fs);

@@ -153,6 +153,9 @@ pub struct LoopWindow {
     pub on_cpu_by_phase_ns: Phases,
     /// Of which: garbage collection pauses, as wall time.
     pub gc_ns: u64,
+    /// Of which: off CPU, in stays above the threshold.
+    #[serde(default)]
+    pub gc_off_cpu_ns: u64,
     /// Wall time in polls that were allowed to block.
     pub poll_ns: u64,
     pub events: u64,

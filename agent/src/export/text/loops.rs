@@ -21,6 +21,7 @@ pub struct Shares {
     pub wall_ns: u64,
     /// On CPU, less garbage collection.
     pub javascript_ns: u64,
+    /// Garbage collection on CPU.
     pub gc_ns: u64,
     pub idle_ns: u64,
     pub blocked_ns: u64,
@@ -32,8 +33,8 @@ impl Shares {
     #[must_use]
     pub fn of(of_loop: &LoopWindow) -> Self {
         let ledger = &of_loop.ledger;
-        // A pause is wall time; nearly all of it is on CPU.
-        let gc_ns = of_loop.gc_ns.min(ledger.on_cpu_ns);
+        // A pause is wall time: what it was blocked or waited for a CPU is in those shares already.
+        let gc_ns = of_loop.gc_ns.saturating_sub(of_loop.gc_off_cpu_ns).min(ledger.on_cpu_ns);
         Self {
             wall_ns: ledger.wall_ns,
             javascript_ns: ledger.on_cpu_ns - gc_ns,
@@ -119,7 +120,11 @@ pub fn render(page: &mut Page, summary: &Summary, target: &TargetSummary) {
         if at != 0 {
             page.line("");
         }
-        one(page, target, of_loop);
+        account(page, target, of_loop);
+        if at == 0 {
+            page.aside("  █ JavaScript  ▓ GC  ▒ blocked  ░ waiting for a CPU  · idle");
+        }
+        turns(page, of_loop);
     }
     let hidden = quiet.len() + busy.len().saturating_sub(LOOPS_SHOWN);
     if hidden != 0 {
@@ -132,7 +137,8 @@ pub fn render(page: &mut Page, summary: &Summary, target: &TargetSummary) {
     slow_turns(page, summary, target);
 }
 
-fn one(page: &mut Page, target: &TargetSummary, of_loop: &LoopWindow) {
+/// Where the time went.
+fn account(page: &mut Page, target: &TargetSummary, of_loop: &LoopWindow) {
     let shares = Shares::of(of_loop);
     page.strong(&headline(of_loop));
     let bar = parts_bar(
@@ -147,17 +153,20 @@ fn one(page: &mut Page, target: &TargetSummary, of_loop: &LoopWindow) {
         page.style.width.saturating_sub(2).min(78),
     );
     page.line(&format!("  {bar}"));
-    page.aside("  █ JavaScript  ▓ GC  ▒ blocked  ░ waiting for a CPU  · idle");
     let ledger = &of_loop.ledger;
     let unaccounted = ledger.unaccounted_ns;
     let accounted = format!(
-        "  {} accounted for of {}; unaccounted {}{}",
+        "  {} accounted for of {}; unaccounted {}",
         duration(ledger.wall_ns.saturating_add_signed(unaccounted.saturating_neg())),
         duration(ledger.wall_ns),
-        if unaccounted < 0 { "-" } else { "" },
         percent(unaccounted.unsigned_abs(), ledger.wall_ns),
     );
     page.aside(&(accounted + &phases_seen(target)));
+}
+
+/// How the loop turned.
+fn turns(page: &mut Page, of_loop: &LoopWindow) {
+    let ledger = &of_loop.ledger;
     table(page, "Event loop");
     row(page, "delay", &of_loop.delay);
     row(page, "callbacks in a turn", &of_loop.turn_busy);
@@ -241,10 +250,10 @@ fn slow_turn(page: &mut Page, summary: &Summary, target: &TargetSummary, time: &
             parts.push(format!("{name} {}", duration(ns)));
         }
     };
-    part("GC", turn.gc_ns);
     part("blocked", turn.ledger.blocked_ns);
     part("waiting for a CPU", turn.ledger.runnable_ns);
     part("stopped", turn.ledger.stopped_ns);
+    part("of which GC pauses", turn.gc_ns);
     if turn.sync_fs != 0 {
         parts.push(plural(turn.sync_fs, "synchronous file request", "synchronous file requests"));
     }

@@ -135,6 +135,7 @@ fn short_name(name: &str) -> String {
             _ => {}
         }
     }
+    let short = short.replace(" const", "");
     let short = short.trim_end_matches('}').trim();
     let short = short.rsplit(' ').next().unwrap_or(short);
     if short.is_empty() { name.to_owned() } else { short.to_owned() }
@@ -169,6 +170,7 @@ mod tests {
         check("node::fs::Read(v8::FunctionCallbackInfo<v8::Value> const&)", "node::fs::Read");
         check("node::(anonymous namespace)::Run(int)", "node::Run");
         check("uv__io_poll", "uv__io_poll");
+        check("v8::internal::Heap::Size(int) const", "v8::internal::Heap::Size");
         check("a::operator()(int)", "a::operator()(int)");
         check("(deleted)", "(deleted)");
         check(
