@@ -26,10 +26,13 @@ const work = {
   },
 }[mode];
 
-http.createServer((request, response) => {
+const server = http.createServer((request, response) => {
   if (request.url === '/count') {
     response.end(String(finished));
     return;
   }
   work((text = 'ok') => { finished++; response.end(text); });
-}).listen(port, '127.0.0.1', () => console.log('READY'));
+});
+// The connection that asks for the count may be quiet for as long as it likes.
+server.keepAliveTimeout = 0;
+server.listen(port, '127.0.0.1', () => console.log('READY'));

@@ -8,11 +8,10 @@ use std::{
 };
 
 use super::{apt, quietly};
-use crate::run::{Error, cache, run, say};
+use crate::run::{self, Error, cache, run, say};
 
 /// Debian's build: the program, V8 and the runtime in `libnode`, libuv by itself, and the libraries that these load.
-const DEBIAN: [&str; 8] =
-    ["nodejs", "libnode108", "libuv1", "libbrotli1", "libc-ares2", "libicu72", "libnghttp2-14", "libssl3"];
+const DEBIAN: [&str; 7] = ["libnode108", "libuv1", "libbrotli1", "libc-ares2", "libicu72", "libnghttp2-14", "libssl3"];
 
 fn directory(version: &str) -> PathBuf {
     cache().join("node").join(version)
@@ -57,7 +56,16 @@ pub fn debian() -> Result<(), Error> {
     }
     say("Debian's node, its libraries apart");
     let partial = fresh(&cache().join("debian-node.partial"))?;
-    apt::unpack(&DEBIAN, &partial)?;
+    // Of the library's version: another source of packages may offer a newer program by the same name.
+    let version = run::ask(Command::new("apt-cache").args(["show", "--no-all-versions", "libnode108"]))
+        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("Version: ").map(str::to_owned)))
+        .ok_or_else(|| Error::Missing {
+            what: "libnode108".into(),
+            so: "is this Debian 12? apt-cache knows it not".into(),
+        })?;
+    let program = format!("nodejs={version}");
+    let packages: Vec<&str> = DEBIAN.iter().copied().chain([program.as_str()]).collect();
+    apt::unpack(&packages, &partial)?;
     publish(&partial, &directory)
 }
 
