@@ -3,9 +3,15 @@
 //! Times are RFC 3339 with nanoseconds, durations integer nanoseconds with the unit in the key, ids of stacks hexadecimal
 //! strings (JSON numbers lose bits above 2^53). A reader must tolerate keys and types that it does not know.
 
+mod account;
+mod stacks;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use account::{AgentCost, End, EndReason, FamilyAccount, ProbeHits};
+pub use stacks::{Frame, FrameKind, OffCpu, OffCpuStack, OffCpuTotals, Stack, StackId};
 
 use super::histogram_json;
 use crate::aggregate::histogram::Histogram;
@@ -320,92 +326,6 @@ pub struct HeapLimit {
     pub severity: HeapSeverity,
 }
 
-/// A hash over a stack's addresses; sixteen hexadecimal digits in JSON.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct StackId(pub u64);
-
-impl From<StackId> for String {
-    fn from(id: StackId) -> Self {
-        format!("{:016x}", id.0)
-    }
-}
-
-impl TryFrom<String> for StackId {
-    type Error = std::num::ParseIntError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        u64::from_str_radix(&text, 16).map(Self)
-    }
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stack {
-    pub id: StackId,
-    pub space: Space,
-    /// Innermost first.
-    pub frames: Vec<Frame>,
-}
-
-/// One frame, or one of the functions that were inlined into it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Frame {
-    pub name: String,
-    pub kind: FrameKind,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub module: Option<String>,
-    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
-    pub inlined: bool,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub file: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub line: Option<u32>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FrameKind {
-    Kernel,
-    Native,
-    Js,
-    Builtin,
-    #[default]
-    Unknown,
-}
-
-/// Time off CPU in a window, above the threshold; the ledgers hold all of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OffCpu {
-    /// By total time, longest first.
-    pub stacks: Vec<OffCpuStack>,
-    /// Groups beyond the limit, in one.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub other: Option<OffCpuTotals>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OffCpuStack {
-    pub class: Class,
-    pub reason: OffReason,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user_stack: Option<StackId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kernel_stack: Option<StackId>,
-    #[serde(flatten)]
-    pub totals: OffCpuTotals,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OffCpuTotals {
-    pub count: u64,
-    pub total_ns: u64,
-    /// Of which: ready to run, waiting for a CPU.
-    pub runnable_ns: u64,
-    pub max_ns: u64,
-    /// Stays without a stack, as the thread's budget for stacks was used up.
-    pub over_budget: u64,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Process {
@@ -438,66 +358,4 @@ pub struct Warning {
     /// A word to filter by.
     pub code: String,
     pub message: String,
-}
-
-/// The agent's own cost and losses; all figures but the ones of the last line are of one window.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AgentCost {
-    pub duration_ns: u64,
-    pub cpu_user_ns: u64,
-    pub cpu_system_ns: u64,
-    pub rss_bytes: u64,
-    /// Time in BPF programs, where the kernel counts it.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub bpf_run_ns: Option<u64>,
-    pub probes: Vec<ProbeHits>,
-    /// Hits times the calibrated cost of one: time taken from the targets.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub probe_cost_ns: Option<u64>,
-    pub families: Vec<FamilyAccount>,
-    /// What the kernel half gave up, by reason.
-    pub kernel_counters: BTreeMap<String, u64>,
-    /// What user space gave up, by reason.
-    pub counters: BTreeMap<String, u64>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProbeHits {
-    pub probe: String,
-    pub hits: u64,
-}
-
-/// One family of records since the trace began: `emitted = received + dropped + pending`, and `pending` is 0 at the end.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FamilyAccount {
-    pub family: String,
-    pub emitted: u64,
-    /// The ring was full.
-    pub dropped: u64,
-    pub received: u64,
-    /// Of which: understood.
-    pub decoded: u64,
-    /// Emitted, and neither received nor dropped so far; not 0 at the end is a violation of the books.
-    pub pending: i64,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct End {
-    pub reason: EndReason,
-    pub duration_ns: u64,
-    /// The books of each family, which are closed now.
-    pub families: Vec<FamilyAccount>,
-    /// `emitted = received + dropped` holds for each family.
-    pub balanced: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EndReason {
-    #[default]
-    Duration,
-    Interrupted,
-    TargetsGone,
-    OutputClosed,
-    Failed,
 }

@@ -1,0 +1,67 @@
+//! The agent's own cost and books.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The agent's own cost and losses; all figures but the ones of the last line are of one window.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentCost {
+    pub duration_ns: u64,
+    pub cpu_user_ns: u64,
+    pub cpu_system_ns: u64,
+    pub rss_bytes: u64,
+    /// Time in BPF programs, where the kernel counts it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub bpf_run_ns: Option<u64>,
+    pub probes: Vec<ProbeHits>,
+    /// Hits times the calibrated cost of one: time taken from the targets.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub probe_cost_ns: Option<u64>,
+    pub families: Vec<FamilyAccount>,
+    /// What the kernel half gave up, by reason.
+    pub kernel_counters: BTreeMap<String, u64>,
+    /// What user space gave up, by reason.
+    pub counters: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeHits {
+    pub probe: String,
+    pub hits: u64,
+}
+
+/// One family of records since the trace began: `emitted = received + dropped + pending`, and `pending` is 0 at the end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FamilyAccount {
+    pub family: String,
+    pub emitted: u64,
+    /// The ring was full.
+    pub dropped: u64,
+    pub received: u64,
+    /// Of which: understood.
+    pub decoded: u64,
+    /// Emitted, and neither received nor dropped so far; not 0 at the end is a violation of the books.
+    pub pending: i64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    pub reason: EndReason,
+    pub duration_ns: u64,
+    /// The books of each family, which are closed now.
+    pub families: Vec<FamilyAccount>,
+    /// `emitted = received + dropped` holds for each family.
+    pub balanced: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    #[default]
+    Duration,
+    Interrupted,
+    TargetsGone,
+    OutputClosed,
+    Failed,
+}
