@@ -15,6 +15,9 @@ pub const BPF_TARGET: &str = "bpfel-unknown-none";
 /// The version that aya declares, and with it the workspace.
 const DECLARED: Version = Version { major: 1, minor: 98 };
 
+/// The first that warns of a feature that a crate switches on and does not use, which is so for all crates but one.
+const LINTS_FEATURES: Version = Version { major: 1, minor: 96 };
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     major: u32,
@@ -42,10 +45,14 @@ pub fn host_cargo(words: &[&str]) -> Command {
     let mut command = cargo();
     command.args(words);
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let old = Version::of(&mut Command::new(rustc)).is_some_and(|version| version < DECLARED);
-    if old {
+    let version = Version::of(&mut Command::new(rustc));
+    if let Some(version) = version.filter(|version| *version < DECLARED) {
         command.env("RUSTC_BOOTSTRAP", "1");
-        command.env("RUSTFLAGS", flags("-Zcrate-attr=feature(result_option_map_or_default)"));
+        let mut more = "-Zcrate-attr=feature(result_option_map_or_default)".to_owned();
+        if version >= LINTS_FEATURES {
+            more += " -Aunused_features";
+        }
+        command.env("RUSTFLAGS", flags(&more));
         if words.first().is_some_and(|word| *word != "fmt") {
             command.arg("--ignore-rust-version");
         }
