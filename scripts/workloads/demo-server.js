@@ -12,7 +12,7 @@ const BUSY_MS = 80;
 const BUSY_EVERY_MS = 1000;
 const HASH_ROUNDS = 2000;
 const GARBAGE_OBJECTS = 2000;
-const KEPT_RESPONSES = 200;
+const KEPT_RESPONSES = 50;
 
 function readConfiguration() {
   return fs.readFileSync(__filename, 'utf8');
