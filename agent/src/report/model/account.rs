@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The agent's own cost and losses; all figures but the ones of the last line are of one window.
+/// The agent's own cost in a window, and its books and losses since the trace began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentCost {
     pub duration_ns: u64,
