@@ -90,7 +90,7 @@ shows is noise. Attaching and detaching happens between the halves and is not pa
 ";
 
 const HEAD: &str = "\
-| case | tool | requests/s, ratio | null | CPU a request, ratio | null | tool's CPU | tool's memory | attach | detach |
+| case | tool | requests/s, ratio | null | CPU a request, ratio | null | tool's CPU while it starts | tool's memory | attach | detach |
 |---|---|---|---|---|---|---|---|---|---|
 ";
 

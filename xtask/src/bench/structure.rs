@@ -11,7 +11,7 @@ use crate::run::Error;
 pub const HEAD: &str = "\
 \nProbe hits times their cost: traps by calibration in the same run, programs by the kernel's own count of their run time \
 (`kernel.bpf_stats_enabled`, which makes them look somewhat dearer). Scheduler programs see every process of the machine.\n\n\
-| case | uprobe hits/s | traps | BPF programs | of that: stacks and scheduler | sum, of one core |\n|---|---|---|---|---|---|\n";
+| case | uprobe hits/s | traps | BPF programs | of that: stacks and scheduler | sum, of one core | agent's own CPU | its memory |\n|---|---|---|---|---|---|---|---|\n";
 
 /// How long programs are counted.
 const SPAN: Duration = Duration::from_secs(5);
@@ -22,10 +22,11 @@ const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 pub fn row(case: Case, pid: u32) -> Result<String, Error> {
     set_stats("1")?;
     let attached = Tool::Agent.attach(pid)?;
-    std::thread::sleep(Duration::from_millis(500));
-    let begin = run_times()?;
+    std::thread::sleep(Duration::from_secs(2));
+    let (begin, cpu) = (run_times()?, attached.cpu_seconds());
     std::thread::sleep(SPAN);
-    let end = run_times()?;
+    let (end, cpu) = (run_times()?, attached.cpu_seconds() - cpu);
+    let memory = attached.peak_mb();
     set_stats("0")?;
     let hit_ns = attached.hit_ns.unwrap_or(f64::NAN);
     attached.detach();
@@ -43,12 +44,13 @@ pub fn row(case: Case, pid: u32) -> Result<String, Error> {
     let traps = uprobes * hit_ns / 1e9;
     let programs = spent(&[]);
     Ok(format!(
-        "| {} | {uprobes:.0} | {:.2} % ({hit_ns:.0} ns each) | {:.2} % | {:.2} % | {:.2} % |\n",
+        "| {} | {uprobes:.0} | {:.2} % ({hit_ns:.0} ns each) | {:.2} % | {:.2} % | {:.2} % | {:.1} % | {memory:.0} MB |\n",
         case.name(),
         traps * 100.0,
         programs * 100.0,
         spent(&["sched_switch", "sched_wakeup", "sched_wakeup_new"]) * 100.0,
         (traps + programs) * 100.0,
+        cpu / SPAN.as_secs_f64() * 100.0,
     ))
 }
 

@@ -40,21 +40,23 @@ pub fn read_u32(base: u64, offset: u32) -> u32 {
 #[raw_tracepoint(tracepoint = "sched_switch")]
 pub fn sched_switch(ctx: RawTracePointContext) -> i32 {
     emit::count_hit(64);
-    let task_state = if globals::SWITCH_HAS_STATE.load() != 0 {
-        ctx.arg::<u64>(3) as u32
-    } else {
-        read_u32(ctx.arg(1), globals::TASK_STATE.load())
-    };
-    let left = if task_state & STATE_DEAD != 0 {
-        Left::Dead
-    } else if ctx.arg::<u64>(0) & 1 != 0 || task_state == 0 {
-        Left::Because(reason::PREEMPTED)
-    } else if task_state & STATE_STOPPED != 0 {
-        Left::Because(reason::STOPPED)
-    } else {
-        Left::Because(reason::BLOCKED)
-    };
-    switch(&ctx, left, read_u32(ctx.arg(2), globals::TASK_PID.load()))
+    switch(&ctx, read_u32(ctx.arg(2), globals::TASK_PID.load()), || {
+        let task_state = if globals::SWITCH_HAS_STATE.load() != 0 {
+            ctx.arg::<u64>(3) as u32
+        } else {
+            read_u32(ctx.arg(1), globals::TASK_STATE.load())
+        };
+        if task_state & STATE_DEAD != 0 {
+            Left::Dead
+        } else if ctx.arg::<u64>(0) & 1 != 0 || task_state == 0 {
+            Left::Because(reason::PREEMPTED)
+        } else if task_state & STATE_STOPPED != 0 {
+            Left::Because(reason::STOPPED)
+        } else {
+            Left::Because(reason::BLOCKED)
+        }
+    });
+    0
 }
 
 /// The same without knowledge of the kernel's structures, from the tracepoint's record: costs a little more a switch.
@@ -64,16 +66,17 @@ pub fn sched_switch_record(ctx: TracePointContext) -> u32 {
     // SAFETY: both fields lie within the tracepoint's record, at offsets that have not changed since 2.6.
     let (task_state, next) = unsafe { (ctx.read_at::<u64>(32), ctx.read_at::<u32>(56)) };
     let (Ok(task_state), Ok(next)) = (task_state, next) else { return 0 };
-    let left = if task_state & RECORD_DEAD != 0 {
-        Left::Dead
-    } else if task_state == 0 || task_state & RECORD_PREEMPTED != 0 {
-        Left::Because(reason::PREEMPTED)
-    } else if task_state & u64::from(STATE_STOPPED) != 0 {
-        Left::Because(reason::STOPPED)
-    } else {
-        Left::Because(reason::BLOCKED)
-    };
-    switch(&ctx, left, next);
+    switch(&ctx, next, || {
+        if task_state & RECORD_DEAD != 0 {
+            Left::Dead
+        } else if task_state == 0 || task_state & RECORD_PREEMPTED != 0 {
+            Left::Because(reason::PREEMPTED)
+        } else if task_state & u64::from(STATE_STOPPED) != 0 {
+            Left::Because(reason::STOPPED)
+        } else {
+            Left::Because(reason::BLOCKED)
+        }
+    });
     0
 }
 
@@ -84,24 +87,26 @@ enum Left {
     Because(u32),
 }
 
+/// Most switches of a machine are between threads of no target: those pay for two look-ups and nothing else.
 #[inline(always)]
-fn switch<C: EbpfContext>(ctx: &C, left: Left, next: u32) -> i32 {
+fn switch<C: EbpfContext>(ctx: &C, next: u32, left: impl FnOnce() -> Left) {
+    let (tgid, tid) = current();
+    let previous_is_ours = tgid != 0 && maps::TARGETS.get_ptr(&tgid).is_some();
+    let next = if next == 0 { None } else { thread::lookup(next) };
+    if !previous_is_ours && next.is_none() {
+        return;
+    }
     let now = now_ns();
-    switch_out(ctx, left, now);
-    if next != 0
-        && let Some(state) = thread::lookup(next)
-    {
+    if previous_is_ours {
+        switch_out(ctx, tgid, tid, left(), now);
+    }
+    if let Some(state) = next {
         switch_in(state, now);
     }
-    0
 }
 
 #[inline(always)]
-fn switch_out<C: EbpfContext>(ctx: &C, left: Left, now: u64) {
-    let (tgid, tid) = current();
-    if tgid == 0 || maps::TARGETS.get_ptr(&tgid).is_none() {
-        return;
-    }
+fn switch_out<C: EbpfContext>(ctx: &C, tgid: u32, tid: u32, left: Left, now: u64) {
     let Left::Because(out_reason) = left else {
         let _ = maps::THREADS.remove(&tid);
         return;
