@@ -1,6 +1,7 @@
 //! Names for stacks, looked up on a thread of its own: reading a large binary's symbols must not hold up the rings.
 
 use std::{
+    collections::VecDeque,
     sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     thread::JoinHandle,
 };
@@ -20,6 +21,8 @@ const QUESTIONS_MAX: usize = 8192;
 pub struct Symbols {
     questions: SyncSender<Output>,
     pending: u64,
+    /// Of which: about classes of work.
+    pending_classes: u64,
     thread: JoinHandle<()>,
 }
 
@@ -29,14 +32,16 @@ impl Symbols {
         let (questions, inbox) = sync_channel(QUESTIONS_MAX);
         let thread =
             std::thread::Builder::new().name("agent-symbols".into()).spawn(move || answer_all(&inbox, &answers))?;
-        Ok(Self { questions, pending: 0, thread })
+        Ok(Self { questions, pending: 0, pending_classes: 0, thread })
     }
 
     /// Asks; a question that finds the queue full is answered with nothing at once.
     pub fn ask(&mut self, question: Output) -> Option<Input> {
+        let classes = u64::from(matches!(question, Output::NeedWorkClass { .. }));
         match self.questions.try_send(question) {
             Ok(()) => {
                 self.pending += 1;
+                self.pending_classes += classes;
                 None
             }
             Err(TrySendError::Full(question) | TrySendError::Disconnected(question)) => unanswered(&question),
@@ -44,13 +49,22 @@ impl Symbols {
     }
 
     /// An answer has arrived.
-    pub fn answered(&mut self) {
+    pub fn answered(&mut self, answer: &Input) {
         self.pending = self.pending.saturating_sub(1);
+        if matches!(answer, Input::WorkClass { .. }) {
+            self.pending_classes = self.pending_classes.saturating_sub(1);
+        }
     }
 
     #[must_use]
     pub fn pending(&self) -> u64 {
         self.pending
+    }
+
+    /// Questions about classes of work: a window cannot say what its items were before it has the answers.
+    #[must_use]
+    pub fn pending_classes(&self) -> u64 {
+        self.pending_classes
     }
 
     pub fn finish(self) {
@@ -63,7 +77,9 @@ impl Symbols {
 fn answer_all(inbox: &Receiver<Output>, answers: &UnboundedSender<Input>) {
     // Made here, as it keeps what it reads to its own thread.
     let mut symbolizer = Symbolizer::new();
-    for question in inbox {
+    let mut later = VecDeque::new();
+    // Ends when the last question is answered and nobody is there to ask another.
+    while let Some(question) = next(inbox, &mut later) {
         let answer = match question {
             Output::Record(_) => continue,
             Output::NeedSymbols { stack, pid, space, frames } => {
@@ -81,6 +97,21 @@ fn answer_all(inbox: &Receiver<Output>, answers: &UnboundedSender<Input>) {
             return;
         }
     }
+}
+
+/// The question to answer next: classes of work before stacks, as windows wait for them.
+fn next(inbox: &Receiver<Output>, later: &mut VecDeque<Output>) -> Option<Output> {
+    if later.is_empty() {
+        later.push_back(inbox.recv().ok()?);
+    }
+    while later.len() < QUESTIONS_MAX {
+        match inbox.try_recv() {
+            Ok(question @ Output::NeedWorkClass { .. }) => return Some(question),
+            Ok(question) => later.push_back(question),
+            Err(_) => break,
+        }
+    }
+    later.pop_front()
 }
 
 fn unanswered(question: &Output) -> Option<Input> {

@@ -40,7 +40,7 @@ use crate::{
     units::Pid,
 };
 
-/// How long the end of a trace waits for names that are still being looked up.
+/// How long the end of a trace waits for names that are still being looked up, and a window for classes of work.
 const NAMES_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Longer than any trace, and short enough for the clock.
@@ -237,8 +237,23 @@ impl Driver {
     async fn close_window(&mut self, mut tick: Tick) {
         self.drain().await;
         self.session.settle(&mut tick);
+        self.await_classes().await;
         tick.thread_names = subject::thread_names(&self.targets);
         self.feed(Input::Tick(Box::new(tick)));
+    }
+
+    /// Waits for the classes of the window's work, each of which is asked for once: nothing else is taken in meanwhile.
+    async fn await_classes(&mut self) {
+        let patience = Instant::now() + NAMES_PATIENCE;
+        while self.symbols.pending_classes() > 0 {
+            tokio::select! {
+                answer = self.answers.recv() => match answer {
+                    Some(answer) => self.answer(answer),
+                    None => return,
+                },
+                () = sleep_until(patience) => return,
+            }
+        }
     }
 
     /// Takes in all that lies in the rings now.
@@ -305,7 +320,7 @@ impl Driver {
     }
 
     fn answer(&mut self, answer: Input) {
-        self.symbols.answered();
+        self.symbols.answered(&answer);
         self.feed(answer);
     }
 
