@@ -1,0 +1,77 @@
+//! A peer on the same run: bpftrace with a script that notes every stay off CPU.
+
+use std::{path::Path, process::Command, time::Duration};
+
+use rustix::process::Signal;
+
+use crate::harness::Process;
+
+/// One stay off CPU; times in `CLOCK_MONOTONIC` ns.
+#[derive(Clone, Copy, Debug)]
+pub struct Stay {
+    pub tid: u32,
+    /// The scheduler's state at the switch: of its low byte, 0 could have gone on.
+    pub state: u64,
+    pub out: f64,
+    /// 0 where nobody was seen to wake it.
+    pub woken: f64,
+    pub back: f64,
+}
+
+impl Stay {
+    /// It was pushed off its CPU.
+    pub fn is_preempted(&self) -> bool {
+        self.state.trailing_zeros() >= 8
+    }
+
+    /// When the wait was over and the wait for a CPU began.
+    pub fn runnable_from(&self) -> f64 {
+        if self.is_preempted() {
+            self.out
+        } else if self.woken == 0.0 {
+            self.back
+        } else {
+            // The waker's clock may be read before the switch ends.
+            self.woken.max(self.out)
+        }
+    }
+}
+
+pub struct SchedPeer(Process);
+
+impl SchedPeer {
+    /// `None` where bpftrace is not installed. Returns once it traces.
+    pub fn start(pid: u32) -> Option<Self> {
+        let found = Command::new("bpftrace").arg("--version").output().is_ok();
+        if !found {
+            crate::harness::skip("bpftrace");
+            return None;
+        }
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernel/sched.bt");
+        let mut process = Process::spawn(
+            Command::new("bpftrace")
+                .env("BPFTRACE_MAP_KEYS_MAX", "262144")
+                .args(["-B", "line"])
+                .arg(script)
+                .arg(pid.to_string()),
+        );
+        process.wait_out("READY");
+        Some(Self(process))
+    }
+
+    #[track_caller]
+    pub fn stays(mut self) -> Vec<Stay> {
+        self.0.signal(Signal::INT);
+        self.0.wait(Duration::from_secs(30));
+        self.0.out.iter().filter_map(|line| parse(line)).collect()
+    }
+}
+
+/// `@stay[tid, state, out, woken, in]: 1`
+fn parse(line: &str) -> Option<Stay> {
+    let fields = line.strip_prefix("@stay[")?.split(']').next()?;
+    let mut fields = fields.split(", ").map(str::parse::<u64>);
+    let mut next = || fields.next()?.ok();
+    let (tid, state, out, woken, back) = (next()?, next()?, next()?, next()?, next()?);
+    Some(Stay { tid: tid as u32, state, out: out as f64, woken: woken as f64, back: back as f64 })
+}
