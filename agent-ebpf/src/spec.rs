@@ -82,6 +82,12 @@ pub mod id {
     pub const GC_STEP_END: u64 = 46;
     pub const HEAP_LIMIT_NEAR: u64 = 47;
     pub const OUT_OF_MEMORY: u64 = 48;
+    pub const GC_MARKING_JOB: u64 = 49;
+    pub const GC_SCAVENGER_JOB: u64 = 50;
+    pub const GC_SWEEPER_JOB: u64 = 51;
+    pub const GC_EVACUATION_JOB: u64 = 52;
+    pub const GC_POINTERS_JOB: u64 = 53;
+    pub const COMPILE_JOB: u64 = 54;
 }
 
 /// One row: a uprobe.
@@ -173,6 +179,25 @@ probes! {
     GC_STEP_END "gc_step_end" V8 Base Gc false Entry, arg::NONE, [
         "_ZN2v88internal8GCTracer25AddIncrementalMarkingStepEdm",
         "_ZN2v88internal8GCTracer25AddIncrementalMarkingStepENS_4base9TimeDeltaEm",
+    ];
+    // What V8's own threads do for the collector while JavaScript runs or waits; what follows without a pause in between, up to a
+    // compilation, counts to it.
+    GC_MARKING_JOB "gc_marking_job" V8 Base Gc false Entry, arg::NONE, [
+        "_ZN2v88internal17ConcurrentMarking12JobTaskMajor3RunEPNS_11JobDelegateE",
+        "_ZN2v88internal17ConcurrentMarking7JobTask3RunEPNS_11JobDelegateE",
+    ];
+    GC_SCAVENGER_JOB "gc_scavenger_job" V8 Base Gc false Entry, arg::NONE, [
+        "_ZN2v88internal16ScavengerJobTask3RunEPNS_11JobDelegateE",
+        "_ZN2v88internal18ScavengerCollector7JobTask3RunEPNS_11JobDelegateE",
+    ];
+    GC_SWEEPER_JOB "gc_sweeper_job" V8 Base Gc false Entry, arg::NONE, [
+        "_ZN2v88internal7Sweeper15MajorSweeperJob3RunEPNS_11JobDelegateE",
+        "_ZN2v88internal7Sweeper10SweeperJob3RunEPNS_11JobDelegateE",
+    ];
+    GC_EVACUATION_JOB "gc_evacuation_job" V8 Base Gc false Entry, arg::NONE, ["_ZN2v88internal17PageEvacuationJob3RunEPNS_11JobDelegateE"];
+    GC_POINTERS_JOB "gc_pointers_job" V8 Base Gc false Entry, arg::NONE, ["_ZN2v88internal19PointersUpdatingJob3RunEPNS_11JobDelegateE"];
+    COMPILE_JOB "compile_job" V8 Base Gc false Entry, arg::NONE, [
+        "_ZN2v88internal23OptimizedCompilationJob10ExecuteJobEPNS0_16RuntimeCallStatsEPNS0_12LocalIsolateE",
     ];
     HEAP_LIMIT_NEAR "heap_limit_near" V8 Base HeapLimit false Entry, arg::RDI, ["_ZN2v88internal4Heap27InvokeNearHeapLimitCallbackEv"];
     OUT_OF_MEMORY "out_of_memory" V8 Base HeapLimit false Entry, arg::NONE, [

@@ -27,6 +27,8 @@ pub mod flag {
     pub const STACK_OVER_BUDGET: u32 = 1 << 8;
     /// The poll's phase probe was hit: the turn's time on CPU is split by phase.
     pub const SPLIT: u32 = 1 << 9;
+    /// One of V8's own threads, at work for the garbage collector until it next waits for something.
+    pub const GC_JOB: u32 = 1 << 10;
 }
 
 record! {

@@ -34,7 +34,7 @@ record! {
         pub stopped_ns: u64,
         /// Of which: wall time inside polls that were allowed to block (what libuv calls idle time).
         pub poll_ns: u64,
-        /// Of which: garbage collection pauses, as wall time.
+        /// Of which: garbage collection; on a thread that is paused by it as wall time, on V8's own threads as time on CPU.
         pub gc_ns: u64,
         /// Times that the thread was switched out.
         pub switches: u64,

@@ -78,6 +78,9 @@ pub fn charge(state: &mut ThreadState, now: u64) {
     }
     let spent = now - state.mark_ns;
     state.mark_ns = now;
+    if state.flags & flag::GC_JOB != 0 {
+        state.ledger.gc_ns += spent;
+    }
     let phase = state.phase as usize;
     if phase < phase::COUNT {
         state.ledger.on_cpu_ns[phase] += spent;

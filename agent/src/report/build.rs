@@ -129,6 +129,7 @@ fn thread_window(pid: Pid, thread: &ThreadFigures) -> ThreadWindow {
         name: thread.name.clone(),
         role: role(pid, thread, false),
         ledger: ledger_part(&thread.ledger, thread.wall_ns, thread.unaccounted_ns()),
+        gc_ns: thread.ledger.gc_ns,
     }
 }
 

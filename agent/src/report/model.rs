@@ -219,6 +219,9 @@ pub struct ThreadWindow {
     pub role: Role,
     #[serde(flatten)]
     pub ledger: LedgerPart,
+    /// On CPU for the garbage collector, beside JavaScript or in its pauses.
+    #[serde(default)]
+    pub gc_ns: u64,
 }
 
 /// libuv's thread pool in a window.

@@ -60,6 +60,8 @@ pub struct TargetSummary {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RoleSummary {
     pub ledger: LedgerPart,
+    /// On CPU for the garbage collector.
+    pub gc_ns: u64,
     pub tids: std::collections::BTreeSet<u32>,
 }
 
@@ -153,6 +155,7 @@ impl TargetSummary {
         for thread in threads {
             let sum = self.threads.entry(thread.role).or_default();
             merge_ledger(&mut sum.ledger, &thread.ledger);
+            sum.gc_ns = sum.gc_ns.saturating_add(thread.gc_ns);
             if sum.tids.len() < limits::THREADS_MAX {
                 sum.tids.insert(thread.tid);
             }

@@ -121,6 +121,9 @@ fn switch_out<C: EbpfContext>(ctx: &C, tgid: u32, tid: u32, left: Left, now: u64
     state.kernel_stack = 0;
     state.flags &= !flag::STACK_OVER_BUDGET;
     state.flags |= flag::OFF_CPU;
+    if out_reason == reason::BLOCKED {
+        state.flags &= !flag::GC_JOB;
+    }
     if thread::is_idle(state) {
         return;
     }

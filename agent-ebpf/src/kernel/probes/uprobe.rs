@@ -87,6 +87,8 @@ fn probe(ctx: &ProbeContext) -> u32 {
         id::GC_END => gc_end(state),
         id::GC_STEP_START => state.gc_step_started_ns = now_ns(),
         id::GC_STEP_END => gc_step_end(state),
+        id::GC_MARKING_JOB..=id::GC_POINTERS_JOB => enter_job(state, flag::GC_JOB),
+        id::COMPILE_JOB => enter_job(state, 0),
         id::HEAP_LIMIT_NEAR => heap_limit(arg(ctx, 0), limit::NEAR),
         id::OUT_OF_MEMORY => heap_limit(0, limit::OUT_OF_MEMORY),
         _ => {}
@@ -222,6 +224,17 @@ fn done(ctx: &ProbeContext, done_function: u32) {
         }
     });
     let _ = maps::WORKS.remove(&key);
+}
+
+/// One of V8's own threads takes up a job, for the collector or not. Threads that run JavaScript take part in jobs too, but
+/// within pauses, which are counted as such.
+#[inline(always)]
+fn enter_job(state: &mut ThreadState, gc_job: u32) {
+    if state.flags & flag::LOOP != 0 || state.tid == state.tgid {
+        return;
+    }
+    thread::charge(state, now_ns());
+    state.flags = state.flags & !flag::GC_JOB | gc_job;
 }
 
 #[inline(always)]

@@ -133,6 +133,13 @@ pub fn gc(page: &mut Page, target: &TargetSummary) {
             reasons.join(", "),
         ));
     }
+    let background = target.threads.values().fold(0u64, |sum, role| sum.saturating_add(role.gc_ns));
+    if background > 0 {
+        page.line(&format!(
+            "  on V8's own threads      {} of CPU time, beside JavaScript or helping in its pauses",
+            duration(background)
+        ));
+    }
     for (time, limit) in &target.heap_limits {
         let what = match limit.severity {
             HeapSeverity::Near => "the heap is at its limit: the next failed allocation kills the process",
