@@ -5,6 +5,7 @@
 
 mod bench;
 mod build;
+mod fuzz;
 mod run;
 mod setup;
 mod test;
@@ -38,6 +39,8 @@ enum Command {
     },
     /// Measure what the agent costs, beside its peers
     Bench(bench::BenchArgs),
+    /// Feed random bytes to everything that reads foreign ones
+    Fuzz(fuzz::FuzzArgs),
     /// Build, then run formatting, lints and every test
     Test {
         /// Passed on to `cargo test`; with any, only the tests are run
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Setup { purpose } => setup::setup(purpose),
         Command::Build { release } => build::build(if release { build::Profile::Release } else { build::Profile::Dev }),
         Command::Bench(args) => bench::bench(&args),
+        Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Test { args } => test::test(&args),
     };
     match result {
