@@ -231,7 +231,7 @@ pub struct Tracepoint {
 macro_rules! tracepoints {
     ($($program:literal on $category:literal $event:literal $form:ident $required:literal;)*) => {
         /// Every tracepoint.
-        pub static TRACEPOINTS: &[Tracepoint] = &[$(Tracepoint {
+        pub const TRACEPOINTS: &[Tracepoint] = &[$(Tracepoint {
             program: $program,
             category: $category,
             event: $event,
@@ -262,3 +262,36 @@ tracepoints! {
 /// Slots of the hit counters: uprobes by id, then tracepoints in the order of [`TRACEPOINTS`].
 pub const HITS_TRACEPOINTS: u32 = 64;
 pub const HITS_COUNT: u32 = HITS_TRACEPOINTS + 16;
+
+/// The slot of a tracepoint's program.
+///
+/// # Panics
+///
+/// If no row has that program: the kernel half only calls it at compile time.
+#[must_use]
+pub const fn slot(program: &str) -> u32 {
+    let mut row = 0;
+    while row < TRACEPOINTS.len() {
+        if same(TRACEPOINTS[row].program.as_bytes(), program.as_bytes()) {
+            return HITS_TRACEPOINTS + row as u32;
+        }
+        row += 1;
+    }
+    panic!("no such program")
+}
+
+const fn same(left: &[u8], right: &[u8]) -> bool {
+    if left.len() != right.len() {
+        return false;
+    }
+    let mut at = 0;
+    while at < left.len() {
+        if left[at] != right[at] {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
+const _: () = assert!(TRACEPOINTS.len() <= (HITS_COUNT - HITS_TRACEPOINTS) as usize);

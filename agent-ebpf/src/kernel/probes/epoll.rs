@@ -1,5 +1,6 @@
 //! The event loop's poll, seen from the system call: works on any libuv, with symbols or without.
 
+use agent_ebpf::spec::slot;
 use aya_ebpf::{macros::tracepoint, programs::TracePointContext};
 
 use crate::kernel::{emit, thread, turn};
@@ -11,22 +12,22 @@ const RESULT: usize = 16;
 
 #[tracepoint]
 pub fn enter_epoll_wait(ctx: TracePointContext) -> u32 {
-    enter(&ctx, 70)
+    enter(&ctx, const { slot("enter_epoll_wait") })
 }
 
 #[tracepoint]
 pub fn enter_epoll_pwait(ctx: TracePointContext) -> u32 {
-    enter(&ctx, 72)
+    enter(&ctx, const { slot("enter_epoll_pwait") })
 }
 
 #[tracepoint]
 pub fn exit_epoll_wait(ctx: TracePointContext) -> u32 {
-    exit(&ctx, 71)
+    exit(&ctx, const { slot("exit_epoll_wait") })
 }
 
 #[tracepoint]
 pub fn exit_epoll_pwait(ctx: TracePointContext) -> u32 {
-    exit(&ctx, 73)
+    exit(&ctx, const { slot("exit_epoll_pwait") })
 }
 
 #[inline(always)]

@@ -5,6 +5,7 @@ use agent_ebpf::{
         family, kind,
         thread_pool::{Work, source},
     },
+    spec::slot,
     state::{WorkKey, WorkState, counter},
 };
 use aya_ebpf::{macros::tracepoint, programs::TracePointContext};
@@ -19,7 +20,7 @@ const OP_EPOLL_CTL: u8 = 29;
 
 #[tracepoint]
 pub fn io_uring_submit(ctx: TracePointContext) -> u32 {
-    emit::count_hit(74);
+    emit::count_hit(const { slot("io_uring_submit") });
     let (tgid, _) = current();
     if thread::target(tgid).is_none() {
         return 0;
@@ -59,7 +60,7 @@ pub fn io_uring_submit(ctx: TracePointContext) -> u32 {
 
 #[tracepoint]
 pub fn io_uring_complete(ctx: TracePointContext) -> u32 {
-    emit::count_hit(75);
+    emit::count_hit(const { slot("io_uring_complete") });
     let (tgid, _) = current();
     let data_at = globals::URING_COMPLETE_DATA.load();
     if data_at == 0 || thread::target(tgid).is_none() {

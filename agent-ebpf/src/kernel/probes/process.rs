@@ -6,6 +6,7 @@ use agent_ebpf::{
         family, kind,
         process::{Exec, Exit, Fork, exit_flag},
     },
+    spec::slot,
     state::target_flag,
 };
 use aya_ebpf::{
@@ -23,7 +24,7 @@ use crate::kernel::{
 
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
-    emit::count_hit(67);
+    emit::count_hit(const { slot("process_fork") });
     let (tgid, _) = current();
     let Some(target) = thread::target(tgid) else { return 0 };
     let child: u64 = ctx.arg(1);
@@ -44,7 +45,7 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
 
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
-    emit::count_hit(68);
+    emit::count_hit(const { slot("process_exec") });
     let (tgid, tid) = current();
     if thread::target(tgid).is_none() {
         return 0;
@@ -62,7 +63,7 @@ pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
 
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
-    emit::count_hit(69);
+    emit::count_hit(const { slot("process_exit") });
     let (tgid, tid) = current();
     if thread::target(tgid).is_none() {
         return 0;

@@ -7,6 +7,7 @@ use agent_ebpf::{
         stack::space,
     },
     histogram,
+    spec::slot,
     state::{RunQueueKey, ThreadState, counter, flag},
 };
 use aya_ebpf::{
@@ -39,7 +40,7 @@ pub fn read_u32(base: u64, offset: u32) -> u32 {
 
 #[raw_tracepoint(tracepoint = "sched_switch")]
 pub fn sched_switch(ctx: RawTracePointContext) -> i32 {
-    emit::count_hit(64);
+    emit::count_hit(const { slot("sched_switch") });
     switch(&ctx, read_u32(ctx.arg(2), globals::TASK_PID.load()), || {
         let task_state = if globals::SWITCH_HAS_STATE.load() != 0 {
             ctx.arg::<u64>(3) as u32
@@ -62,7 +63,7 @@ pub fn sched_switch(ctx: RawTracePointContext) -> i32 {
 /// The same without knowledge of the kernel's structures, from the tracepoint's record: costs a little more a switch.
 #[tracepoint]
 pub fn sched_switch_record(ctx: TracePointContext) -> u32 {
-    emit::count_hit(76);
+    emit::count_hit(const { slot("sched_switch_record") });
     // SAFETY: both fields lie within the tracepoint's record, at offsets that have not changed since 2.6.
     let (task_state, next) = unsafe { (ctx.read_at::<u64>(32), ctx.read_at::<u32>(56)) };
     let (Ok(task_state), Ok(next)) = (task_state, next) else { return 0 };
@@ -220,14 +221,14 @@ fn count_run_queue(tgid: u32, class: u32, latency_ns: u64) {
 
 #[raw_tracepoint(tracepoint = "sched_wakeup")]
 pub fn sched_wakeup(ctx: RawTracePointContext) -> i32 {
-    emit::count_hit(65);
+    emit::count_hit(const { slot("sched_wakeup") });
     wake(read_u32(ctx.arg(0), globals::TASK_PID.load()));
     0
 }
 
 #[raw_tracepoint(tracepoint = "sched_wakeup_new")]
 pub fn sched_wakeup_new(ctx: RawTracePointContext) -> i32 {
-    emit::count_hit(66);
+    emit::count_hit(const { slot("sched_wakeup_new") });
     wake(read_u32(ctx.arg(0), globals::TASK_PID.load()));
     0
 }
@@ -235,7 +236,7 @@ pub fn sched_wakeup_new(ctx: RawTracePointContext) -> i32 {
 /// Both wake-ups, without knowledge of the kernel's structures.
 #[tracepoint]
 pub fn sched_wakeup_record(ctx: TracePointContext) -> u32 {
-    emit::count_hit(77);
+    emit::count_hit(const { slot("sched_wakeup_record") });
     // SAFETY: the field lies within the tracepoint's record.
     if let Ok(tid) = unsafe { ctx.read_at::<u32>(24) } {
         wake(tid);
