@@ -41,6 +41,11 @@ impl PhaseDuty {
         Self { attached: true, rest: 0, hit_cost, always }
     }
 
+    /// A hit was measured to cost this.
+    pub fn set_hit_cost(&mut self, hit_cost: Duration) {
+        self.hit_cost = hit_cost;
+    }
+
     #[must_use]
     pub fn is_attached(&self) -> bool {
         self.attached

@@ -32,6 +32,9 @@ const BATCHES_MAX: usize = 16;
 /// Node.js 16 to 26.
 const THREAD_POOL_WORK_VTABLE_BACK: u32 = 16;
 
+/// What a uprobe hit costs until it is measured: more than on most machines.
+const UPROBE_COST: Duration = Duration::from_micros(2);
+
 /// Probes of one file, ready to be attached.
 #[derive(Clone, Debug)]
 pub struct FileProbes {
@@ -74,6 +77,7 @@ pub struct Session {
     received: [u64; family::COUNT],
     flush: mpsc::Sender<oneshot::Sender<()>>,
     hit_cost: Option<HitCost>,
+    calibrated: bool,
     /// The phase probes were last attached or detached, or counted, then.
     phases_marked: MonoNs,
     phases_seen_ns: u64,
@@ -104,18 +108,13 @@ impl Session {
         }
         degraded.extend(skips.iter().map(tracepoint_degraded));
         let maps = Maps::take(&mut probes)?;
-        let hit_cost = cost::calibrate(&mut probes);
-        if let Some(cost) = hit_cost {
-            info!("a uprobe hit costs {} ns here", cost.uprobe_ns);
-        }
         let (to_core, batches) = mpsc::channel(BATCHES_MAX);
         let (flush, requests) = mpsc::channel(1);
         tokio::spawn(Intake::take(&mut probes)?.run(to_core, requests));
-        let uprobe_cost = Duration::from_nanos(hit_cost.map_or(2_000, |cost| cost.uprobe_ns));
         let duty = match phases {
             PhasesWanted::Never => None,
-            PhasesWanted::Auto => Some(PhaseDuty::new(uprobe_cost, false)),
-            PhasesWanted::Always => Some(PhaseDuty::new(uprobe_cost, true)),
+            PhasesWanted::Auto => Some(PhaseDuty::new(UPROBE_COST, false)),
+            PhasesWanted::Always => Some(PhaseDuty::new(UPROBE_COST, true)),
         };
         Ok(Self {
             way: probes.way(),
@@ -125,7 +124,8 @@ impl Session {
             duty,
             received: [0; family::COUNT],
             flush,
-            hit_cost,
+            hit_cost: None,
+            calibrated: false,
             phases_marked: monotonic_ns(),
             phases_seen_ns: 0,
             turns_at_tick: 0,
@@ -215,6 +215,7 @@ impl Session {
 
     /// Attaches or detaches phase probes as their budget has it; `turns` is the running total.
     pub fn govern(&mut self, turns: u64, window: Duration) {
+        self.calibrate();
         let Some(duty) = &mut self.duty else { return };
         let ended = turns.saturating_sub(self.turns_at_tick);
         self.turns_at_tick = turns;
@@ -239,6 +240,22 @@ impl Session {
         }
         debug!("phase probes: {action:?} after {ended} turns");
         self.phases_marked = monotonic_ns();
+    }
+
+    /// Measures what a hit costs, once: after the first window, as the first record shall not wait for it.
+    fn calibrate(&mut self) {
+        // Where it cannot be measured, it is not tried again.
+        if std::mem::replace(&mut self.calibrated, true) {
+            return;
+        }
+        let measured = self.probes.as_mut().and_then(cost::calibrate);
+        if let Some(cost) = measured {
+            info!("a uprobe hit costs {} ns here", cost.uprobe_ns);
+            if let Some(duty) = &mut self.duty {
+                duty.set_hit_cost(Duration::from_nanos(cost.uprobe_ns));
+            }
+        }
+        self.hit_cost = measured;
     }
 
     fn mark_phases(&mut self, now: MonoNs) {

@@ -28,7 +28,7 @@ pub fn row(case: Case, pid: u32) -> Result<String, Error> {
     let (end, cpu) = (run_times()?, attached.cpu_seconds() - cpu);
     let memory = attached.peak_mb();
     set_stats("0")?;
-    let hit_ns = attached.hit_ns.unwrap_or(f64::NAN);
+    let hit_ns = attached.hit_ns();
     attached.detach();
     let spent = |names: &[&str]| -> f64 {
         let used = end.iter().filter(|(name, _)| names.is_empty() || names.contains(&name.as_str()));

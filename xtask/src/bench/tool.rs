@@ -5,6 +5,10 @@ use std::{
     io::{BufRead, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -56,7 +60,7 @@ impl Tool {
             command.stdout(Stdio::piped());
         }
         let mut child = command.spawn().map_err(|source| Error::io(self.name(), source))?;
-        let said = match self {
+        let hit_ns = match self {
             Self::Agent => wait_for(child.stderr.take(), "tracing pid"),
             Self::Bpftrace => {
                 let said = wait_for(child.stdout.take(), "READY");
@@ -67,10 +71,9 @@ impl Tool {
             // They say nothing on being ready; loading and attaching takes them about half a second.
             Self::OffCpuTime | Self::RunQLat => {
                 std::thread::sleep(Duration::from_millis(1_200));
-                Vec::new()
+                Arc::default()
             }
         };
-        let hit_ns = said.iter().find_map(|line| line.split_once("hit costs ")?.1.split(' ').next()?.parse().ok());
         Ok(Attached { child, attach: begin.elapsed(), hit_ns })
     }
 }
@@ -87,20 +90,23 @@ fn agent() -> PathBuf {
     root().join("target/release/agent")
 }
 
-/// Reads lines until one holds the word, and returns them; the rest is read and dropped, so that the writer never waits.
-fn wait_for(from: Option<impl std::io::Read + Send + 'static>, word: &'static str) -> Vec<String> {
-    let Some(from) = from else { return Vec::new() };
+/// Reads lines until one holds the word. The rest is read by a thread, so that the writer never waits; what it says of the
+/// cost of a hit ends up in the answer.
+fn wait_for(from: Option<impl std::io::Read + Send + 'static>, word: &'static str) -> Arc<AtomicU64> {
+    let hit_ns = Arc::new(AtomicU64::new(0));
+    let Some(from) = from else { return hit_ns };
     let mut lines = BufReader::new(from).lines().map_while(Result::ok);
-    let mut said = Vec::new();
-    for line in lines.by_ref() {
-        let found = line.contains(word);
-        said.push(line);
-        if found {
-            break;
+    let _ = lines.find(|line| line.contains(word));
+    let told = Arc::clone(&hit_ns);
+    std::thread::spawn(move || {
+        for line in lines {
+            let cost = line.split_once("hit costs ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+            if let Some(ns) = cost {
+                told.store(ns, Ordering::Relaxed);
+            }
         }
-    }
-    std::thread::spawn(move || lines.for_each(drop));
-    said
+    });
+    hit_ns
 }
 
 /// A tool at work.
@@ -108,11 +114,18 @@ pub struct Attached {
     child: Child,
     /// From its start until it was in place.
     pub attach: Duration,
-    /// What a uprobe hit costs, in nanoseconds, where the tool says it.
-    pub hit_ns: Option<f64>,
+    /// What a uprobe hit costs, in nanoseconds, once the tool has said it; else 0.
+    hit_ns: Arc<AtomicU64>,
 }
 
 impl Attached {
+    /// What a uprobe hit costs, in nanoseconds, if the tool has said it by now.
+    pub fn hit_ns(&self) -> f64 {
+        let ns = self.hit_ns.load(Ordering::Relaxed);
+        #[expect(clippy::cast_precision_loss, reason = "microseconds at most")]
+        if ns == 0 { f64::NAN } else { ns as f64 }
+    }
+
     /// CPU time so far, in seconds.
     pub fn cpu_seconds(&self) -> f64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
