@@ -5,7 +5,7 @@ use std::{fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc, time::Duration};
 use agent_ebpf::{
     abi::family,
     spec::{Group, Tracepoint},
-    state::{Target, target_flag},
+    state::{Target, ThreadState, target_flag},
 };
 use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
@@ -157,6 +157,13 @@ impl Session {
         let flags = if follow { target_flag::FOLLOW } else { 0 };
         self.maps.add_target(pid.0, Target { flags, vtable_back: THREAD_POOL_WORK_VTABLE_BACK, reserved: 0 })?;
         Ok(())
+    }
+
+    /// Tells the kernel half of threads that sleep.
+    pub fn add_threads(&mut self, asleep: &[ThreadState]) {
+        for state in asleep {
+            self.maps.add_thread(state);
+        }
     }
 
     pub fn quiet_target(&mut self, pid: Pid) {

@@ -20,6 +20,7 @@ use tokio::{
 use zerocopy::FromBytes;
 
 use super::{
+    asleep,
     launch::Launched,
     session::{PhasesWanted, Session, SessionError},
     sinks::{Destinations, Sinks},
@@ -179,6 +180,7 @@ impl Driver {
         self.session.add_target(pid, self.follow)?;
         let mut facts = subject.facts;
         facts.since = monotonic_ns();
+        self.session.add_threads(&asleep::states(pid, facts.since));
         facts.clock = subject::clock();
         facts.config = self.config;
         facts.degraded.extend(self.session.degraded.iter().cloned());

@@ -84,6 +84,15 @@ impl Maps {
         self.targets.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "TARGETS", source })
     }
 
+    /// Adds the state of a thread that the kernel half has not seen; its own is the better one.
+    pub fn add_thread(&mut self, state: &ThreadState) {
+        /// From `linux/bpf.h`: fail where the key is there.
+        const BPF_NOEXIST: u64 = 1;
+        let mut value = [0; THREAD];
+        value.copy_from_slice(state.as_bytes());
+        let _ = self.threads.insert(&state.tid, &value, BPF_NOEXIST);
+    }
+
     /// From now on, nothing of this process is recorded; what the maps hold of it stays to be read.
     pub fn quiet_target(&mut self, tgid: u32) {
         let _ = self.targets.remove(&tgid);

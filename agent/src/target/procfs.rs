@@ -89,6 +89,13 @@ pub struct Thread {
     pub state: char,
 }
 
+/// A system call in progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SystemCall {
+    pub number: i64,
+    pub arguments: [u64; 6],
+}
+
 /// An executable mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
@@ -183,6 +190,13 @@ pub fn threads(pid: Pid) -> Result<Vec<Thread>, ProcError> {
     }
     threads.sort_by_key(|thread| thread.tid);
     Ok(threads)
+}
+
+/// The system call that a thread sleeps in; `None` if it runs, sleeps elsewhere, or may not be asked.
+#[must_use]
+pub fn system_call(pid: Pid, tid: Tid) -> Option<SystemCall> {
+    let path = path_of(pid, &format!("task/{tid}/syscall"));
+    parse_system_call(&read_path(&path, PROC_FILE_BYTES_MAX).ok()?)
 }
 
 /// Executable mappings. Takes the target's mmap lock for the time of the read: once a process, not on a timer.
@@ -283,6 +297,20 @@ pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
     Some(Stat { comm: comm.to_owned(), state, start_ticks })
 }
 
+/// `/proc/PID/syscall` (proc(5)): number, six arguments, stack pointer and program counter; a thread that runs has a word there, and
+/// one that sleeps outside of system calls the number -1 and no arguments.
+#[must_use]
+pub fn parse_system_call(bytes: &[u8]) -> Option<SystemCall> {
+    let text = String::from_utf8_lossy(bytes);
+    let mut fields = text.split_ascii_whitespace();
+    let number = fields.next()?.parse().ok().filter(|number| *number >= 0)?;
+    let mut arguments = [0; 6];
+    for argument in &mut arguments {
+        *argument = u64::from_str_radix(fields.next()?.strip_prefix("0x")?, 16).ok()?;
+    }
+    Some(SystemCall { number, arguments })
+}
+
 /// The executable ones of `/proc/PID/maps` (proc(5)); lines in no known form are left out.
 #[must_use]
 pub fn parse_maps(bytes: &[u8]) -> Vec<Mapping> {
@@ -325,6 +353,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_sleeping_thread_shows_its_system_call() {
+        let poll = b"281 0xd 0x7ffd0a1f3b40 0x400 0xffffffff 0x0 0x8 0x7ffd0a1f3b00 0x7f2c8e91e1a6\n";
+        let call = parse_system_call(poll).expect("a system call");
+        assert_eq!((call.number, call.arguments), (281, [13, 0x7ffd_0a1f_3b40, 1024, 0xffff_ffff, 0, 8]));
+        for other in ["running\n", "-1 0x7ffd0a1f3b00 0x7f2c8e91e1a6\n", "281 0xd\n", "", "281 d 1 2 3 4 5\n"] {
+            assert_eq!(parse_system_call(other.as_bytes()), None, "{other}");
+        }
+    }
 
     #[test]
     fn a_name_may_look_like_the_rest_of_the_line() {
