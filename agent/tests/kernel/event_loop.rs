@@ -1,9 +1,13 @@
 //! Utilisation, delay and slow turns against what the target knows of its own loops.
 
+use std::{process::Command, thread, time::Duration};
+
 use serde_json::Value;
 
 use crate::{
-    harness::{Bench, VERSION, VERSIONS, Workload, bench, close, say, trace, within},
+    harness::{
+        Bench, Process, Trace, VERSION, VERSIONS, Workload, bench, close, node, request, say, script, trace, within,
+    },
     records::{Histogram, Records, Span, assert_closed, get, list, number, sum},
 };
 
@@ -44,7 +48,7 @@ fn utilization(bench: &Bench, version: &str, mode: &str) {
     let mut workload = Workload::start(version, "utilization.js", &[mode]);
     let records = trace(bench, &mut workload, 3.0, &["--phases", "always"]);
     // The log must reach past the trace's end.
-    std::thread::sleep(std::time::Duration::from_millis(100));
+    thread::sleep(Duration::from_millis(100));
     check_utilization(&format!("{version} {mode}"), &records, &workload.truths());
 }
 
@@ -61,6 +65,27 @@ fn utilization_is_what_perf_hooks_says_of_an_idle_and_of_a_saturated_loop() {
     let Some(bench) = bench() else { return };
     utilization(&bench, VERSION, "idle");
     utilization(&bench, VERSION, "saturated");
+}
+
+#[test]
+fn a_loop_that_sleeps_has_been_idle_since_the_trace_began() {
+    let Some(bench) = bench() else { return };
+    for version in VERSIONS {
+        let mut server = Process::spawn(Command::new(node(version)).arg(script("server.js")));
+        let port = server.wait_out("READY").parse().unwrap();
+        let mut trace = Trace::start(&bench, server.pid(), &["--duration", "1500ms"]);
+        if version == VERSION {
+            // It wakes once, late.
+            thread::sleep(Duration::from_millis(1_200));
+            assert!(request(port));
+        }
+        let records = trace.finish(Duration::from_secs(2));
+        let windows = records.loop_windows("main");
+        let (wall, idle) = (sum(&windows, "wall_ns"), sum(&windows, "poll_ns"));
+        close(&format!("{version}, asleep: seen (ms)"), records.span().length() / 1e6, wall / 1e6, 1.0);
+        assert!(idle > 0.95 * wall, "{version}: {idle} of {wall} in poll");
+        assert_closed(&format!("{version}, asleep"), &windows);
+    }
 }
 
 #[test]

@@ -4,8 +4,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::{Read, Write},
-    net::TcpStream,
+    io::Read,
     os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::Path,
     process::{Command, Stdio},
@@ -19,7 +18,8 @@ use serde_json::Value;
 use crate::{
     event_loop::check_utilization,
     harness::{
-        Bench, Process, Trace, VERSION, Workload, agent_command, bench, close, node, read, say, script, trace, within,
+        Bench, Process, Trace, VERSION, Workload, agent_command, bench, close, node, read, request, say, script, trace,
+        within,
     },
     records::{Records, assert_closed, get, list, number, sum, text},
 };
@@ -275,7 +275,9 @@ fn a_target_that_is_stopped_all_along_does_not_hold_the_agent_up() {
     let workload = Workload::start(VERSION, "server.js", &[]);
     workload.0.signal(Signal::STOP);
     let mut trace = Trace::start(&bench, workload.pid(), &["--duration", "1s"]);
-    trace.finish(Duration::from_secs(1));
+    let records = trace.finish(Duration::from_secs(1));
+    let main = records.loop_windows("main");
+    close("stopped all along (%)", 100.0, sum(&main, "stopped_ns") / sum(&main, "wall_ns") * 100.0, 1.0);
     assert!(read(format!("/proc/{}/stat", workload.pid())).contains(") T "), "the agent made it go on");
     workload.0.signal(Signal::CONT);
 }
@@ -375,16 +377,6 @@ fn a_reader_that_goes_away_ends_the_trace() {
     let status = agent.wait(FAIL_LIMIT);
     assert_eq!(status.code(), Some(code::FAILED));
     assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
-}
-
-/// One request to a server on this host.
-fn request(port: u16) -> bool {
-    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
-    let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
-    let mut answer = String::new();
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").is_ok()
-        && stream.read_to_string(&mut answer).is_ok()
-        && answer.ends_with("ok")
 }
 
 /// Programs and links that a process holds, by kernel id.
