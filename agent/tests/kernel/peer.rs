@@ -15,8 +15,12 @@ pub struct Stay {
     pub out: f64,
     /// 0 where nobody was seen to wake it.
     pub woken: f64,
+    /// Infinity where the thread was still off when the peer ended: an idle one of V8's may be for long.
     pub back: f64,
 }
+
+/// `TASK_INTERRUPTIBLE`: what a thread that waits for long is.
+const ASLEEP: u64 = 1;
 
 impl Stay {
     /// It was pushed off its CPU.
@@ -67,8 +71,12 @@ impl SchedPeer {
     }
 }
 
-/// `@stay[tid, state, out, woken, in]: 1`
+/// `@stay[tid, state, out, woken, in]: 1`, or `@out[tid]: out`
 fn parse(line: &str) -> Option<Stay> {
+    if let Some((tid, out)) = line.strip_prefix("@out[").and_then(|rest| rest.split_once("]: ")) {
+        let (tid, out) = (tid.parse().ok()?, out.parse::<u64>().ok()?);
+        return Some(Stay { tid, state: ASLEEP, out: out as f64, woken: 0.0, back: f64::INFINITY });
+    }
     let fields = line.strip_prefix("@stay[")?.split(']').next()?;
     let mut fields = fields.split(", ").map(str::parse::<u64>);
     let mut next = || fields.next()?.ok();
