@@ -10,6 +10,7 @@ mod kernel;
 mod module;
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     time::{Duration, Instant},
 };
@@ -30,7 +31,7 @@ pub use kernel::parse as parse_kallsyms;
 /// Reading `/proc/PID/maps` takes the target's mmap lock: not more often than this.
 const MAPS_PACE: Duration = Duration::from_secs(1);
 
-/// Executable mappings that are searched for a vtable: the program's own come first.
+/// Executable mappings that are searched for a vtable.
 const CLASS_FILES_MAX: usize = 16;
 
 /// Names addresses; keeps what it has read.
@@ -90,9 +91,11 @@ impl Symbolizer {
     pub fn work_class(&mut self, pid: Pid, vtable: UserAddr) -> Option<String> {
         // Any look-up reads the maps, if they have not been read yet.
         let _ = self.mapping(pid, vtable.0);
-        let mappings = self.spaces.get(&pid)?.mappings.clone();
-        let files = mappings.iter().filter(|mapping| mapping.is_file());
-        files.take(CLASS_FILES_MAX).find_map(|mapping| {
+        let mut files = self.spaces.get(&pid)?.mappings.clone();
+        files.retain(|mapping| mapping.is_file() && mapping.start <= vtable);
+        // A file's data follows its code: the nearest one below is the first to be read, and as a rule the last.
+        files.sort_by_key(|mapping| Reverse(mapping.start));
+        files.iter().take(CLASS_FILES_MAX).find_map(|mapping| {
             self.module_and_lines(pid, mapping).and_then(|(module, _)| module.class_of_vptr(vtable.0))
         })
     }
