@@ -10,8 +10,21 @@ use std::{
 use super::{apt, quietly};
 use crate::run::{self, Error, cache, run, say};
 
-/// Debian's build: the program, V8 and the runtime in `libnode`, libuv by itself, and the libraries that these load.
-const DEBIAN: [&str; 7] = ["libnode108", "libuv1", "libbrotli1", "libc-ares2", "libicu72", "libnghttp2-14", "libssl3"];
+/// Debian's build: the program, V8 and the runtime in `libnode`, libuv by itself, and the libraries that these load; then what
+/// it reads of itself from `/usr/share/nodejs`.
+const DEBIAN: [&str; 11] = [
+    "libnode108",
+    "libuv1",
+    "libbrotli1",
+    "libc-ares2",
+    "libicu72",
+    "libnghttp2-14",
+    "libssl3",
+    "node-acorn",
+    "node-busboy",
+    "node-cjs-module-lexer",
+    "node-undici",
+];
 
 fn directory(version: &str) -> PathBuf {
     cache().join("node").join(version)
