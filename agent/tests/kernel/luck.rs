@@ -269,10 +269,21 @@ fn a_stopped_target_is_shown_as_stopped_and_never_touched() {
     }
 }
 
+/// Stopped before its first poll, a thread shows nobody that it has a loop.
+fn wait_until_it_polls(pid: u32) {
+    let polls = [libc::SYS_epoll_wait, libc::SYS_epoll_pwait].map(|number| format!("{number} "));
+    let deadline = Instant::now() + FAIL_LIMIT;
+    while !polls.iter().any(|poll| read(format!("/proc/{pid}/syscall")).starts_with(poll)) {
+        assert!(Instant::now() < deadline, "process {pid} never polls");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn a_target_that_is_stopped_all_along_does_not_hold_the_agent_up() {
     let Some(bench) = bench() else { return };
     let workload = Workload::start(VERSION, "server.js", &[]);
+    wait_until_it_polls(workload.pid());
     workload.0.signal(Signal::STOP);
     let mut trace = Trace::start(&bench, workload.pid(), &["--duration", "1s"]);
     let records = trace.finish(Duration::from_secs(1));

@@ -64,7 +64,9 @@ pub fn official(version: &str) -> Result<(), Error> {
 /// Fetches Debian's build: `.cache/debian-node/usr/..`.
 pub fn debian() -> Result<(), Error> {
     let directory = cache().join("debian-node");
-    if directory.join("usr/bin/node").is_file() {
+    // One file of the program and one that it reads of itself: with only the first it does not start.
+    let parts = ["usr/bin/node", "usr/share/nodejs/cjs-module-lexer/lexer.js"];
+    if parts.iter().all(|part| directory.join(part).is_file()) {
         return Ok(());
     }
     say("Debian's node, its libraries apart");
@@ -92,7 +94,10 @@ fn fresh(path: &Path) -> Result<PathBuf, Error> {
     Ok(path.to_path_buf())
 }
 
-/// Appears whole or not at all.
+/// Appears whole or not at all, in place of what is there.
 fn publish(partial: &Path, whole: &Path) -> Result<(), Error> {
+    if whole.exists() {
+        fs::remove_dir_all(whole).map_err(|error| Error::Io { path: whole.to_path_buf(), error })?;
+    }
     fs::rename(partial, whole).map_err(|error| Error::Io { path: whole.to_path_buf(), error })
 }
