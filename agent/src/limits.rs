@@ -68,9 +68,6 @@ pub const ELF_HEADERS_MAX: u64 = 16_384;
 /// Notes of one file that are searched for the build id: it is 36 B long and among the first.
 pub const ELF_NOTE_BYTES_MAX: u64 = 64 << 10;
 
-/// Vtables that are told apart in one file: Node.js 26 has about 11 000.
-pub const VTABLES_MAX: usize = 131_072;
-
 /// Machine code of one function that is decoded: `uv_run` has 1541 B at most, and only callers are read whole.
 pub const FUNCTION_BYTES_MAX: u64 = 64 << 10;
 
@@ -90,7 +87,7 @@ pub const PROC_THREADS_MAX: usize = 8192;
 /// Mapped files of one process that are searched for the symbols of Node.js: a large one maps some fifty libraries.
 pub const PROC_FILES_MAX: usize = 256;
 
-/// Functions in one symbol table: Node.js 26 has 190 000, Chromium a million; 16 B each.
+/// Functions, or variables, in one symbol table: Node.js 26 has 190 000, Chromium a million; 16 B each.
 pub const ELF_FUNCTIONS_MAX: usize = 1 << 21;
 
 /// Bytes of one symbol's name that are read; V8's longest template instances have 4000.
@@ -99,8 +96,26 @@ pub const SYMBOL_NAME_BYTES_MAX: u64 = 4096;
 /// Files whose functions are kept: 3 MiB for a Node.js binary, far less for others.
 pub const SYMBOL_FILES_MAX: usize = 64;
 
-/// Bytes of a perf map that are read: a million entries.
-pub const PERF_MAP_BYTES_MAX: u64 = 64 << 20;
+/// Processes whose mappings are kept for their stacks: 64 mappings x 150 B, and 5 MiB more for each that writes a perf map.
+pub const SYMBOL_SPACES_MAX: usize = 256;
+
+/// `.debug_info` that is read for inlined functions: what is read of it stays mapped, and Node.js with all of it has 1 GiB.
+pub const DEBUG_INFO_BYTES_MAX: u64 = 32 << 20;
+
+/// Ranges of addresses that one file's line information is about: Node.js 26 has 2000; 16 B each.
+pub const DEBUG_RANGES_MAX: usize = 1 << 18;
+
+/// Bytes of a perf map that are read at one go, once a second: a quarter of a million lines; the rest is for the next time.
+pub const PERF_MAP_READ_BYTES_MAX: u64 = 16 << 20;
+
+/// Code that one perf map may name: Node.js begins with 3000 lines, and a large service compiles 30 000 functions.
+pub const PERF_MAP_ENTRIES_MAX: usize = 65_536;
+
+/// Names of one perf map: 65 536 x 64 B = 4 MiB.
+pub const PERF_MAP_NAMES_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of one line of a perf map that are looked at.
+pub const PERF_MAP_NAME_BYTES_MAX: usize = 512;
 
 /// Kernel symbols: a distribution's kernel with all its modules has 250 000.
 pub const KERNEL_SYMBOLS_MAX: usize = 1 << 20;

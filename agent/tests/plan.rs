@@ -194,6 +194,6 @@ fn classes_of_thread_pool_work_have_names() {
         let name = "_ZTVN4node14ThreadPoolWorkE";
         let symbol = elf.lookup([name]).unwrap()[name].symbol().unwrap();
         let vptr = symbol.addr.checked_add(16).unwrap();
-        assert_eq!(elf.class_of_vptr(vptr), Some("N4node14ThreadPoolWorkE"), "{version}");
+        assert_eq!(elf.class_of_vptr(vptr).as_deref(), Some("N4node14ThreadPoolWorkE"), "{version}");
     }
 }

@@ -7,33 +7,41 @@ const TEMPLATE_CHARS_MAX: usize = 40;
 
 /// A C++ or Rust name without its arguments and long template arguments; any other name as it is.
 pub fn readable(name: &str) -> String {
-    let demangled = if name.starts_with("_ZN") && name.contains("17h") && rust_hash(name) {
-        return rust(name);
-    } else if name.starts_with("_Z") {
-        let options = DemangleOptions::new().no_params().no_return_type();
-        Symbol::new(name).ok().and_then(|symbol| symbol.demangle_with_options(&options).ok())
-    } else {
-        None
-    };
-    demangled.map_or_else(|| name.to_owned(), |full| shorten(&full))
+    if let Ok(rust) = rustc_demangle::try_demangle(name) {
+        // The alternate form leaves the hash out. `<Type as Trait>::method` says nothing without its head.
+        let full = format!("{rust:#}");
+        return if full.starts_with('<') { full } else { shorten(&full) };
+    }
+    if !name.starts_with("_Z") {
+        return name.to_owned();
+    }
+    let options = DemangleOptions::new().no_params().no_return_type();
+    let demangled = Symbol::new(name).ok().and_then(|symbol| symbol.demangle_with_options(&options).ok());
+    demangled.map(|full| shorten(&full)).or_else(|| leading_names(name)).unwrap_or_else(|| name.to_owned())
+}
+
+/// Of a C++ name that the demangler does not understand, as newer compilers write them: the plain names that it begins with.
+fn leading_names(mangled: &str) -> Option<String> {
+    let mut rest = mangled.strip_prefix("_ZN")?.trim_start_matches('K');
+    let mut names = Vec::new();
+    if let Some(standard) = rest.strip_prefix("St") {
+        names.push("std");
+        rest = standard;
+    }
+    while let Some(digits) = rest.find(|c: char| !c.is_ascii_digit()).filter(|digits| *digits > 0) {
+        let (count, after) = rest.split_at_checked(digits)?;
+        let (name, after) = after.split_at_checked(count.parse().ok()?)?;
+        if !name.starts_with("_GLOBAL__N") {
+            names.push(name);
+        }
+        rest = after;
+    }
+    (!names.is_empty()).then(|| names.join("::"))
 }
 
 /// A whole class name, for classification.
 pub fn whole(name: &str) -> Option<String> {
     Symbol::new(name).ok().and_then(|symbol| symbol.demangle().ok())
-}
-
-/// `_ZN4core3fmt17h0123456789abcdefE`: the legacy form of Rust's.
-fn rust_hash(name: &str) -> bool {
-    name.strip_suffix('E').is_some_and(|stem| {
-        stem.rfind("17h")
-            .is_some_and(|at| stem.len() == at + 19 && stem.chars().skip(at + 3).all(|c| c.is_ascii_hexdigit()))
-    })
-}
-
-fn rust(name: &str) -> String {
-    let full = Symbol::new(name).ok().and_then(|symbol| symbol.demangle().ok()).unwrap_or_else(|| name.to_owned());
-    full.rsplit_once("::h").map_or(full.clone(), |(stem, _)| stem.to_owned())
 }
 
 /// Elides template arguments that are long: `Map<…>`.
@@ -61,6 +69,9 @@ fn shorten(full: &str) -> String {
 
 /// The name alone: no return type before it, no note that it is a thunk, no bracket that nothing closes.
 fn bare(name: &str) -> &str {
+    let name = name.split_once(" [clone").map_or(name, |(name, _)| name);
+    let qualifiers = [" &&", " &", " volatile", " const"];
+    let name = qualifiers.iter().fold(name, |name, qualifier| name.strip_suffix(qualifier).unwrap_or(name));
     let name = name
         .rsplit_once(", ")
         .filter(|_| name.starts_with('{'))
@@ -118,6 +129,22 @@ mod tests {
     }
 
     #[test]
+    fn rust_in_both_forms() {
+        assert_eq!(readable("_ZN3swc6minify17h0123456789abcdefE"), "swc::minify");
+        assert_eq!(readable("_RNvCskwGfYPst2Cb_3swc6minify"), "swc::minify");
+        let inherent = "_ZN47_$LT$swc..Chunk$u20$as$u20$core..fmt..Debug$GT$3fmt17h0123456789abcdefE";
+        assert_eq!(readable(inherent), "<swc::Chunk as core::fmt::Debug>::fmt");
+    }
+
+    #[test]
+    fn what_is_not_understood_keeps_its_plain_names() {
+        let names = |mangled| leading_names(mangled);
+        assert_eq!(names("_ZN2v812_GLOBAL__N_14base5CheckIjEEQnonsense").as_deref(), Some("v8::base::Check"));
+        assert_eq!(names("_ZNSt3oneE!").as_deref(), Some("std::one"));
+        assert_eq!((names("_ZN99shortE"), names("_ZNE"), names("_Z3foo")), (None, None, None));
+    }
+
+    #[test]
     fn long_template_arguments_are_elided() {
         assert_eq!(shorten("a::Map<int>::get"), "a::Map<int>::get");
         let long = format!("a::Map<{}, b<c>>::get", "x".repeat(50));
@@ -135,5 +162,11 @@ mod tests {
         assert_eq!(shorten("{virtual override thunk({offset(-184)}, node::TCPWrap::f)}"), "node::TCPWrap::f");
         assert_eq!(shorten("v8::(anonymous namespace)::Invoke"), "v8::Invoke");
         assert_eq!(shorten("a::operator bool"), "a::operator bool");
+        assert_eq!(shorten("a::get const"), "a::get");
+        assert_eq!(shorten("a::operator&& const"), "a::operator&&");
+        assert_eq!(shorten("a::operator&"), "a::operator&");
+        assert_eq!(shorten("a::run [clone .part.0]"), "a::run");
+        let lambda = "_ZZSt9call_onceIRFvvEJEEvRSt9once_flagOT_DpOT0_ENKUlvE0_clEv";
+        assert!(readable(lambda).starts_with("std::call_once"), "{}", readable(lambda));
     }
 }

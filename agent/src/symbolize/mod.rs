@@ -7,31 +7,32 @@
 mod demangle;
 mod jit;
 mod kernel;
+mod lines;
 mod module;
 
 use std::{
-    cmp::Reverse,
     collections::HashMap,
     time::{Duration, Instant},
 };
 
 use crate::{
-    limits::SYMBOL_FILES_MAX,
+    limits::{SYMBOL_FILES_MAX, SYMBOL_SPACES_MAX},
     report::model::{Frame, FrameKind},
-    target::procfs::{self, Mapping},
+    target::procfs::{self, Incarnation, Mapping},
     units::{Pid, UserAddr},
 };
-use jit::PerfMap;
 use kernel::KernelSymbols;
 use module::Module;
 
-pub use jit::parse as parse_perf_map;
+pub use jit::PerfMap;
 pub use kernel::parse as parse_kallsyms;
+pub use lines::parse_debug_ranges;
 
-/// Reading `/proc/PID/maps` takes the target's mmap lock: not more often than this.
-const MAPS_PACE: Duration = Duration::from_secs(1);
+/// Reading `/proc/PID/maps` takes the target's mmap lock: not more often than this. Less than a window, as each window brings new
+/// stacks at once.
+const MAPS_PACE: Duration = Duration::from_millis(500);
 
-/// Executable mappings that are searched for a vtable.
+/// Executable mappings that are searched for a vtable, from the address down: a file's data lie behind its code.
 const CLASS_FILES_MAX: usize = 16;
 
 /// Names addresses; keeps what it has read.
@@ -48,6 +49,8 @@ pub struct Symbolizer {
 struct Space {
     mappings: Vec<Mapping>,
     read: Option<Instant>,
+    incarnation: Option<Incarnation>,
+    used: Option<Instant>,
     perf_map: PerfMap,
 }
 
@@ -60,16 +63,12 @@ impl Default for Symbolizer {
 impl Symbolizer {
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            spaces: HashMap::new(),
-            modules: HashMap::new(),
-            kernel: None,
-            lines: blazesym::symbolize::Symbolizer::new(),
-        }
+        Self { spaces: HashMap::new(), modules: HashMap::new(), kernel: None, lines: inlined_functions() }
     }
 
     /// Names a user stack, innermost first. Every address but the first is a return address: the call lies before it.
     pub fn symbolize_user(&mut self, pid: Pid, addrs: &[u64]) -> Vec<Frame> {
+        self.enter(pid);
         let mut frames = Vec::with_capacity(addrs.len());
         for (depth, addr) in addrs.iter().enumerate() {
             self.user_frame(pid, *addr, addr.saturating_sub(u64::from(depth > 0)), &mut frames);
@@ -89,15 +88,35 @@ impl Symbolizer {
 
     /// The class of a `node::ThreadPoolWork`, by its vtable: that lies in data, of whichever file.
     pub fn work_class(&mut self, pid: Pid, vtable: UserAddr) -> Option<String> {
+        self.enter(pid);
         // Any look-up reads the maps, if they have not been read yet.
         let _ = self.mapping(pid, vtable.0);
-        let mut files = self.spaces.get(&pid)?.mappings.clone();
-        files.retain(|mapping| mapping.is_file() && mapping.start <= vtable);
-        // A file's data follows its code: the nearest one below is the first to be read, and as a rule the last.
-        files.sort_by_key(|mapping| Reverse(mapping.start));
-        files.iter().take(CLASS_FILES_MAX).find_map(|mapping| {
-            self.module_and_lines(pid, mapping).and_then(|(module, _)| module.class_of_vptr(vtable.0))
+        let mappings = &self.spaces.get(&pid)?.mappings;
+        let below = mappings.iter().rev().filter(|mapping| mapping.is_file() && mapping.start <= vtable);
+        let below: Vec<Mapping> = below.take(CLASS_FILES_MAX).cloned().collect();
+        below.iter().find_map(|mapping| {
+            let (module, _) = self.module_and_lines(pid, mapping)?;
+            module.class_of_vptr(mapping, vtable)
         })
+    }
+
+    /// Forgets what was mapped by another process of this id, or by what this one ran before an `execve`.
+    fn enter(&mut self, pid: Pid) {
+        if self.spaces.len() >= SYMBOL_SPACES_MAX && !self.spaces.contains_key(&pid) {
+            let oldest = self.spaces.iter().min_by_key(|(_, space)| space.used).map(|(pid, _)| *pid);
+            oldest.and_then(|oldest| self.spaces.remove(&oldest));
+        }
+        let space = self.spaces.entry(pid).or_default();
+        if space.used.is_some_and(|used| used.elapsed() < MAPS_PACE) {
+            return;
+        }
+        // A process that has gone keeps what is known of it.
+        if let Some(incarnation) = procfs::incarnation(pid)
+            && space.incarnation != Some(incarnation)
+        {
+            *space = Space { incarnation: Some(incarnation), ..Space::default() };
+        }
+        space.used = Some(Instant::now());
     }
 
     fn user_frame(&mut self, pid: Pid, addr: u64, at: u64, frames: &mut Vec<Frame>) {
@@ -105,28 +124,28 @@ impl Symbolizer {
             frames.push(unknown(addr));
             return;
         };
-        if mapping.is_file() {
-            let begin = frames.len();
-            if let Some((module, lines)) = self.module_and_lines(pid, &mapping) {
-                module.frames(at.wrapping_sub(mapping.start.0).wrapping_add(mapping.offset), lines, frames);
-            }
-            if frames.len() == begin {
-                // A stripped library: the place in the file can be named later, by whoever has its symbols.
-                let offset = at.wrapping_sub(mapping.start.0).wrapping_add(mapping.offset);
-                let module = file_name(&mapping);
-                let name = format!("{}+{offset:#x}", module.as_deref().unwrap_or("?"));
-                frames.push(Frame { name, module, kind: FrameKind::Unknown, ..Frame::default() });
-            }
+        if is_compiled_at_run_time(&mapping) {
+            let space = self.spaces.entry(pid).or_default();
+            let unnamed = || Frame { name: "[js]".to_owned(), kind: FrameKind::Js, ..Frame::default() };
+            frames.push(space.perf_map.frame(pid, at).unwrap_or_else(unnamed));
             return;
         }
-        let name = mapping.path.to_string_lossy();
-        if name.starts_with('[') && name != "[heap]" && name != "[stack]" {
-            frames.push(Frame { name: name.into_owned(), kind: FrameKind::Native, ..Frame::default() });
+        if !mapping.is_file() {
+            let name = mapping.path.to_string_lossy().into_owned();
+            frames.push(Frame { name, kind: FrameKind::Native, ..Frame::default() });
             return;
         }
-        let space = self.spaces.entry(pid).or_default();
-        let name = space.perf_map.name(pid, at).unwrap_or_else(|| "[js]".to_owned());
-        frames.push(Frame { name, kind: FrameKind::Js, ..Frame::default() });
+        let offset = at.wrapping_sub(mapping.start.0).wrapping_add(mapping.offset);
+        let begin = frames.len();
+        if let Some((module, lines)) = self.module_and_lines(pid, &mapping) {
+            module.frames(offset, lines, frames);
+        }
+        if frames.len() == begin {
+            // A stripped library: the place in the file can be named later, by whoever has its symbols.
+            let module = file_name(&mapping);
+            let name = format!("{}+{offset:#x}", module.as_deref().unwrap_or("?"));
+            frames.push(Frame { name, module, kind: FrameKind::Unknown, ..Frame::default() });
+        }
     }
 
     /// The executable mapping that holds an address. Maps are read again when it is in none, but not all the time.
@@ -156,11 +175,27 @@ impl Symbolizer {
         if !self.modules.contains_key(&identity) {
             if self.modules.len() >= SYMBOL_FILES_MAX {
                 self.modules.clear();
+                self.lines = inlined_functions();
             }
             self.modules.insert(identity, Module::open(pid, mapping));
         }
         self.modules.get(&identity)?.as_ref().map(|module| (module, &self.lines))
     }
+}
+
+/// Names are made readable here, whichever table they come from.
+fn inlined_functions() -> blazesym::symbolize::Symbolizer {
+    blazesym::symbolize::Symbolizer::builder().enable_demangling(false).build()
+}
+
+/// Code that is in no file: in anonymous memory, named (`[anon:v8]`, prctl(2) `PR_SET_VMA`) or not, or in a file that only memory
+/// has. The kernel's own (`[vdso]`, `[uprobes]`) is not meant.
+fn is_compiled_at_run_time(mapping: &Mapping) -> bool {
+    let path = mapping.path.to_string_lossy();
+    if mapping.is_file() {
+        return path.starts_with("/memfd:") || path.starts_with("[anon_shmem:");
+    }
+    path.is_empty() || path == "[heap]" || path == "[stack]" || path.starts_with("[anon:")
 }
 
 fn file_name(mapping: &Mapping) -> Option<String> {

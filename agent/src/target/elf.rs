@@ -18,8 +18,8 @@ use thiserror::Error;
 
 use crate::{
     limits::{
-        ELF_FUNCTIONS_MAX, ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX, SYMBOL_NAME_BYTES_MAX, SYMBOL_TABLE_BYTES_MAX,
-        VTABLES_MAX,
+        DEBUG_INFO_BYTES_MAX, ELF_FUNCTIONS_MAX, ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX, SYMBOL_NAME_BYTES_MAX,
+        SYMBOL_TABLE_BYTES_MAX,
     },
     units::FileOffset,
 };
@@ -167,8 +167,9 @@ pub struct ElfFile {
     position_independent: bool,
     frame_index: Option<Segment>,
     starts: OnceLock<Vec<FileAddr>>,
-    vtables: OnceLock<Vec<(FileAddr, u64, String)>>,
+    variables: OnceLock<Vec<FunctionSymbol>>,
     has_debug_info: bool,
+    debug_ranges: Option<Range>,
 }
 
 impl fmt::Debug for ElfFile {
@@ -228,8 +229,9 @@ impl ElfFile {
             position_independent: field(16)? == elf::ET_DYN,
             frame_index: None,
             starts: OnceLock::new(),
-            vtables: OnceLock::new(),
+            variables: OnceLock::new(),
             has_debug_info: false,
+            debug_ranges: None,
         };
         let programs = u64_at(&header, 32).ok_or_else(not_elf)?;
         let sections = u64_at(&header, 40).ok_or_else(not_elf)?;
@@ -313,10 +315,15 @@ impl ElfFile {
         let names = sections.get(names_index).and_then(|entry| range(entry));
         let names =
             names.and_then(|names| self.read(names, ELF_NOTE_BYTES_MAX, "section names").ok()).unwrap_or_default();
-        self.has_debug_info = sections.iter().any(|entry| {
-            let name = u32_at(entry, 0).and_then(|at| names.get(usize::try_from(at).ok()?..));
-            name.is_some_and(|name| name.starts_with(b".debug_info\0"))
-        });
+        let section = |wanted: &[u8]| {
+            let found = sections.iter().find(|entry| {
+                let name = u32_at(entry, 0).and_then(|at| names.get(usize::try_from(at).ok()?..));
+                name.and_then(|name| name.split(|byte| *byte == 0).next()) == Some(wanted)
+            });
+            found.and_then(|entry| range(entry))
+        };
+        self.has_debug_info = section(b".debug_info").is_some_and(|range| range.bytes <= DEBUG_INFO_BYTES_MAX);
+        self.debug_ranges = section(b".debug_aranges");
         Ok(())
     }
 
@@ -490,12 +497,16 @@ impl ElfFile {
 
     /// The functions of the fullest symbol table, by address; of several at one address, one.
     pub fn functions(&self) -> Result<Vec<FunctionSymbol>, ElfError> {
+        self.symbols_of(&[elf::STT_FUNC, elf::STT_GNU_IFUNC])
+    }
+
+    fn symbols_of(&self, kinds: &[u8]) -> Result<Vec<FunctionSymbol>, ElfError> {
         let Some(table) = self.tables.first() else { return Ok(Vec::new()) };
         let symbols = self.read(table.symbols, SYMBOL_TABLE_BYTES_MAX, "symbol table")?;
-        let defined = symbols.chunks_exact(SYMBOL_BYTES).filter_map(RawSymbol::parse).filter(|symbol| {
-            let is_function = matches!(symbol.kind, elf::STT_FUNC | elf::STT_GNU_IFUNC);
-            is_function && symbol.section != elf::SHN_UNDEF && symbol.value != 0
-        });
+        let defined = symbols
+            .chunks_exact(SYMBOL_BYTES)
+            .filter_map(RawSymbol::parse)
+            .filter(|symbol| kinds.contains(&symbol.kind) && symbol.section != elf::SHN_UNDEF && symbol.value != 0);
         let mut functions: Vec<FunctionSymbol> = defined
             .take(ELF_FUNCTIONS_MAX)
             .map(|symbol| FunctionSymbol {
@@ -523,10 +534,16 @@ impl ElfFile {
         (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
     }
 
-    /// Whether the file has line information, and so perhaps inlined functions.
+    /// Whether the file has line information, and so perhaps inlined functions, and not too much of it to be read.
     #[must_use]
     pub fn has_debug_info(&self) -> bool {
         self.has_debug_info
+    }
+
+    /// `.debug_aranges`: which addresses the line information is about; `None` if the file does not say.
+    #[must_use]
+    pub fn debug_ranges(&self) -> Option<Vec<u8>> {
+        self.read(self.debug_ranges?, DEBUG_INFO_BYTES_MAX, "address ranges").ok()
     }
 
     /// The address of the byte at a file offset.
@@ -580,29 +597,13 @@ impl ElfFile {
     /// The class (mangled, without `_ZTV`) whose vtable a base of an object points into. The primary base's pointer is two words
     /// (offset to top, type info) behind the symbol, those of further bases lie further behind.
     #[must_use]
-    pub fn class_of_vptr(&self, vptr: FileAddr) -> Option<&str> {
-        let table = self.vtables.get_or_init(|| self.read_vtables());
-        let next = table.partition_point(|(addr, _, _)| *addr <= vptr);
-        let (addr, size, name) = table.get(next.checked_sub(1)?)?;
-        (vptr.0 - addr.0 < (*size).max(24)).then_some(name.as_str())
-    }
-
-    fn read_vtables(&self) -> Vec<(FileAddr, u64, String)> {
-        let mut vtables = Vec::new();
-        if let Some(table) = self.tables.first() {
-            // A damaged table costs the names of classes, nothing else.
-            let _ = self.each_symbol(*table, |entry, name| {
-                if let Some(name) = name.strip_prefix(b"_ZTV")
-                    && let Some(name) = name.split(|byte| *byte == 0).next()
-                    && let Ok(name) = std::str::from_utf8(name)
-                {
-                    vtables.push((FileAddr(entry.value), entry.size, name.to_owned()));
-                }
-                vtables.len() < VTABLES_MAX
-            });
-        }
-        vtables.sort();
-        vtables
+    pub fn class_of_vptr(&self, vptr: FileAddr) -> Option<String> {
+        // A damaged table costs the names of classes, nothing else.
+        let table = self.variables.get_or_init(|| self.symbols_of(&[elf::STT_OBJECT]).unwrap_or_default());
+        let next = table.partition_point(|variable| variable.addr <= vptr);
+        let variable = table.get(next.checked_sub(1)?)?;
+        (vptr.0 - variable.addr.0 < u64::from(variable.size.max(24))).then_some(())?;
+        self.name_of(variable)?.strip_prefix("_ZTV").map(str::to_owned)
     }
 }
 
@@ -625,7 +626,7 @@ impl Lookup {
     }
 }
 
-/// A function of a symbol table; the name stays in the file.
+/// A function or variable of a symbol table; the name stays in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FunctionSymbol {
     pub addr: FileAddr,
@@ -703,7 +704,8 @@ mod tests {
         let mut table = vec![0u8; SYMBOL_BYTES];
         for (name, addr) in symbols {
             table.extend(u32::try_from(names.len()).expect("short").to_le_bytes());
-            table.extend([0x12, 0, 1, 0]);
+            let kind = if name.starts_with("_ZTV") { elf::STT_OBJECT } else { elf::STT_FUNC };
+            table.extend([elf::STB_GLOBAL << 4 | kind, 0, 1, 0]);
             table.extend(addr.to_le_bytes());
             table.extend(8u64.to_le_bytes());
             names.extend(name.as_bytes());
@@ -777,8 +779,8 @@ mod tests {
         assert_eq!(elf.file_offset(FileAddr(BASE - 1)), None);
         assert!(elf.is_mapped(FileAddr(BASE + 0x1000)));
         assert_eq!(elf.file_offset(FileAddr(BASE + 0x1000)), None);
-        assert_eq!(elf.class_of_vptr(FileAddr(BASE + 80)), Some("N4node14ThreadPoolWorkE"));
-        assert_eq!(elf.class_of_vptr(FileAddr(BASE + 88)), None);
+        assert_eq!(elf.class_of_vptr(FileAddr(BASE + 80)).as_deref(), Some("N4node14ThreadPoolWorkE"));
+        assert_eq!(elf.class_of_vptr(FileAddr(BASE + 88)).as_deref(), None);
         assert_eq!(elf.bytes_at(FileAddr(BASE), u64::MAX).get(..4), Some(&b"\x7fELF"[..]));
     }
 

@@ -219,7 +219,7 @@ impl NodeFiles {
 
     /// The class (mangled) of an object in a mapped process, by what its first word points to.
     #[must_use]
-    pub fn class_of_vptr(&self, vptr: UserAddr) -> Option<&str> {
+    pub fn class_of_vptr(&self, vptr: UserAddr) -> Option<String> {
         self.files.iter().find_map(|file| file.elf.class_of_vptr(FileAddr(vptr.0.wrapping_sub(file.bias))))
     }
 }

@@ -174,6 +174,28 @@ pub fn is_alive(pid: Pid) -> bool {
         .is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
 }
 
+/// What a process id stands for: differs after the id was given to another process, and after an `execve`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Incarnation {
+    start_ticks: u64,
+    /// Where the stack begins: the loader's choice, made anew for each program.
+    start_stack: u64,
+    exe: FileIdentity,
+}
+
+/// `None` for a process that has gone.
+#[must_use]
+pub fn incarnation(pid: Pid) -> Option<Incarnation> {
+    let stat = read(pid, "stat", PROC_FILE_BYTES_MAX).ok()?;
+    let Stat { comm: _, state: _, start_ticks } = parse_stat(&stat)?;
+    // Field 28 of the line, 0 to those who may not know.
+    let tail = stat.get(stat.iter().rposition(|byte| *byte == b')')?..)?;
+    let start_stack = str::from_utf8(tail).ok()?.split_ascii_whitespace().nth(28 - 2)?.parse().ok()?;
+    let metadata = fs::metadata(path_of(pid, "exe")).ok()?;
+    let exe = FileIdentity { device: metadata.dev(), inode: metadata.ino() };
+    Some(Incarnation { start_ticks, start_stack, exe })
+}
+
 /// Threads of the process, in order of their ids; those that end meanwhile are left out.
 pub fn threads(pid: Pid) -> Result<Vec<Thread>, ProcError> {
     let mut threads = Vec::new();
