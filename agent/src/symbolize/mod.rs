@@ -24,6 +24,7 @@ use crate::{
 use kernel::KernelSymbols;
 use module::Module;
 
+pub use demangle::readable;
 pub use jit::PerfMap;
 pub use kernel::parse as parse_kallsyms;
 pub use lines::parse_debug_ranges;
