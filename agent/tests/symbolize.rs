@@ -325,6 +325,22 @@ fn of_a_process_that_has_gone_what_was_read_is_still_known() {
 }
 
 #[test]
+fn a_file_that_one_process_took_with_it_is_read_of_the_next() {
+    let (Some(mut node), Some(other)) = (Node::start("20.20.2", &[]), Node::start("20.20.2", &[])) else { return };
+    let uv_run = |node: &Node| {
+        let truth = Truth::of(node);
+        node.code().iter().find_map(|mapping| truth.function("uv_run", mapping)).unwrap()
+    };
+    let (of_node, of_other) = (uv_run(&node), uv_run(&other));
+    let vdso = node.mappings().into_iter().find(|mapping| mapping.path.ends_with("[vdso]")).unwrap().start.0;
+    let mut symbolizer = Symbolizer::new();
+    assert_eq!(named(&mut symbolizer, &node, vdso).name, "[vdso]");
+    node.stop();
+    assert_eq!(named(&mut symbolizer, &node, of_node).kind, FrameKind::Unknown);
+    assert_eq!(named(&mut symbolizer, &other, of_other).name, "uv_run");
+}
+
+#[test]
 fn after_an_exec_the_old_programs_mappings_are_forgotten() {
     let Some(node) = Node::start("24.21.0", &[]) else { return };
     let target = fs::read_link(format!("/proc/{}/exe", node.pid)).unwrap();

@@ -178,7 +178,12 @@ impl Symbolizer {
                 self.modules.clear();
                 self.lines = inlined_functions();
             }
-            self.modules.insert(identity, Module::open(pid, mapping));
+            let module = Module::open(pid, mapping);
+            if module.is_none() && !procfs::is_alive(pid) {
+                // Nobody can open what only it had; another process may have the same file.
+                return None;
+            }
+            self.modules.insert(identity, module);
         }
         self.modules.get(&identity)?.as_ref().map(|module| (module, &self.lines))
     }
