@@ -2,6 +2,8 @@
 //
 //   node bench-server.js PORT http|pool|alloc
 //
+// Port 0 is any free one; READY is followed by the one it is.
+//
 // GET /count answers with the number of requests finished so far and is not counted itself.
 'use strict';
 const http = require('node:http');
@@ -35,4 +37,4 @@ const server = http.createServer((request, response) => {
 });
 // The connection that asks for the count may be quiet for as long as it likes.
 server.keepAliveTimeout = 0;
-server.listen(port, '127.0.0.1', () => console.log('READY'));
+server.listen(port, '127.0.0.1', () => console.log(`READY ${server.address().port}`));

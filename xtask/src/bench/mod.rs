@@ -48,6 +48,9 @@ pub struct BenchArgs {
 /// Settling time after attaching or detaching.
 const SETTLE: Duration = Duration::from_millis(150);
 
+/// How long a first record is waited for once the agent is in place.
+const FIRST_RECORD_PATIENCE: Duration = Duration::from_millis(500);
+
 /// Runs the cases and writes the table.
 pub fn bench(args: &BenchArgs) -> Result<(), Error> {
     setup::setup(setup::Purpose::Test)?;
@@ -55,6 +58,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
     let cases = args.case.map_or_else(|| Case::ALL.to_vec(), |case| vec![case]);
     let mut table = String::from(HEAD);
     let mut structure = String::from(structure::HEAD);
+    let mut loads = Vec::new();
     for case in cases {
         say(&format!("{}: {} pairs of {} ms", case.name(), args.pairs, args.half));
         let mut server = Server::start(case, &args.node)?;
@@ -69,13 +73,31 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
             }
         }
         eprintln!("{table}\n{structure}");
+        loads.push(load_average());
+        // After each case: what was measured stays if a later one is interrupted.
+        write_results(args, &loads, &table, &structure)?;
     }
-    let text = format!("{INTRODUCTION}\nNode.js {}, {} pairs.\n\n{table}\n{structure}", args.node, args.pairs);
+    Ok(())
+}
+
+fn write_results(args: &BenchArgs, loads: &[String], table: &str, structure: &str) -> Result<(), Error> {
+    let text = format!(
+        "{INTRODUCTION}\nNode.js {}, halves of {} ms. Load average of the machine after each case: {}.\n\n{table}\n{structure}",
+        args.node,
+        args.half,
+        loads.join(", "),
+    );
     let path = root().join("agent/benches/RESULTS.md");
     fs::create_dir_all(root().join("agent/benches")).map_err(|source| Error::io("agent/benches", source))?;
     fs::write(&path, text).map_err(|source| Error::io("agent/benches/RESULTS.md", source))?;
     say(&format!("wrote {}", path.display()));
     Ok(())
+}
+
+/// Runnable tasks over the last minute. The bench itself keeps two or three busy; more is others' work, and noise here.
+fn load_average() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().next().unwrap_or("unknown").to_owned()
 }
 
 /// V8 compiles what is hot in the first seconds.
@@ -85,13 +107,17 @@ const INTRODUCTION: &str = "\
 # What it costs
 
 Written by `cargo xtask bench`. Ratios of halves next to each other, with a tool attached and without, in one server process under
-steady load; median and 95 % confidence interval of the median. *Null* compares halves without any tool in the same way: what it
-shows is noise. Attaching and detaching happens between the halves and is not part of them.
+steady load; median and 95 % confidence interval of the median, which fewer than six pairs do not give. A half with a tool is compared
+with the mean of the two around it; *null* compares neighbours without any tool, one with one: what it shows is noise, and an interval
+that holds 1 shows no cost, nor its absence beyond its own width. Attaching and detaching happens between the halves and is not part
+of them. The agent's phase probes are attached through all of a half shorter than a second, as they begin attached; in a longer trace they
+are attached for a part of it. The bpftrace script sees epoll and the scheduler only, less than the agent does. *First record*: from
+the start of the agent until its file holds a record of something in the kernel.
 ";
 
 const HEAD: &str = "\
-| case | tool | requests/s, ratio | null | CPU a request, ratio | null | tool's CPU while it starts | tool's memory | attach | detach |
-|---|---|---|---|---|---|---|---|---|---|
+| case | tool | pairs | requests/s, ratio | null | CPU a request, ratio | null | tool's CPU while it starts | tool's memory | attach | first record | detach |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 ";
 
 /// What a run of pairs showed.
@@ -103,6 +129,7 @@ struct Figures {
     tool_cpu: Vec<f64>,
     tool_mb: f64,
     attach_ms: Vec<f64>,
+    first_record_ms: Vec<f64>,
     detach_ms: Vec<f64>,
 }
 
@@ -117,6 +144,7 @@ fn run(server: &mut Server, tool: Tool, pairs: u32, args: &BenchArgs) -> Result<
         tool_cpu: Vec::new(),
         tool_mb: 0.0,
         attach_ms: Vec::new(),
+        first_record_ms: Vec::new(),
         detach_ms: Vec::new(),
     };
     let mut last: Option<Half> = None;
@@ -128,7 +156,13 @@ fn run(server: &mut Server, tool: Tool, pairs: u32, args: &BenchArgs) -> Result<
         }
         let attached = tool.attach(server.pid())?;
         figures.attach_ms.push(attached.attach.as_secs_f64() * 1e3);
-        std::thread::sleep(SETTLE);
+        let settled = Instant::now() + SETTLE;
+        if tool == Tool::Agent
+            && let Some(first) = attached.first_record(FIRST_RECORD_PATIENCE)
+        {
+            figures.first_record_ms.push(first.as_secs_f64() * 1e3);
+        }
+        std::thread::sleep(settled.saturating_duration_since(Instant::now()));
         let (begin, cpu) = (Instant::now(), attached.cpu_seconds());
         let during = server.measure(span)?;
         figures.tool_cpu.push((attached.cpu_seconds() - cpu) / begin.elapsed().as_secs_f64());
@@ -144,28 +178,29 @@ fn run(server: &mut Server, tool: Tool, pairs: u32, args: &BenchArgs) -> Result<
 }
 
 fn row(table: &mut String, case: Case, tool: Tool, figures: &Figures) {
-    let ratio = |samples: &[f64]| {
-        estimate(samples).map_or_else(
-            || "-".to_owned(),
-            |Estimate { median, low, high }| format!("{median:.3} ({low:.3} to {high:.3})"),
-        )
+    let ratio = |samples: &[f64]| match (estimate(samples), median(samples)) {
+        (Some(Estimate { median, low, high }), _) => format!("{median:.3} ({low:.3} to {high:.3})"),
+        (None, Some(median)) => format!("{median:.3}"),
+        (None, None) => "-".to_owned(),
     };
-    let milliseconds = |samples: &[f64]| format!("{:.0} ms", median(samples).unwrap_or(f64::NAN));
+    let milliseconds = |samples: &[f64]| median(samples).map_or_else(|| "-".to_owned(), |ms| format!("{ms:.0} ms"));
     #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
     let count = figures.tool_cpu.len().max(1) as f64;
     let tool_cpu = figures.tool_cpu.iter().sum::<f64>() / count * 100.0;
     // Writing to a string cannot fail.
     let _ = writeln!(
         table,
-        "| {} | {} | {} | {} | {} | {} | {tool_cpu:.1} % | {:.0} MB | {} | {} |",
+        "| {} | {} | {} | {} | {} | {} | {} | {tool_cpu:.1} % | {:.0} MB | {} | {} | {} |",
         case.name(),
         tool.name(),
+        figures.throughput.len(),
         ratio(&figures.throughput),
         ratio(&figures.throughput_null),
         ratio(&figures.cpu),
         ratio(&figures.cpu_null),
         figures.tool_mb,
         milliseconds(&figures.attach_ms),
+        milliseconds(&figures.first_record_ms),
         milliseconds(&figures.detach_ms),
     );
 }

@@ -53,12 +53,11 @@ impl Case {
 
 /// A Node.js server under load; both end when it is dropped.
 pub struct Server {
-    node: Child,
-    load: Child,
+    // Fields are dropped in this order: the load ends first.
+    _load: Running,
+    node: Running,
     count: TcpStream,
 }
-
-const PORT: &str = "18480";
 
 /// Longest bench of one case.
 const LOAD_SECONDS: &str = "3600";
@@ -66,28 +65,34 @@ const LOAD_SECONDS: &str = "3600";
 impl Server {
     pub fn start(case: Case, version: &str) -> Result<Self, Error> {
         let node = cache().join("node").join(version).join("bin/node");
-        let mut node = Command::new(node)
+        let node = Command::new(node)
             .arg(root().join("scripts/workloads/bench-server.js"))
-            .args([PORT, case.mode()])
+            .args(["0", case.mode()])
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|source| Error::io("node", source))?;
+        let mut node = Running(node);
         let mut line = String::new();
-        if let Some(stdout) = node.stdout.take() {
+        if let Some(stdout) = node.0.stdout.take() {
             BufReader::new(stdout).read_line(&mut line).map_err(|source| Error::io("node", source))?;
         }
-        let address = format!("127.0.0.1:{PORT}");
+        // Its own word, and a port of its own: another server that answers is not the one whose CPU time is read.
+        let port = line
+            .strip_prefix("READY ")
+            .map(str::trim)
+            .ok_or_else(|| Error::io("the server", std::io::Error::other("it ended before it was ready")))?;
+        let address = format!("127.0.0.1:{port}");
         let count = TcpStream::connect(&address).map_err(|source| Error::io("the server", source))?;
         let load = Command::new("wrk")
             .args(["-t1", "-c", case.connections(), "-d", LOAD_SECONDS, &format!("http://{address}/")])
             .stdout(Stdio::null())
             .spawn()
             .map_err(|source| Error::io("wrk", source))?;
-        Ok(Self { node, load, count })
+        Ok(Self { _load: Running(load), node, count })
     }
 
     pub fn pid(&self) -> u32 {
-        self.node.id()
+        self.node.0.id()
     }
 
     /// Requests finished so far, by the server's own count.
@@ -130,13 +135,14 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+/// A child that ends with its owner.
+struct Running(Child);
+
+impl Drop for Running {
     fn drop(&mut self) {
-        for child in [&mut self.load, &mut self.node] {
-            // It may have ended by itself.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

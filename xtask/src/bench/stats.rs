@@ -11,8 +11,14 @@ pub struct Estimate {
 /// Resamples for the interval.
 const RESAMPLES: usize = 2_000;
 
+/// Fewer than six have no interval of 95 %: all of them lie on one side of the median more often than one time in twenty.
+const SAMPLES_MIN: usize = 6;
+
 /// The median, and the interval that the bootstrap gives it.
 pub fn estimate(samples: &[f64]) -> Option<Estimate> {
+    if samples.len() < SAMPLES_MIN {
+        return None;
+    }
     let median = median(samples)?;
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut medians: Vec<f64> = (0..RESAMPLES)
@@ -58,5 +64,6 @@ mod tests {
         assert!((estimate.median - 50.0).abs() < f64::EPSILON);
         assert!(estimate.low < 50.0 && estimate.high > 50.0 && estimate.low > 30.0 && estimate.high < 70.0);
         assert!(self::estimate(&[]).is_none());
+        assert!(self::estimate(&[1.0; SAMPLES_MIN - 1]).is_none() && self::estimate(&[1.0; SAMPLES_MIN]).is_some());
     }
 }

@@ -17,7 +17,7 @@ use crate::run::{Error, root};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tool {
     Agent,
-    /// A script that measures what the agent does: loop, thread pool, GC, scheduler.
+    /// A script that measures a part of what the agent does: the loop's waits and the scheduler.
     Bpftrace,
     OffCpuTime,
     RunQLat,
@@ -42,7 +42,9 @@ impl Tool {
         let mut command = match self {
             Self::Agent => {
                 let mut agent = Command::new(agent());
-                agent.args(["-v", "trace", "--pid", &pid, "--ndjson"]).arg(root().join("target/bench.ndjson"));
+                agent.args(["-v", "trace", "--pid", &pid, "--ndjson"]).arg(ndjson());
+                // What an earlier one left is not this one's first record.
+                let _ = fs::remove_file(ndjson());
                 agent
             }
             Self::Bpftrace => {
@@ -59,22 +61,53 @@ impl Tool {
         } else if self == Self::Bpftrace {
             command.stdout(Stdio::piped());
         }
-        let mut child = command.spawn().map_err(|source| Error::io(self.name(), source))?;
-        let hit_ns = match self {
-            Self::Agent => wait_for(child.stderr.take(), "tracing pid"),
+        let child = command.spawn().map_err(|source| Error::io(self.name(), source))?;
+        let mut attached = Attached { child, begin, attach: Duration::ZERO, hit_ns: Arc::default() };
+        match self {
+            Self::Agent => attached.hit_ns = self.wait_for(attached.child.stderr.take(), "tracing pid")?,
             Self::Bpftrace => {
-                let said = wait_for(child.stdout.take(), "READY");
+                self.wait_for(attached.child.stdout.take(), "READY")?;
                 // Its BEGIN runs before the other probes are attached.
                 std::thread::sleep(Duration::from_millis(1_500));
-                said
             }
             // They say nothing on being ready; loading and attaching takes them about half a second.
-            Self::OffCpuTime | Self::RunQLat => {
-                std::thread::sleep(Duration::from_millis(1_200));
-                Arc::default()
+            Self::OffCpuTime | Self::RunQLat => std::thread::sleep(Duration::from_millis(1_200)),
+        }
+        // A tool that is gone costs nothing, which is not what it costs.
+        if let Ok(Some(_)) = attached.child.try_wait() {
+            return Err(self.ended());
+        }
+        attached.attach = begin.elapsed();
+        Ok(attached)
+    }
+
+    fn ended(self) -> Error {
+        Error::io(self.name(), std::io::Error::other("it ended before it was attached"))
+    }
+
+    /// Reads lines until one holds the word. The rest is read by a thread, so that the writer never waits; what it says of
+    /// the cost of a hit ends up in the answer.
+    fn wait_for(
+        self,
+        from: Option<impl std::io::Read + Send + 'static>,
+        word: &'static str,
+    ) -> Result<Arc<AtomicU64>, Error> {
+        let hit_ns = Arc::new(AtomicU64::new(0));
+        let mut lines =
+            from.map(|from| BufReader::new(from).lines().map_while(Result::ok)).ok_or_else(|| self.ended())?;
+        if !lines.any(|line| line.contains(word)) {
+            return Err(self.ended());
+        }
+        let told = Arc::clone(&hit_ns);
+        std::thread::spawn(move || {
+            for line in lines {
+                let cost = line.split_once("hit costs ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+                if let Some(ns) = cost {
+                    told.store(ns, Ordering::Relaxed);
+                }
             }
-        };
-        Ok(Attached { child, attach: begin.elapsed(), hit_ns })
+        });
+        Ok(hit_ns)
     }
 }
 
@@ -86,32 +119,19 @@ fn peer(name: &str, args: &[&str]) -> Command {
     command
 }
 
-fn agent() -> PathBuf {
-    root().join("target/release/agent")
+/// Where the agent writes its records.
+pub fn ndjson() -> PathBuf {
+    root().join("target/bench.ndjson")
 }
 
-/// Reads lines until one holds the word. The rest is read by a thread, so that the writer never waits; what it says of the
-/// cost of a hit ends up in the answer.
-fn wait_for(from: Option<impl std::io::Read + Send + 'static>, word: &'static str) -> Arc<AtomicU64> {
-    let hit_ns = Arc::new(AtomicU64::new(0));
-    let Some(from) = from else { return hit_ns };
-    let mut lines = BufReader::new(from).lines().map_while(Result::ok);
-    let _ = lines.find(|line| line.contains(word));
-    let told = Arc::clone(&hit_ns);
-    std::thread::spawn(move || {
-        for line in lines {
-            let cost = line.split_once("hit costs ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
-            if let Some(ns) = cost {
-                told.store(ns, Ordering::Relaxed);
-            }
-        }
-    });
-    hit_ns
+fn agent() -> PathBuf {
+    root().join("target/release/agent")
 }
 
 /// A tool at work.
 pub struct Attached {
     child: Child,
+    begin: Instant,
     /// From its start until it was in place.
     pub attach: Duration,
     /// What a uprobe hit costs, in nanoseconds, once the tool has said it; else 0.
@@ -119,6 +139,24 @@ pub struct Attached {
 }
 
 impl Attached {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// From the agent's start until a record of something in the kernel is in its file; `None` if none is by `patience` from now.
+    pub fn first_record(&self, patience: Duration) -> Option<Duration> {
+        let give_up = Instant::now() + patience;
+        while Instant::now() < give_up {
+            let text = fs::read_to_string(ndjson()).unwrap_or_default();
+            // The first line describes the target.
+            if text.lines().skip(1).any(|line| !line.contains(r#""type":"target""#)) {
+                return Some(self.begin.elapsed());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        None
+    }
+
     /// What a uprobe hit costs, in nanoseconds, if the tool has said it by now.
     pub fn hit_ns(&self) -> f64 {
         let ns = self.hit_ns.load(Ordering::Relaxed);
@@ -150,5 +188,13 @@ impl Attached {
         let _ = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
         let _ = self.child.wait();
         begin.elapsed()
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // It may have ended by itself, as it has after `detach`.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
