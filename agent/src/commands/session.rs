@@ -223,6 +223,15 @@ impl Session {
     /// Attaches or detaches phase probes as their budget has it; `turns` is the running total.
     pub fn govern(&mut self, turns: u64, window: Duration) {
         self.calibrate();
+        self.decide(turns, window);
+    }
+
+    /// The same soon after the start: a loop that turns thousands of times a second shall not carry phase probes for a whole window.
+    pub fn govern_early(&mut self, turns: u64, since_start: Duration) {
+        self.decide(turns, since_start);
+    }
+
+    fn decide(&mut self, turns: u64, window: Duration) {
         let Some(duty) = &mut self.duty else { return };
         let ended = turns.saturating_sub(self.turns_at_tick);
         self.turns_at_tick = turns;

@@ -44,6 +44,9 @@ use crate::{
 /// How long the end of a trace waits for names that are still being looked up, and a window for classes of work.
 const NAMES_PATIENCE: Duration = Duration::from_secs(3);
 
+/// When the rate of turns is first looked at: two looks of the intake, and enough turns to count.
+const EARLY: Duration = Duration::from_millis(120);
+
 /// Longer than any trace, and short enough for the clock.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
 
@@ -202,6 +205,8 @@ impl Driver {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(TraceError::Runtime)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(TraceError::Runtime)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(TraceError::Runtime)?;
+        let mut early = pin!(sleep_until(begin + EARLY));
+        let mut is_early = true;
         let mut out = pin!(sleep_until(deadline.unwrap_or_else(|| begin + FOREVER)));
         loop {
             tokio::select! {
@@ -210,6 +215,10 @@ impl Driver {
                 _ = terminate.recv() => return Ok(Ending { reason: EndReason::Interrupted, code: exit::TERMINATED }),
                 _ = hangup.recv() => return Ok(Ending { reason: EndReason::Interrupted, code: exit::TERMINATED }),
                 () = &mut out => return Ok(Ending { reason: EndReason::Duration, code: exit::OK }),
+                () = &mut early, if is_early => {
+                    is_early = false;
+                    self.session.govern_early(self.turns, EARLY);
+                }
                 _ = windows.tick() => self.tick().await?,
                 Some(answer) = self.answers.recv() => self.answer(answer),
                 Some(batch) = self.session.batches.recv() => self.take(batch),

@@ -45,8 +45,8 @@ pub struct BenchArgs {
     node: String,
 }
 
-/// Settling time after attaching or detaching.
-const SETTLE: Duration = Duration::from_millis(150);
+/// Settling time after attaching or detaching: the agent looks at the rate of turns in the first tenths of a second.
+const SETTLE: Duration = Duration::from_millis(400);
 
 /// How long a first record is waited for once the agent is in place.
 const FIRST_RECORD_PATIENCE: Duration = Duration::from_millis(500);
