@@ -12,8 +12,10 @@ pub enum Component {
 /// Probes that are attached and detached together, over one link a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Group {
-    /// Always on: GC, heap limit, and the thread pool, whose items hit about eight of them each.
-    Base,
+    /// Always on, also beside samples alone: garbage collection and the heap limit.
+    Gc,
+    /// The thread pool, whose items hit about eight of them each.
+    Pool,
     /// The agent's own measurement of what a hit costs; never in a target.
     Calibration,
     /// The boundaries of event-loop phases: some hits a turn, so they are sampled in time where turns are fast.
@@ -137,70 +139,70 @@ probes! {
     RUN_CHECK "run_check" Libuv Phases Phases true Entry, arg::RDI, ["uv__run_check"];
     CHECK_DONE "check_done" Libuv Phases Phases false AfterCall { caller: "uv_run", callee: "uv__run_check" }, arg::NONE, [];
 
-    WORK_SUBMIT "work_submit" Libuv Base ThreadPool true Entry, arg::RDI | arg::RSI | arg::RDX | arg::RCX, ["uv__work_submit"];
-    QUEUE_WORK "queue_work" Libuv Base ThreadPool true Entry, arg::RDI | arg::RSI | arg::RDX, ["uv_queue_work"];
-    FS_WORK "fs_work" Libuv Base ThreadPool true Entry, arg::RDI, ["uv__fs_work"];
-    GETADDRINFO_WORK "getaddrinfo_work" Libuv Base ThreadPool false Entry, arg::RDI, ["uv__getaddrinfo_work"];
-    GETNAMEINFO_WORK "getnameinfo_work" Libuv Base ThreadPool false Entry, arg::RDI, ["uv__getnameinfo_work"];
-    RANDOM_WORK "random_work" Libuv Base ThreadPool false Entry, arg::RDI, ["uv__random_work"];
+    WORK_SUBMIT "work_submit" Libuv Pool ThreadPool true Entry, arg::RDI | arg::RSI | arg::RDX | arg::RCX, ["uv__work_submit"];
+    QUEUE_WORK "queue_work" Libuv Pool ThreadPool true Entry, arg::RDI | arg::RSI | arg::RDX, ["uv_queue_work"];
+    FS_WORK "fs_work" Libuv Pool ThreadPool true Entry, arg::RDI, ["uv__fs_work"];
+    GETADDRINFO_WORK "getaddrinfo_work" Libuv Pool ThreadPool false Entry, arg::RDI, ["uv__getaddrinfo_work"];
+    GETNAMEINFO_WORK "getnameinfo_work" Libuv Pool ThreadPool false Entry, arg::RDI, ["uv__getnameinfo_work"];
+    RANDOM_WORK "random_work" Libuv Pool ThreadPool false Entry, arg::RDI, ["uv__random_work"];
     // The lambda in ThreadPoolWork::ScheduleWork that the pool thread runs: (uv_work_t*).
-    NODE_WORK "node_work" Node Base ThreadPool false Entry, arg::RDI, [
+    NODE_WORK "node_work" Node Pool ThreadPool false Entry, arg::RDI, [
         "_ZZN4node14ThreadPoolWork12ScheduleWorkEvENUlP9uv_work_sE_4_FUNES2_",
         "_ZZN4node14ThreadPoolWork12ScheduleWorkEvENUlP9uv_work_sE_8__invokeES2_",
     ];
-    ASYNC_SEND "async_send" Libuv Base ThreadPool true Entry, arg::RDI, ["uv_async_send"];
-    FS_DONE "fs_done" Libuv Base ThreadPool true Entry, arg::RDI | arg::RSI, ["uv__fs_done"];
-    GETADDRINFO_DONE "getaddrinfo_done" Libuv Base ThreadPool false Entry, arg::RDI | arg::RSI, ["uv__getaddrinfo_done"];
-    GETNAMEINFO_DONE "getnameinfo_done" Libuv Base ThreadPool false Entry, arg::RDI | arg::RSI, ["uv__getnameinfo_done"];
-    RANDOM_DONE "random_done" Libuv Base ThreadPool false Entry, arg::RDI | arg::RSI, ["uv__random_done"];
-    QUEUE_DONE "queue_done" Libuv Base ThreadPool true Entry, arg::RDI | arg::RSI, ["uv__queue_done"];
+    ASYNC_SEND "async_send" Libuv Pool ThreadPool true Entry, arg::RDI, ["uv_async_send"];
+    FS_DONE "fs_done" Libuv Pool ThreadPool true Entry, arg::RDI | arg::RSI, ["uv__fs_done"];
+    GETADDRINFO_DONE "getaddrinfo_done" Libuv Pool ThreadPool false Entry, arg::RDI | arg::RSI, ["uv__getaddrinfo_done"];
+    GETNAMEINFO_DONE "getnameinfo_done" Libuv Pool ThreadPool false Entry, arg::RDI | arg::RSI, ["uv__getnameinfo_done"];
+    RANDOM_DONE "random_done" Libuv Pool ThreadPool false Entry, arg::RDI | arg::RSI, ["uv__random_done"];
+    QUEUE_DONE "queue_done" Libuv Pool ThreadPool true Entry, arg::RDI | arg::RSI, ["uv__queue_done"];
 
-    GC_START "gc_start" V8 Base Gc true Entry, arg::RDI | arg::RSI | arg::RDX, [
+    GC_START "gc_start" V8 Gc Gc true Entry, arg::RDI | arg::RSI | arg::RDX, [
         "_ZN2v88internal4Heap14CollectGarbageENS0_15AllocationSpaceENS0_23GarbageCollectionReasonENS_15GCCallbackFlagsE",
         "_ZN2v88internal4Heap14CollectGarbageENS0_15AllocationSpaceENS0_23GarbageCollectionReasonENS_15GCCallbackFlagsENS0_21PerformHeapLimitCheckENS0_34PerformIneffectiveMarkCompactCheckE",
     ];
-    GC_END "gc_end" V8 Base Gc true Entry, arg::NONE, [
+    GC_END "gc_end" V8 Gc Gc true Entry, arg::NONE, [
         "_ZN2v88internal8GCTracer4StopENS0_16GarbageCollectorE",
         "_ZN2v88internal8GCTracer19StopObservablePauseEv",
         "_ZN2v88internal8GCTracer19StopObservablePauseENS0_16GarbageCollectorENS_4base9TimeTicksE",
     ];
-    GC_SCAVENGE "gc_scavenge" V8 Base Gc false Entry, arg::NONE, ["_ZN2v88internal4Heap8ScavengeEv"];
-    GC_MARK_COMPACT "gc_mark_compact" V8 Base Gc false Entry, arg::NONE, ["_ZN2v88internal4Heap11MarkCompactEv"];
-    GC_MINOR_MARK_SWEEP "gc_minor_mark_sweep" V8 Base Gc false Entry, arg::NONE, [
+    GC_SCAVENGE "gc_scavenge" V8 Gc Gc false Entry, arg::NONE, ["_ZN2v88internal4Heap8ScavengeEv"];
+    GC_MARK_COMPACT "gc_mark_compact" V8 Gc Gc false Entry, arg::NONE, ["_ZN2v88internal4Heap11MarkCompactEv"];
+    GC_MINOR_MARK_SWEEP "gc_minor_mark_sweep" V8 Gc Gc false Entry, arg::NONE, [
         "_ZN2v88internal4Heap14MinorMarkSweepEv",
         "_ZN2v88internal4Heap16MinorMarkCompactEv",
     ];
-    GC_STEP_START "gc_step_start" V8 Base Gc false Entry, arg::NONE, [
+    GC_STEP_START "gc_step_start" V8 Gc Gc false Entry, arg::NONE, [
         "_ZN2v88internal18IncrementalMarking4StepEdNS1_16CompletionActionENS0_10StepOriginE",
         "_ZN2v88internal18IncrementalMarking4StepEdNS0_10StepOriginE",
         "_ZN2v88internal18IncrementalMarking4StepENS_4base9TimeDeltaEmNS0_10StepOriginE",
     ];
     // Called once at the end of each step, with what it did.
-    GC_STEP_END "gc_step_end" V8 Base Gc false Entry, arg::NONE, [
+    GC_STEP_END "gc_step_end" V8 Gc Gc false Entry, arg::NONE, [
         "_ZN2v88internal8GCTracer25AddIncrementalMarkingStepEdm",
         "_ZN2v88internal8GCTracer25AddIncrementalMarkingStepENS_4base9TimeDeltaEm",
     ];
     // What V8's own threads do for the collector while JavaScript runs or waits; what follows without a pause in between, up to a
     // compilation, counts to it.
-    GC_MARKING_JOB "gc_marking_job" V8 Base Gc false Entry, arg::NONE, [
+    GC_MARKING_JOB "gc_marking_job" V8 Gc Gc false Entry, arg::NONE, [
         "_ZN2v88internal17ConcurrentMarking12JobTaskMajor3RunEPNS_11JobDelegateE",
         "_ZN2v88internal17ConcurrentMarking7JobTask3RunEPNS_11JobDelegateE",
     ];
-    GC_SCAVENGER_JOB "gc_scavenger_job" V8 Base Gc false Entry, arg::NONE, [
+    GC_SCAVENGER_JOB "gc_scavenger_job" V8 Gc Gc false Entry, arg::NONE, [
         "_ZN2v88internal16ScavengerJobTask3RunEPNS_11JobDelegateE",
         "_ZN2v88internal18ScavengerCollector7JobTask3RunEPNS_11JobDelegateE",
     ];
-    GC_SWEEPER_JOB "gc_sweeper_job" V8 Base Gc false Entry, arg::NONE, [
+    GC_SWEEPER_JOB "gc_sweeper_job" V8 Gc Gc false Entry, arg::NONE, [
         "_ZN2v88internal7Sweeper15MajorSweeperJob3RunEPNS_11JobDelegateE",
         "_ZN2v88internal7Sweeper10SweeperJob3RunEPNS_11JobDelegateE",
     ];
-    GC_EVACUATION_JOB "gc_evacuation_job" V8 Base Gc false Entry, arg::NONE, ["_ZN2v88internal17PageEvacuationJob3RunEPNS_11JobDelegateE"];
-    GC_POINTERS_JOB "gc_pointers_job" V8 Base Gc false Entry, arg::NONE, ["_ZN2v88internal19PointersUpdatingJob3RunEPNS_11JobDelegateE"];
-    COMPILE_JOB "compile_job" V8 Base Gc false Entry, arg::NONE, [
+    GC_EVACUATION_JOB "gc_evacuation_job" V8 Gc Gc false Entry, arg::NONE, ["_ZN2v88internal17PageEvacuationJob3RunEPNS_11JobDelegateE"];
+    GC_POINTERS_JOB "gc_pointers_job" V8 Gc Gc false Entry, arg::NONE, ["_ZN2v88internal19PointersUpdatingJob3RunEPNS_11JobDelegateE"];
+    COMPILE_JOB "compile_job" V8 Gc Gc false Entry, arg::NONE, [
         "_ZN2v88internal23OptimizedCompilationJob10ExecuteJobEPNS0_16RuntimeCallStatsEPNS0_12LocalIsolateE",
     ];
-    HEAP_LIMIT_NEAR "heap_limit_near" V8 Base HeapLimit false Entry, arg::RDI, ["_ZN2v88internal4Heap27InvokeNearHeapLimitCallbackEv"];
-    OUT_OF_MEMORY "out_of_memory" V8 Base HeapLimit false Entry, arg::NONE, [
+    HEAP_LIMIT_NEAR "heap_limit_near" V8 Gc HeapLimit false Entry, arg::RDI, ["_ZN2v88internal4Heap27InvokeNearHeapLimitCallbackEv"];
+    OUT_OF_MEMORY "out_of_memory" V8 Gc HeapLimit false Entry, arg::NONE, [
         "_ZN2v88internal2V823FatalProcessOutOfMemoryEPNS0_7IsolateEPKcb",
         "_ZN2v88internal2V823FatalProcessOutOfMemoryEPNS0_7IsolateEPKcRKNS_10OOMDetailsE",
     ];
@@ -215,6 +217,21 @@ pub enum Form {
     Record,
     /// On the record, in place of a raw one where the kernel has no BTF.
     Substitute,
+    /// On the clock of each CPU: a perf event, where sampling was asked for.
+    Clock,
+}
+
+/// What a tracepoint is for: not every command needs all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Part {
+    /// The ledger of threads, and stays off CPU.
+    Ledger,
+    /// Forks, execs and exits.
+    Life,
+    /// File work over `io_uring`.
+    IoUring,
+    /// Samples of what is on CPU.
+    Samples,
 }
 
 /// One row: a program of the object on a tracepoint.
@@ -224,39 +241,42 @@ pub struct Tracepoint {
     pub category: &'static str,
     pub event: &'static str,
     pub form: Form,
+    pub part: Part,
     /// Nothing can be accounted for without it.
     pub required: bool,
 }
 
 macro_rules! tracepoints {
-    ($($program:literal on $category:literal $event:literal $form:ident $required:literal;)*) => {
+    ($($program:literal on $category:literal $event:literal $form:ident $part:ident $required:literal;)*) => {
         /// Every tracepoint.
         pub const TRACEPOINTS: &[Tracepoint] = &[$(Tracepoint {
             program: $program,
             category: $category,
             event: $event,
             form: Form::$form,
+            part: Part::$part,
             required: $required,
         }),*];
     };
 }
 
 tracepoints! {
-    "sched_switch" on "sched" "sched_switch" Raw true;
-    "sched_wakeup" on "sched" "sched_wakeup" Raw true;
-    "sched_wakeup_new" on "sched" "sched_wakeup_new" Raw true;
-    "process_fork" on "sched" "sched_process_fork" Raw false;
-    "process_exec" on "sched" "sched_process_exec" Raw false;
-    "process_exit" on "sched" "sched_process_exit" Raw false;
-    "enter_epoll_wait" on "syscalls" "sys_enter_epoll_wait" Record false;
-    "exit_epoll_wait" on "syscalls" "sys_exit_epoll_wait" Record false;
-    "enter_epoll_pwait" on "syscalls" "sys_enter_epoll_pwait" Record true;
-    "exit_epoll_pwait" on "syscalls" "sys_exit_epoll_pwait" Record true;
-    "io_uring_submit" on "io_uring" "io_uring_submit_req" Record false;
-    "io_uring_complete" on "io_uring" "io_uring_complete" Record false;
-    "sched_switch_record" on "sched" "sched_switch" Substitute true;
-    "sched_wakeup_record" on "sched" "sched_wakeup" Substitute true;
-    "sched_wakeup_record" on "sched" "sched_wakeup_new" Substitute true;
+    "sched_switch" on "sched" "sched_switch" Raw Ledger true;
+    "sched_wakeup" on "sched" "sched_wakeup" Raw Ledger true;
+    "sched_wakeup_new" on "sched" "sched_wakeup_new" Raw Ledger true;
+    "process_fork" on "sched" "sched_process_fork" Raw Life false;
+    "process_exec" on "sched" "sched_process_exec" Raw Life false;
+    "process_exit" on "sched" "sched_process_exit" Raw Life false;
+    "enter_epoll_wait" on "syscalls" "sys_enter_epoll_wait" Record Ledger false;
+    "exit_epoll_wait" on "syscalls" "sys_exit_epoll_wait" Record Ledger false;
+    "enter_epoll_pwait" on "syscalls" "sys_enter_epoll_pwait" Record Ledger true;
+    "exit_epoll_pwait" on "syscalls" "sys_exit_epoll_pwait" Record Ledger true;
+    "io_uring_submit" on "io_uring" "io_uring_submit_req" Record IoUring false;
+    "io_uring_complete" on "io_uring" "io_uring_complete" Record IoUring false;
+    "sched_switch_record" on "sched" "sched_switch" Substitute Ledger true;
+    "sched_wakeup_record" on "sched" "sched_wakeup" Substitute Ledger true;
+    "sched_wakeup_record" on "sched" "sched_wakeup_new" Substitute Ledger true;
+    "sample_cpu" on "perf" "cpu_clock" Clock Samples false;
 }
 
 /// Slots of the hit counters: uprobes by id, then tracepoints in the order of [`TRACEPOINTS`].

@@ -91,11 +91,19 @@ pub mod target_flag {
 
 record! {
     /// A traced process, keyed by tgid.
-    pub struct Target[16] {
+    pub struct Target[32] {
         /// Bits of [`target_flag`].
         pub flags: u32,
         /// From a `uv_work_t` back to the vtable word of the `node::ThreadPoolWork` that holds it; 0 is not known.
         pub vtable_back: u32,
+        /// Where a `JSFunction` of this V8 keeps its `SharedFunctionInfo`, counted from its untagged address; 0 where there is no V8.
+        pub function_shared: u32,
+        /// The range of instance types that are functions, both ends included.
+        pub function_type_first: u16,
+        pub function_type_last: u16,
+        /// Beginnings and ends of full collections so far, and of all: odd is within one. Counted here.
+        pub major_gcs: u32,
+        pub gcs: u32,
         pub reserved: u64,
     }
 }
@@ -147,7 +155,7 @@ record! {
 
 record! {
     /// All tallies of the kernel half, one value a CPU: user space reads them with a single call.
-    pub struct Tally[784] {
+    pub struct Tally[816] {
         pub families: [FamilyCounters; family::COUNT],
         /// By [`counter`].
         pub counters: [u64; counter::COUNT],
@@ -170,9 +178,20 @@ pub mod counter {
     pub const RUN_QUEUE_FULL: u32 = 4;
     /// A work item ended that was not seen to begin.
     pub const WORK_UNSEEN: u32 = 5;
-    pub const COUNT: usize = 6;
-    pub const NAMES: [&str; COUNT] =
-        ["threads_full", "works_full", "stack_over_budget", "stack_failed", "run_queue_full", "work_unseen"];
+    /// Stacks that were walked, and their frames: what walking costs.
+    pub const STACKS_WALKED: u32 = 6;
+    pub const FRAMES_WALKED: u32 = 7;
+    pub const COUNT: usize = 8;
+    pub const NAMES: [&str; COUNT] = [
+        "threads_full",
+        "works_full",
+        "stack_over_budget",
+        "stack_failed",
+        "run_queue_full",
+        "work_unseen",
+        "stacks_walked",
+        "frames_walked",
+    ];
 }
 
 /// Numbers that the loader sets before the program is verified: offsets from the running kernel's own types.
@@ -194,6 +213,12 @@ pub mod global {
     pub const URING_SUBMIT_OPCODE: &str = "URING_SUBMIT_OPCODE";
     pub const URING_COMPLETE_DATA: &str = "URING_COMPLETE_DATA";
     pub const URING_COMPLETE_RESULT: &str = "URING_COMPLETE_RESULT";
+    /// 1 where the running task's registers can be had: it has BTF.
+    pub const HAS_TASK_REGS: &str = "HAS_TASK_REGS";
+    /// 1 where the kernel has `bpf_loop` (5.17 and newer).
+    pub const HAS_BPF_LOOP: &str = "HAS_BPF_LOOP";
+    /// Time on CPU that a sample stands for.
+    pub const SAMPLE_PERIOD_NS: &str = "SAMPLE_PERIOD_NS";
     /// Unread bytes in a ring from which on its reader is woken; below, it looks by itself in good time.
     pub const RING_WAKEUP_BYTES: &str = "RING_WAKEUP_BYTES";
 }

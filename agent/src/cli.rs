@@ -133,6 +133,10 @@ pub struct TraceArgs {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub off_cpu_threshold: Option<Duration>,
 
+    /// Samples a second and CPU of what runs there, which name the functions of slow turns; 0 is none
+    #[arg(long, value_name = "HZ", default_value = "99", value_parser = clap::value_parser!(u32).range(..=10_000))]
+    pub sample_hz: u32,
+
     /// Split time on CPU by phase of the event loop
     #[arg(long, value_enum, default_value = "auto")]
     pub phases: Phases,

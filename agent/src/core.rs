@@ -15,7 +15,7 @@ use zerocopy::FromBytes;
 use account::Account;
 pub use input::{HitCost, Input, SelfCost, TargetFacts, Tick};
 use process::Process;
-use stacks::Stacks;
+use stacks::{Needed, Stacks};
 
 use crate::{
     aggregate::{
@@ -24,11 +24,11 @@ use crate::{
         turns::{Pause, SlowTurn},
     },
     counters::{Counters, Reason},
-    decode::{self, Class, Decoder, Event},
+    decode::{self, Class, Decoder, Event, Frames},
     limits::{GC_PAUSES_WINDOW_MAX, SLOW_TURNS_RUN_MAX, TARGETS_MAX},
     report::{
         Body, Record, build,
-        model::{End, EndReason, HeapLimit, SCHEMA_VERSION, Space, StackId, Warning},
+        model::{End, EndReason, HeapLimit, SCHEMA_VERSION, StackId, Warning},
     },
     units::{Clock, MonoNs, Pid, Tid, UserAddr},
 };
@@ -39,7 +39,7 @@ pub enum Output {
     /// A line for the exporters.
     Record(Box<Record>),
     /// Names for these addresses, innermost first; answered by [`Input::Symbolized`].
-    NeedSymbols { stack: StackId, pid: Pid, space: Space, frames: Vec<u64> },
+    NeedSymbols { stack: StackId, pid: Pid, frames: Frames },
     /// The class whose vtable this is; answered by [`Input::WorkClass`].
     NeedWorkClass { pid: Pid, vtable: UserAddr },
 }
@@ -78,8 +78,8 @@ impl Core {
                     process.book.pool.learn(vtable, class.as_deref());
                 }
             }
-            Input::Symbolized { stack, frames } => {
-                if let Some((pid, at, body)) = self.stacks.symbolized(stack, frames) {
+            Input::Symbolized { stack, frames, truncated } => {
+                if let Some((pid, at, body)) = self.stacks.symbolized(stack, frames, truncated) {
                     self.record(at, pid, body);
                 }
             }
@@ -161,7 +161,8 @@ impl Core {
                 self.record(at, pid, Body::HeapLimit(HeapLimit { tid: tid.0, severity }));
             }
             decode::Body::OffCpu(stay) => process.book.off_cpu(tid, &stay, at, &mut self.counters),
-            decode::Body::Stack(stack) => self.stacks.keep(pid, at, stack, &mut self.counters),
+            decode::Body::Stack(stack) => self.out.extend(self.stacks.keep(pid, at, stack, &mut self.counters)),
+            decode::Body::Sample(sample) => process.book.sample(tid, &sample, at, &mut self.counters),
             decode::Body::Fork { .. } | decode::Body::Exec { .. } | decode::Body::Exit(_) => {
                 let body = process.life(pid, tid, at, &body, &mut self.counters);
                 if let Some(body) = body {
@@ -236,6 +237,13 @@ impl Core {
                 self.need(group.kernel_stack);
             }
         }
+        if let Some(profile) = build::profile(&figures.samples) {
+            self.record(to, pid, Body::Profile(profile));
+            for (key, _) in &figures.samples.stacks {
+                self.need(key.place.user_stack);
+                self.need(key.place.kernel_stack);
+            }
+        }
         for (tid, busy_ns) in figures.stuck {
             let message = format!("loop thread {tid} has not polled for {} ms", busy_ns / 1_000_000);
             self.record(to, pid, Body::Warning(Warning { code: "loop_stuck".to_owned(), message }));
@@ -261,12 +269,19 @@ impl Core {
             self.need(stay.group.user_stack);
             self.need(stay.group.kernel_stack);
         }
+        for (place, _) in &turn.samples {
+            self.need(place.user_stack);
+            self.need(place.kernel_stack);
+        }
     }
 
-    /// Asks for a stack's names, once.
+    /// Asks for a stack's line, once.
     fn need(&mut self, id: Option<u64>) {
-        if let Some(id) = id {
-            self.out.extend(self.stacks.ask(id, &mut self.counters));
+        let Some(id) = id else { return };
+        match self.stacks.need(id, &mut self.counters) {
+            Some(Needed::Question(question)) => self.out.push(question),
+            Some(Needed::Line(pid, at, body)) => self.record(at, pid, body),
+            None => {}
         }
     }
 

@@ -43,6 +43,8 @@ reasons! {
     StackMissing "stack_missing",
     /// A stay off CPU was summed into `(other)`.
     OffCpuGroupsFull "off_cpu_groups_full",
+    /// A sample was counted without its stack: more than [`crate::limits::SAMPLE_STACKS_MAX`].
+    SampleStacksFull "sample_stacks_full",
     /// A thread-pool item was left out of the sweep for queue depth.
     SweepFull "sweep_full",
     /// A thread-pool item was counted as `other`: too many kinds or classes.

@@ -6,8 +6,9 @@
 use agent_ebpf::abi::{
     Header,
     event_loop::{self, Ledger},
-    family, kind, process, sched, stack, thread_pool, v8,
+    family, kind, process, sample, sched, stack, thread_pool, v8,
 };
+pub use agent_ebpf::abi::stack::{Leaf, UserFrame};
 use serde::{Deserialize, Serialize};
 use zerocopy::FromBytes;
 
@@ -35,6 +36,7 @@ pub enum Body {
     HeapLimit(HeapSeverity),
     OffCpu(OffCpu),
     Stack(Stack),
+    Sample(Sample),
     Fork { child_pid: Pid, child_tid: Tid },
     Exec { name: String },
     Exit(Box<Exit>),
@@ -158,9 +160,59 @@ impl Class {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack {
     pub id: u64,
-    pub space: Space,
-    /// Innermost first.
-    pub frames: Box<[u64]>,
+    pub frames: Frames,
+}
+
+/// Addresses of a stack, innermost first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frames {
+    Kernel(Box<[u64]>),
+    User(Box<UserFrames>),
+}
+
+impl Frames {
+    #[must_use]
+    pub fn space(&self) -> Space {
+        match self {
+            Self::Kernel(_) => Space::Kernel,
+            Self::User(_) => Space::User,
+        }
+    }
+}
+
+/// A user stack as the kernel half walked it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserFrames {
+    pub frames: Vec<UserFrame>,
+    /// Registers of the innermost frame, where it was interrupted.
+    pub leaf: Option<Leaf>,
+    pub end: WalkEnd,
+    /// Beginnings and ends of full collections until then, and of all: odd is within one.
+    pub major_gcs: u32,
+    pub gcs: u32,
+}
+
+/// Why a walk over frame pointers ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WalkEnd {
+    /// Nothing called this frame.
+    #[default]
+    Outermost,
+    Deep,
+    Unreadable,
+    NotAbove,
+    Unknown,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    pub user_stack: Option<u64>,
+    pub kernel_stack: Option<u64>,
+    pub class: Class,
+    pub in_gc: bool,
+    pub cpu: u32,
+    /// Time on CPU that it stands for.
+    pub period_ns: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -219,7 +271,9 @@ impl<'a> Decoder<'a> {
             kind::GC_STEP => Body::GcStep { started: MonoNs(read::<v8::GcStep>(bytes)?.started_ns) },
             kind::HEAP_LIMIT => self.heap_limit(&read(bytes)?),
             kind::OFF_CPU => self.off_cpu(&read(bytes)?),
-            kind::STACK => self.stack(bytes)?,
+            kind::KERNEL_STACK => kernel_stack(bytes)?,
+            kind::USER_STACK => self.user_stack(bytes)?,
+            kind::SAMPLE => self.sample(&read(bytes)?),
             kind::PROCESS_FORK => {
                 let fork: process::Fork = read(bytes)?;
                 Body::Fork { child_pid: Pid(fork.child_tgid), child_tid: Tid(fork.child_tid) }
@@ -302,19 +356,40 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    fn stack(&mut self, bytes: &[u8]) -> Result<Body, Reason> {
-        let (head, frames) = stack::Stack::read_from_prefix(bytes).map_err(|_| Reason::RecordTruncated)?;
-        let depth = head.depth as usize;
-        if depth > stack::FRAMES_MAX || frames.len() < depth * size_of::<u64>() {
-            return Err(Reason::RecordTruncated);
-        }
-        let space = match head.header.flags {
-            stack::space::USER => Space::User,
-            stack::space::KERNEL => Space::Kernel,
-            _ => self.unknown(Space::User),
+    fn user_stack(&mut self, bytes: &[u8]) -> Result<Body, Reason> {
+        let (head, frames) = stack::UserStack::read_from_prefix(bytes).map_err(|_| Reason::RecordTruncated)?;
+        let end = match head.end {
+            stack::end::OUTERMOST => WalkEnd::Outermost,
+            stack::end::DEEP => WalkEnd::Deep,
+            stack::end::UNREADABLE => WalkEnd::Unreadable,
+            stack::end::NOT_ABOVE => WalkEnd::NotAbove,
+            _ => self.unknown(WalkEnd::Unknown),
         };
-        let frames = frames.chunks_exact(size_of::<u64>()).take(depth).map(frame).collect();
-        Ok(Body::Stack(Stack { id: head.id, space, frames }))
+        Ok(Body::Stack(Stack {
+            id: head.id,
+            frames: Frames::User(Box::new(UserFrames {
+                frames: frames_of(frames, head.depth, stack::USER_FRAMES_MAX)?,
+                leaf: (head.header.flags & stack::user_flag::INTERRUPTED != 0).then_some(head.leaf),
+                end,
+                major_gcs: head.major_gcs,
+                gcs: head.gcs,
+            })),
+        }))
+    }
+
+    fn sample(&mut self, sample: &sample::Sample) -> Body {
+        let class = match Class::of_code(sample.class) {
+            Some(class) => class,
+            None => self.unknown(Class::Other),
+        };
+        Body::Sample(Sample {
+            user_stack: Some(sample.user_stack).filter(|&id| id != 0),
+            kernel_stack: Some(sample.kernel_stack).filter(|&id| id != 0),
+            class,
+            in_gc: sample.header.flags & sample::flag::IN_GC != 0,
+            cpu: sample.cpu,
+            period_ns: sample.period_ns,
+        })
     }
 }
 
@@ -348,8 +423,19 @@ fn seen(time_ns: u64) -> Option<MonoNs> {
     (time_ns != 0).then_some(MonoNs(time_ns))
 }
 
-fn frame(bytes: &[u8]) -> u64 {
-    u64::read_from_bytes(bytes).unwrap_or(0)
+fn kernel_stack(bytes: &[u8]) -> Result<Body, Reason> {
+    let (head, frames) = stack::KernelStack::read_from_prefix(bytes).map_err(|_| Reason::RecordTruncated)?;
+    let frames: Vec<u64> = frames_of(frames, head.depth, stack::KERNEL_FRAMES_MAX)?;
+    Ok(Body::Stack(Stack { id: head.id, frames: Frames::Kernel(frames.into()) }))
+}
+
+/// The frames behind a stack's head.
+fn frames_of<T: FromBytes>(bytes: &[u8], depth: u32, depth_max: usize) -> Result<Vec<T>, Reason> {
+    let depth = depth as usize;
+    if depth > depth_max || bytes.len() < depth * size_of::<T>() {
+        return Err(Reason::RecordTruncated);
+    }
+    Ok(bytes.chunks_exact(size_of::<T>()).take(depth).filter_map(|frame| T::read_from_bytes(frame).ok()).collect())
 }
 
 /// `comm`, up to the first NUL.
@@ -378,7 +464,7 @@ fn exit(exit: &process::Exit) -> Exit {
 }
 
 /// Families whose records this module knows; a new one does not build until it is thought of.
-const _: () = assert!(family::COUNT == 6);
+const _: () = assert!(family::COUNT == 7);
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
@@ -465,8 +551,8 @@ mod tests {
 
         #[test]
         fn any_record_body_is_read_or_refused(kind in prop::sample::select(vec![
-            kind::TURN, kind::WORK, kind::GC_PAUSE, kind::GC_STEP, kind::HEAP_LIMIT, kind::OFF_CPU, kind::STACK,
-            kind::PROCESS_FORK, kind::PROCESS_EXEC, kind::PROCESS_EXIT,
+            kind::TURN, kind::WORK, kind::GC_PAUSE, kind::GC_STEP, kind::HEAP_LIMIT, kind::OFF_CPU, kind::KERNEL_STACK,
+            kind::USER_STACK, kind::SAMPLE, kind::PROCESS_FORK, kind::PROCESS_EXEC, kind::PROCESS_EXIT,
         ]), tail in proptest::collection::vec(any::<u8>(), 0..300)) {
             let mut record = header(kind).as_bytes().to_vec();
             record.extend(tail);

@@ -10,9 +10,18 @@ pub const THREADS_MAX: usize = 8192;
 /// are allocated by octave, a tenth of that in practice.
 pub const LOOPS_MAX: usize = 256;
 
-/// Stacks whose frames wait until they are among those that a window reports. The kernel half sends each only once, so they
-/// stay: 30 frames x 8 B x 16 384 = 4 MiB as a rule, 16 MiB where all have 127 frames.
+/// Stacks that wait until a line speaks of them. The kernel half sends each only once, so they stay: 60 frames x 8 B x 16 384 =
+/// 8 MiB as a rule, 64 MiB where all have 512 frames.
 pub const STACKS_MAX: usize = 16_384;
+
+/// Frames that stacks share: 200 B x 65 536 = 13 MiB; a large service has some ten thousand.
+pub const FRAMES_DISTINCT_MAX: usize = 65_536;
+
+/// Stacks of samples that a window tells apart: 48 B x 16 384 = 768 KiB. What comes later is counted together.
+pub const SAMPLE_STACKS_MAX: usize = 16_384;
+
+/// Stacks in which one slow turn was on CPU that are listed, most samples first.
+pub const SLOW_TURN_STACKS_MAX: usize = 8;
 
 /// Stacks that were symbolised already: 8 B each.
 pub const STACKS_SHOWN_MAX: usize = 65_536;

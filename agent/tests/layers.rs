@@ -21,7 +21,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("decode", &["counters", "units"]),
     ("aggregate", &["counters", "decode", "limits", "units"]),
     ("report", &["aggregate", "decode", "limits", "units"]),
-    ("symbolize", &["limits", "report", "target", "units"]),
+    ("symbolize", &["decode", "limits", "report", "target", "units"]),
     ("core", &["aggregate", "counters", "decode", "limits", "report", "units"]),
     ("export", &["aggregate", "core", "limits", "report", "units"]),
     (

@@ -3,6 +3,7 @@
 
 pub mod event_loop;
 pub mod process;
+pub mod sample;
 pub mod sched;
 pub mod stack;
 pub mod thread_pool;
@@ -32,8 +33,9 @@ pub mod family {
     pub const SCHED: u32 = 3;
     pub const STACK: u32 = 4;
     pub const PROCESS: u32 = 5;
-    pub const COUNT: usize = 6;
-    pub const NAMES: [&str; COUNT] = ["event_loop", "thread_pool", "v8", "sched", "stack", "process"];
+    pub const SAMPLE: u32 = 6;
+    pub const COUNT: usize = 7;
+    pub const NAMES: [&str; COUNT] = ["event_loop", "thread_pool", "v8", "sched", "stack", "process", "sample"];
 }
 
 /// The kind of a record: the first word of every record. The high byte is the family.
@@ -44,10 +46,12 @@ pub mod kind {
     pub const GC_STEP: u32 = 0x0202;
     pub const HEAP_LIMIT: u32 = 0x0203;
     pub const OFF_CPU: u32 = 0x0301;
-    pub const STACK: u32 = 0x0401;
+    pub const KERNEL_STACK: u32 = 0x0401;
+    pub const USER_STACK: u32 = 0x0402;
     pub const PROCESS_FORK: u32 = 0x0501;
     pub const PROCESS_EXEC: u32 = 0x0502;
     pub const PROCESS_EXIT: u32 = 0x0503;
+    pub const SAMPLE: u32 = 0x0601;
 }
 
 record! {

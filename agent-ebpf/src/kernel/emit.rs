@@ -51,8 +51,13 @@ pub fn count_family(family: u32, dropped: bool) {
 
 #[inline(always)]
 pub fn count(counter: u32) {
+    count_n(counter, 1);
+}
+
+#[inline(always)]
+pub fn count_n(counter: u32, n: u64) {
     if let Some(value) = tally().and_then(|tally| tally.counters.get_mut(counter as usize)) {
-        *value += 1;
+        *value += n;
     }
 }
 
@@ -111,6 +116,7 @@ fn ring(family: u32) -> &'static RingBuf {
         family::V8 => &maps::V8,
         family::SCHED => &maps::SCHED,
         family::STACK => &maps::STACK,
+        family::SAMPLE => &maps::SAMPLE,
         _ => &maps::PROCESS,
     }
 }

@@ -23,4 +23,7 @@ globals! {
     URING_COMPLETE_DATA: u32 = 0;
     URING_COMPLETE_RESULT: u32 = 0;
     RING_WAKEUP_BYTES: u64 = 65_536;
+    HAS_TASK_REGS: u32 = 1;
+    HAS_BPF_LOOP: u32 = 1;
+    SAMPLE_PERIOD_NS: u64 = 0;
 }

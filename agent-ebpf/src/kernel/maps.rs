@@ -1,7 +1,7 @@
 //! Every map of the object. Sizes are what the loader does not override; `limits.rs` of the user half has the arithmetic.
 
 use agent_ebpf::{
-    abi::stack::{FRAMES_MAX, Stack},
+    abi::stack::{KERNEL_FRAMES_MAX, KernelStack},
     state::{RunQueueKey, Tally, Target, ThreadState, WorkKey, WorkState},
 };
 use aya_ebpf::{
@@ -9,12 +9,14 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 
-/// A stack on its way to its ring: too large for the BPF stack.
+use super::{stack::BUFFERS, unwind::UserBuffer};
+
+/// A kernel stack on its way to its ring: too large for the BPF stack.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct StackBuffer {
-    pub head: Stack,
-    pub frames: [u64; FRAMES_MAX],
+pub struct KernelBuffer {
+    pub head: KernelStack,
+    pub frames: [u64; KERNEL_FRAMES_MAX],
     /// The walk may write one frame more than a record holds.
     pub spare: u64,
 }
@@ -28,9 +30,11 @@ pub static V8: RingBuf = RingBuf::with_byte_size(256 << 10, 0);
 #[map]
 pub static SCHED: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
-pub static STACK: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+pub static STACK: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 #[map]
 pub static PROCESS: RingBuf = RingBuf::with_byte_size(256 << 10, 0);
+#[map]
+pub static SAMPLE: RingBuf = RingBuf::with_byte_size(256 << 10, 0);
 
 #[map]
 pub static TALLY: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
@@ -46,7 +50,9 @@ pub static RUN_QUEUE: HashMap<RunQueueKey, u64> = HashMap::with_max_entries(6553
 #[map]
 pub static SEEN: LruHashMap<u64, u8> = LruHashMap::with_max_entries(16384, 0);
 #[map]
-pub static SCRATCH: PerCpuArray<StackBuffer> = PerCpuArray::with_max_entries(1, 0);
+pub static KERNEL_SCRATCH: PerCpuArray<KernelBuffer> = PerCpuArray::with_max_entries(BUFFERS, 0);
+#[map]
+pub static USER_SCRATCH: PerCpuArray<UserBuffer> = PerCpuArray::with_max_entries(BUFFERS, 0);
 /// A thread's state as it is first inserted: the BPF stack is too small for it.
 #[map]
 pub static BLANK: Array<ThreadState> = Array::with_max_entries(1, 0);

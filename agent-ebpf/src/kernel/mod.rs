@@ -11,3 +11,4 @@ pub mod probes;
 pub mod stack;
 pub mod thread;
 pub mod turn;
+pub mod unwind;

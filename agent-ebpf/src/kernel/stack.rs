@@ -1,13 +1,13 @@
-//! Taking a stack, and sending it once.
+//! Taking a kernel stack, sending stacks once, and the budget that a thread has for them.
 
 use agent_ebpf::{
     abi::{
         family, kind,
-        stack::{FRAMES_MAX, Stack, space},
+        stack::{KERNEL_FRAMES_MAX, KernelStack},
     },
     state::{ThreadState, counter},
 };
-use aya_ebpf::{EbpfContext, bindings::BPF_F_USER_STACK, helpers::generated::bpf_get_stack};
+use aya_ebpf::{EbpfContext, helpers::generated::bpf_get_stack};
 
 use super::{
     emit::{count, header, send_bytes},
@@ -23,6 +23,9 @@ const TOKEN_NS: u64 = 250_000;
 /// happens more often and tells less.
 pub const PRICE_BLOCKED: u64 = 1;
 pub const PRICE_PREEMPTED: u64 = 16;
+
+/// Frames of a user stack that each cost one more token.
+const FRAMES_A_TOKEN: u64 = 32;
 
 /// Takes the price of a stack from the thread's tokens.
 #[inline(always)]
@@ -41,50 +44,73 @@ pub fn pay(state: &mut ThreadState, now: u64, price: u64) -> bool {
     true
 }
 
-/// The id of the running thread's stack in user space or the kernel; 0 if there is none.
+/// Takes what a deep stack costs beyond its price.
 #[inline(always)]
-pub fn capture<C: EbpfContext>(ctx: &C, space: u32, now: u64) -> u64 {
-    let Some(buffer) = maps::SCRATCH.get_ptr_mut(0) else { return 0 };
-    let flags = if space == space::USER { u64::from(BPF_F_USER_STACK) } else { 0 };
-    // SAFETY: a per-CPU buffer of exactly this size, and scheduler programs do not nest on a CPU.
+pub fn pay_for_depth(state: &mut ThreadState, depth: u64) {
+    state.stack_tokens = state.stack_tokens.saturating_sub(depth / FRAMES_A_TOKEN);
+}
+
+/// Which buffer a program takes its stacks in: one program may interrupt the other on the same CPU.
+#[derive(Clone, Copy)]
+pub enum Buffer {
+    Scheduler = 0,
+    Sampler = 1,
+}
+
+pub const BUFFERS: u32 = 2;
+
+/// The id of the running thread's stack in the kernel; 0 if there is none.
+#[inline(always)]
+pub fn kernel<C: EbpfContext>(ctx: &C, buffer: Buffer, now: u64) -> u64 {
+    let Some(buffer) = maps::KERNEL_SCRATCH.get_ptr_mut(buffer as u32) else { return 0 };
+    // SAFETY: a per-CPU buffer of exactly this size, and the same program does not nest on a CPU.
     let bytes =
-        unsafe { bpf_get_stack(ctx.as_ptr(), (&raw mut (*buffer).frames).cast(), (FRAMES_MAX * 8) as u32, flags) };
+        unsafe { bpf_get_stack(ctx.as_ptr(), (&raw mut (*buffer).frames).cast(), (KERNEL_FRAMES_MAX * 8) as u32, 0) };
     if bytes <= 0 {
-        // A kernel thread, or one that has not been to user space yet.
-        if space == space::KERNEL {
-            count(counter::STACK_FAILED);
-        }
+        count(counter::STACK_FAILED);
         return 0;
     }
     let depth = (bytes as usize) >> 3;
-    // SAFETY: see above; `hash` and `send_bytes` stay below FRAMES_MAX frames.
+    // SAFETY: see above; `hash` and `send_bytes` stay below KERNEL_FRAMES_MAX frames.
     unsafe {
-        let head = header(kind::STACK, space, now);
-        let id = hash(&(*buffer).frames, depth, if space == space::USER { head.tgid } else { 0 });
+        let id = hash(&(*buffer).frames, depth);
         if maps::SEEN.get_ptr(&id).is_some() {
             return id;
         }
-        (*buffer).head = Stack { header: head, id, depth: depth as u32, reserved: 0 };
-        let len = core::mem::size_of::<Stack>() + (depth & 127) * 8;
-        if send_bytes(family::STACK, buffer.cast(), len as u64) {
-            // Only now: a stack that was dropped is sent again next time.
-            let _ = maps::SEEN.insert(&id, &1, 0);
-        }
+        (*buffer).head =
+            KernelStack { header: header(kind::KERNEL_STACK, 0, now), id, depth: depth as u32, reserved: 0 };
+        let len = core::mem::size_of::<KernelStack>() + (depth & 127) * 8;
+        send_once(id, buffer.cast(), len as u64);
         id
     }
 }
 
+/// Sends a stack, and remembers that it went out; one that was dropped is sent again next time.
 #[inline(always)]
-fn hash(frames: &[u64; FRAMES_MAX], depth: usize, tgid: u32) -> u64 {
-    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mut hash = MULTIPLIER ^ u64::from(tgid);
+pub fn send_once(id: u64, bytes: *const u8, len: u64) {
+    if send_bytes(family::STACK, bytes, len) {
+        let _ = maps::SEEN.insert(&id, &1, 0);
+    }
+}
+
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Takes one more word into a hash.
+#[inline(always)]
+pub fn mix(hash: u64, word: u64) -> u64 {
+    let mixed = (hash ^ word).wrapping_mul(MULTIPLIER);
+    mixed ^ (mixed >> 32)
+}
+
+#[inline(always)]
+fn hash(frames: &[u64; KERNEL_FRAMES_MAX], depth: usize) -> u64 {
+    let mut hash = MULTIPLIER;
     let mut i = 0;
-    while i < FRAMES_MAX {
+    while i < KERNEL_FRAMES_MAX {
         if i >= depth {
             break;
         }
-        hash = (hash ^ frames[i]).wrapping_mul(MULTIPLIER);
-        hash ^= hash >> 32;
+        hash = mix(hash, frames[i]);
         i += 1;
     }
     hash | 1

@@ -14,8 +14,30 @@ use super::{
 #[inline(always)]
 pub fn target(tgid: u32) -> Option<Target> {
     let target = maps::TARGETS.get_ptr(&tgid)?;
-    // SAFETY: the value lives in a preallocated map; a copy of 16 bytes torn by a removal is harmless.
+    // SAFETY: the value lives in a preallocated map; a copy of 32 bytes torn by a removal is harmless.
     Some(unsafe { *target })
+}
+
+/// A collection of one of the process's isolates begins or ends: from here on, addresses in its heap may mean something else.
+#[inline(always)]
+pub fn count_collection(tgid: u32, major: bool) {
+    let Some(target) = maps::TARGETS.get_ptr_mut(&tgid) else { return };
+    // SAFETY: aligned words in a map value; threads of several isolates add to them, each in one instruction.
+    unsafe {
+        add_one(&raw mut (*target).gcs);
+        if major {
+            add_one(&raw mut (*target).major_gcs);
+        }
+    }
+}
+
+/// # Safety
+///
+/// `at` must be an aligned word of a map value.
+#[inline(always)]
+unsafe fn add_one(at: *mut u32) {
+    // SAFETY: the caller's word; the target has no atomic types of its own.
+    unsafe { core::arch::asm!("lock *(u32 *)({at} + 0) += {one}", at = in(reg) at, one = in(reg) 1u64) }
 }
 
 /// The state of the running thread, if it is one of a target; inserted at first sight.

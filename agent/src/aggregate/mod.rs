@@ -6,6 +6,7 @@ pub mod histogram;
 pub mod ledger;
 pub mod off_cpu;
 pub mod process;
+pub mod profile;
 pub mod run_queue;
 pub mod thread_pool;
 pub mod turns;

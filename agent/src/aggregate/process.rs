@@ -9,12 +9,13 @@ use super::{
     histogram::Histogram,
     ledger::{self, Reading, ThreadBook, ThreadFigures},
     off_cpu::{Group, OffCpuWindow, Stay, Totals},
+    profile::{SampleFigures, SamplePlace, SampleWindow},
     thread_pool::{PoolBook, PoolFigures},
     turns::{LoopBook, Pause, SlowTurn, TurnFigures},
 };
 use crate::{
     counters::{Counters, Reason},
-    decode::{Class, Exit, GcPause, GcType, OffCpu, Turn},
+    decode::{Class, Exit, GcPause, GcType, OffCpu, Sample, Turn},
     limits::{LOOPS_MAX, THREADS_MAX},
     units::{MonoNs, Tid},
 };
@@ -40,6 +41,7 @@ pub struct ProcessFigures {
     pub gc: Gc,
     pub off_cpu: Vec<(Group, Totals)>,
     pub off_cpu_other: Totals,
+    pub samples: SampleFigures,
     pub run_queue: BTreeMap<Class, Histogram>,
     /// Loops that have run for long without a poll: time so far.
     pub stuck: Vec<(Tid, u64)>,
@@ -57,6 +59,7 @@ pub struct ProcessBook {
     pub pool: PoolBook,
     gc: Gc,
     off_cpu: OffCpuWindow,
+    samples: SampleWindow,
 }
 
 /// A loop that has not polled for so long is worth a word while it lasts: ten times a timeout that people would notice.
@@ -74,6 +77,7 @@ impl ProcessBook {
             pool: PoolBook::default(),
             gc: Gc::new(),
             off_cpu: OffCpuWindow::default(),
+            samples: SampleWindow::default(),
         }
     }
 
@@ -114,6 +118,13 @@ impl ProcessBook {
         self.off_cpu.add(&stay, off_cpu.over_budget, counters);
         if let Some(of_loop) = self.loops.get_mut(&tid) {
             of_loop.stay(stay);
+        }
+    }
+
+    pub fn sample(&mut self, tid: Tid, sample: &Sample, at: MonoNs, counters: &mut Counters) {
+        self.samples.add(tid, sample, counters);
+        if let Some(of_loop) = self.loops.get_mut(&tid) {
+            of_loop.sample(at, SamplePlace { user_stack: sample.user_stack, kernel_stack: sample.kernel_stack });
         }
     }
 
@@ -205,6 +216,7 @@ impl ProcessBook {
             gc: std::mem::take(&mut self.gc),
             off_cpu,
             off_cpu_other,
+            samples: self.samples.close(),
             run_queue,
             stuck,
         }

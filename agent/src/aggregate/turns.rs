@@ -1,14 +1,17 @@
 //! The turns of one event loop in a window, and the slow ones among them with what happened inside.
 
-use std::{cmp::Reverse, collections::VecDeque};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, VecDeque},
+};
 
 use agent_ebpf::abi::event_loop::Ledger;
 
-use super::{delay::DelayTimer, histogram::Histogram, ledger::OpenTurn, off_cpu::Stay};
+use super::{delay::DelayTimer, histogram::Histogram, ledger::OpenTurn, off_cpu::Stay, profile::SamplePlace};
 use crate::{
     counters::{Counters, Reason},
     decode::{GcPause, Turn},
-    limits::{RECENT_MAX, SLOW_TURN_PARTS_MAX, SLOW_TURNS_WINDOW_MAX},
+    limits::{RECENT_MAX, SLOW_TURN_PARTS_MAX, SLOW_TURN_STACKS_MAX, SLOW_TURNS_WINDOW_MAX},
     units::{MonoNs, Tid},
 };
 
@@ -28,6 +31,8 @@ pub struct SlowTurn {
     pub stays: Vec<Stay>,
     /// Pauses and stays that are not among them.
     pub omitted: u64,
+    /// Where it was on CPU, most samples first.
+    pub samples: Vec<(SamplePlace, u64)>,
 }
 
 impl SlowTurn {
@@ -72,6 +77,7 @@ pub struct LoopBook {
     /// The longest of the window.
     slow: Vec<SlowTurn>,
     stays: VecDeque<Stay>,
+    samples: VecDeque<(MonoNs, SamplePlace)>,
     pauses: VecDeque<Pause>,
     /// How many of them, at the end, are of this window.
     pauses_new: usize,
@@ -90,6 +96,7 @@ impl LoopBook {
             figures: TurnFigures::default(),
             slow: Vec::new(),
             stays: VecDeque::new(),
+            samples: VecDeque::new(),
             pauses: VecDeque::new(),
             pauses_new: 0,
             open: None,
@@ -131,6 +138,13 @@ impl LoopBook {
             self.stays.pop_front();
         }
         self.stays.push_back(stay);
+    }
+
+    pub fn sample(&mut self, at: MonoNs, place: SamplePlace) {
+        if self.samples.len() >= RECENT_MAX {
+            self.samples.pop_front();
+        }
+        self.samples.push_back((at, place));
     }
 
     pub fn pause(&mut self, pause: Pause) {
@@ -205,9 +219,16 @@ impl LoopBook {
         turn.pauses.truncate(SLOW_TURN_PARTS_MAX);
         turn.stays.truncate(SLOW_TURN_PARTS_MAX);
         turn.omitted = (all - turn.pauses.len() - turn.stays.len()) as u64;
+        let mut samples = BTreeMap::new();
+        for (_, place) in self.samples.iter().filter(|&&(at, _)| at >= started && at <= polled) {
+            *samples.entry(*place).or_default() += 1;
+        }
+        turn.samples = samples.into_iter().collect();
+        turn.samples.sort_by_key(|&(place, n)| (Reverse(n), place));
+        turn.samples.truncate(SLOW_TURN_STACKS_MAX);
     }
 }
 
 fn slow_turn(tid: Tid, started: MonoNs, polled: MonoNs, ended: MonoNs, ledger: Ledger) -> SlowTurn {
-    SlowTurn { tid, started, polled, ended, open: false, ledger, pauses: Vec::new(), stays: Vec::new(), omitted: 0 }
+    SlowTurn { tid, started, polled, ended, open: false, ledger, pauses: Vec::new(), stays: Vec::new(), omitted: 0, samples: Vec::new() }
 }

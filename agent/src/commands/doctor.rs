@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use agent_ebpf::spec::Part;
 use serde::Serialize;
 
 use super::subject;
@@ -193,6 +194,9 @@ fn object_checks() -> Vec<Check> {
         loop_off_cpu_min: Duration::from_micros(100),
         other_off_cpu_min: Duration::from_millis(1),
         ring_bytes: None,
+        parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples],
+        sample_hz: 1,
+        wakeup_bytes: u64::MAX,
     };
     let uring = tracefs::find().map(|place| tracefs::UringFields::read(&place)).unwrap_or_default();
     match Probes::load(&settings, types.as_ref(), &uring) {

@@ -1,6 +1,6 @@
 //! A trace in progress, as seen from below: what is attached, and what the kernel half has counted so far.
 
-use std::{fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc, time::Duration};
 
 use agent_ebpf::{
     abi::family,
@@ -18,10 +18,11 @@ use crate::{
     probe::{
         attach::{AttachError, LoadError, Probes, Settings, TracepointSkip, Way},
         btf::KernelTypes,
-        maps::{Maps, MapsError, monotonic_ns},
+        maps::{Collections, Maps, MapsError, monotonic_ns},
         tracefs,
     },
     report::model::Degraded,
+    target::v8::FunctionLayout,
     units::{MonoNs, Pid},
 };
 
@@ -42,12 +43,15 @@ pub struct FileProbes {
     pub file: Arc<File>,
     /// Which file it is: device and inode.
     pub identity: (u64, u64),
-    /// File offset and probe id.
-    pub base: Vec<(u64, u64)>,
-    pub phases: Vec<(u64, u64)>,
+    /// File offset and probe id, by group.
+    pub points: BTreeMap<Group, Vec<(u64, u64)>>,
 }
 
 impl FileProbes {
+    fn attach(&self, group: Group, probes: &mut Probes) -> Result<(), AttachError> {
+        probes.attach(group, &self.path(), self.points.get(&group).map_or(&[], Vec::as_slice))
+    }
+
     /// A path that leads to the open file.
     fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
@@ -73,6 +77,8 @@ pub struct Session {
     probes: Option<Probes>,
     maps: Maps,
     files: Vec<FileProbes>,
+    /// Uprobes that every file gets.
+    groups: &'static [Group],
     duty: Option<PhaseDuty>,
     received: [u64; family::COUNT],
     flush: mpsc::Sender<oneshot::Sender<()>>,
@@ -89,7 +95,11 @@ pub struct Session {
 
 impl Session {
     /// Loads the kernel half and attaches what does not depend on a target. Must be called inside the runtime.
-    pub fn start(settings: &Settings, phases: PhasesWanted) -> Result<Self, SessionError> {
+    pub fn start(
+        settings: &Settings,
+        groups: &'static [Group],
+        phases: PhasesWanted,
+    ) -> Result<Self, SessionError> {
         let mut degraded = Vec::new();
         let types = match KernelTypes::read() {
             Ok(types) => Some(types),
@@ -121,6 +131,7 @@ impl Session {
             probes: Some(probes),
             maps,
             files: Vec::new(),
+            groups,
             duty,
             received: [0; family::COUNT],
             flush,
@@ -140,9 +151,11 @@ impl Session {
             return Ok(());
         }
         if let Some(probes) = &mut self.probes {
-            probes.attach(Group::Base, &file.path(), &file.base)?;
+            for group in self.groups {
+                file.attach(*group, probes)?;
+            }
             if self.duty.as_ref().is_some_and(PhaseDuty::is_attached) {
-                probes.attach(Group::Phases, &file.path(), &file.phases)?;
+                file.attach(Group::Phases, probes)?;
                 if self.files.is_empty() {
                     self.phases_marked = monotonic_ns();
                 }
@@ -153,10 +166,24 @@ impl Session {
     }
 
     /// From now on, this process is traced.
-    pub fn add_target(&mut self, pid: Pid, follow: bool) -> Result<(), SessionError> {
-        let flags = if follow { target_flag::FOLLOW } else { 0 };
-        self.maps.add_target(pid.0, Target { flags, vtable_back: THREAD_POOL_WORK_VTABLE_BACK, reserved: 0 })?;
+    pub fn add_target(&mut self, pid: Pid, functions: FunctionLayout, follow: bool) -> Result<(), SessionError> {
+        let target = Target {
+            flags: if follow { target_flag::FOLLOW } else { 0 },
+            vtable_back: THREAD_POOL_WORK_VTABLE_BACK,
+            function_shared: functions.shared,
+            function_type_first: functions.types.0,
+            function_type_last: functions.types.1,
+            major_gcs: 0,
+            gcs: 0,
+            reserved: 0,
+        };
+        self.maps.add_target(pid.0, target)?;
         Ok(())
+    }
+
+    /// Reads how many collections there were in a process, from any thread.
+    pub fn collections(&self) -> Result<Collections, SessionError> {
+        Ok(self.maps.collections()?)
     }
 
     /// Tells the kernel half of threads that sleep.
@@ -248,7 +275,7 @@ impl Session {
                 Ok(())
             }
             Action::Attach => {
-                self.files.iter().try_for_each(|file| probes.attach(Group::Phases, &file.path(), &file.phases))
+                self.files.iter().try_for_each(|file| file.attach(Group::Phases, probes))
             }
         };
         if let Err(error) = result {

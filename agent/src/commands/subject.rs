@@ -17,14 +17,20 @@ use crate::{
         host,
         node::{NodeError, NodeFiles, NodeTarget, PoolSize},
         procfs::{self, ProcError, Seccomp},
+        v8::FunctionLayout,
     },
     units::{Clock, Pid, Tid},
 };
+
+/// Uprobes that go into a process; those for calibration never do.
+const GROUPS: [Group; 3] = [Group::Gc, Group::Pool, Group::Phases];
 
 /// A process and everything that has to be done to trace it.
 #[derive(Clone, Debug)]
 pub struct Subject {
     pub pid: Pid,
+    /// How its V8 lays out functions; all zeroes where there is no V8 that we know.
+    pub functions: FunctionLayout,
     pub facts: TargetFacts,
     pub files: Vec<FileProbes>,
 }
@@ -74,7 +80,8 @@ pub fn examine(pid: Pid) -> Result<Subject, SubjectError> {
         thread_pool_size: Some(target.pool.threads()),
         ..facts(&target.node, &plan)
     };
-    Ok(Subject { pid, files: file_probes(&target.node, &plan)?, facts })
+    let functions = functions(&target.node);
+    Ok(Subject { pid, functions, files: file_probes(&target.node, &plan)?, facts })
 }
 
 /// Looks at a program that `pid` is about to become. One that is no Node.js itself, a script say, may become one: then its probes
@@ -89,11 +96,20 @@ pub fn expect(pid: Pid, exe: &Path, arguments: &[String]) -> Result<Subject, Sub
         ..TargetFacts::default()
     };
     let Ok(node) = NodeFiles::of_executable(exe) else {
-        return Ok(Subject { pid, files: Vec::new(), facts: own });
+        return Ok(Subject { pid, functions: FunctionLayout::default(), files: Vec::new(), facts: own });
     };
     let plan = plan_of(&node)?;
     let TargetFacts { node_version, degraded, .. } = facts(&node, &plan);
-    Ok(Subject { pid, files: file_probes(&node, &plan)?, facts: TargetFacts { node_version, degraded, ..own } })
+    Ok(Subject {
+        pid,
+        functions: functions(&node),
+        files: file_probes(&node, &plan)?,
+        facts: TargetFacts { node_version, degraded, ..own },
+    })
+}
+
+fn functions(node: &NodeFiles) -> FunctionLayout {
+    node.holder(Component::V8).and_then(|file| FunctionLayout::read(&file.elf)).unwrap_or_default()
 }
 
 fn plan_of(node: &NodeFiles) -> Result<Plan, ElfError> {
@@ -147,8 +163,7 @@ fn file_probes(node: &NodeFiles, plan: &Plan) -> Result<Vec<FileProbes>, ElfErro
         files.push(FileProbes {
             file: Arc::new(open),
             identity: (file.identity.device, file.identity.inode),
-            base: points(FileId(index), Group::Base),
-            phases: points(FileId(index), Group::Phases),
+            points: GROUPS.iter().map(|group| (*group, points(FileId(index), *group))).collect(),
         });
     }
     Ok(files)

@@ -10,8 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
     core::{Input, Output},
-    report::model::Space,
-    symbolize::Symbolizer,
+    symbolize::{Named, Symbolizer},
 };
 
 /// Questions that may wait: more stacks than that are new only in the first moments of a trace.
@@ -82,12 +81,9 @@ fn answer_all(inbox: &Receiver<Output>, answers: &UnboundedSender<Input>) {
     while let Some(question) = next(inbox, &mut later) {
         let answer = match question {
             Output::Record(_) => continue,
-            Output::NeedSymbols { stack, pid, space, frames } => {
-                let frames = match space {
-                    Space::User => symbolizer.symbolize_user(pid, &frames),
-                    Space::Kernel => symbolizer.symbolize_kernel(&frames),
-                };
-                Input::Symbolized { stack, frames }
+            Output::NeedSymbols { stack, pid, frames } => {
+                let Named { frames, truncated } = symbolizer.symbolize(pid, &frames);
+                Input::Symbolized { stack, frames, truncated }
             }
             Output::NeedWorkClass { pid, vtable } => {
                 Input::WorkClass { pid, vtable, class: symbolizer.work_class(pid, vtable) }
@@ -117,7 +113,7 @@ fn next(inbox: &Receiver<Output>, later: &mut VecDeque<Output>) -> Option<Output
 fn unanswered(question: &Output) -> Option<Input> {
     match question {
         Output::Record(_) => None,
-        Output::NeedSymbols { stack, .. } => Some(Input::Symbolized { stack: *stack, frames: Vec::new() }),
+        Output::NeedSymbols { stack, .. } => Some(Input::Symbolized { stack: *stack, frames: Vec::new(), truncated: None }),
         Output::NeedWorkClass { pid, vtable } => Some(Input::WorkClass { pid: *pid, vtable: *vtable, class: None }),
     }
 }

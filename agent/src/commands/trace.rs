@@ -7,9 +7,12 @@ use std::{
     time::Duration,
 };
 
-use agent_ebpf::abi::{
-    family, kind,
-    process::{Exec, Exit, exit_flag},
+use agent_ebpf::{
+    abi::{
+        family, kind,
+        process::{Exec, Exit, exit_flag},
+    },
+    spec::{Group, Part},
 };
 use log::{info, warn};
 use tokio::{
@@ -46,6 +49,9 @@ const NAMES_PATIENCE: Duration = Duration::from_secs(3);
 
 /// When the rate of turns is first looked at: two looks of the intake, and enough turns to count.
 const EARLY: Duration = Duration::from_millis(120);
+
+/// A ring with so much in it wakes its reader, who else comes by at his own pace.
+const WAKEUP_BYTES: u64 = 64 << 10;
 
 /// Longer than any trace, and short enough for the clock.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
@@ -110,7 +116,7 @@ async fn trace(args: &TraceArgs) -> Result<u8, TraceError> {
     };
     let destinations = destinations(args);
     let sinks = Sinks::open(&destinations).map_err(TraceError::Output)?;
-    let session = Session::start(&settings(args), phases(args.phases))?;
+    let session = Session::start(&settings(args), &[Group::Gc, Group::Pool], phases(args.phases))?;
     let mut driver = Driver::new(args, session, sinks)?;
     driver.add(subject)?;
     if let Some(launched) = launched {
@@ -166,6 +172,7 @@ impl Driver {
                 slow_turn_ns: nanoseconds(args.slow_turn),
                 loop_off_cpu_min_ns: nanoseconds(settings.loop_off_cpu_min),
                 other_off_cpu_min_ns: nanoseconds(settings.other_off_cpu_min),
+                sample_hz: settings.sample_hz,
                 ..TraceConfig::default()
             },
             follow: args.follow,
@@ -180,7 +187,7 @@ impl Driver {
         for file in subject.files {
             self.session.add_file(file)?;
         }
-        self.session.add_target(pid, self.follow)?;
+        self.session.add_target(pid, subject.functions, self.follow)?;
         let mut facts = subject.facts;
         facts.since = monotonic_ns();
         self.session.add_threads(&asleep::states(pid, facts.since));
@@ -443,6 +450,9 @@ fn settings(args: &TraceArgs) -> Settings {
         loop_off_cpu_min: args.off_cpu_threshold.unwrap_or(LOOP_OFF_CPU_MIN),
         other_off_cpu_min: args.off_cpu_threshold.unwrap_or(OTHER_OFF_CPU_MIN),
         ring_bytes: args.ring_size,
+        parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples],
+        sample_hz: args.sample_hz,
+        wakeup_bytes: WAKEUP_BYTES,
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the core is told. A log of inputs replays to the same bytes of output.
 
+use std::sync::Arc;
+
 use agent_ebpf::{
     abi::family,
     state::{FamilyCounters, RunQueueKey, counter},
@@ -8,7 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    report::model::{Degraded, EndReason, Frame, StackId, TraceConfig},
+    report::model::{Degraded, EndReason, Frame, StackId, TraceConfig, Truncated},
     units::{Clock, MonoNs, Pid, Tid, UserAddr, WallNs},
 };
 
@@ -26,7 +28,7 @@ pub enum Input {
     /// Answer to [`super::Output::NeedWorkClass`]; `None` if the vtable has no name.
     WorkClass { pid: Pid, vtable: UserAddr, class: Option<String> },
     /// Answer to [`super::Output::NeedSymbols`].
-    Symbolized { stack: StackId, frames: Vec<Frame> },
+    Symbolized { stack: StackId, frames: Vec<Arc<Frame>>, truncated: Option<Truncated> },
     /// The trace ends; the driver detached, drained and sent its last tick before.
     Stop { now: MonoNs, reason: EndReason },
 }

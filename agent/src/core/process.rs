@@ -69,7 +69,8 @@ impl Process {
             | Body::GcStep { .. }
             | Body::HeapLimit(_)
             | Body::OffCpu(_)
-            | Body::Stack(_) => return None,
+            | Body::Stack(_)
+            | Body::Sample(_) => return None,
         };
         self.life_lines += 1;
         if self.life_lines > LIFE_WINDOW_MAX {

@@ -1,71 +1,137 @@
 //! Stacks between the record that carries their frames and the line that names them.
+//!
+//! A user stack is named as soon as it comes, as the collector moves what its frames point at. The line goes out when another
+//! line speaks of the stack.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use super::Output;
 use crate::{
     counters::{Counters, Reason},
-    decode,
-    limits::{STACKS_MAX, STACKS_SHOWN_MAX},
+    decode::{self, Frames, Space},
+    limits::{FRAMES_DISTINCT_MAX, STACKS_MAX, STACKS_SHOWN_MAX},
     report::{
         Body,
-        model::{Frame, Space, Stack, StackId},
+        model::{Frame, Stack, StackId, Truncated},
     },
     units::{MonoNs, Pid},
 };
 
 #[derive(Debug)]
-struct Waiting {
+struct Kept {
     pid: Pid,
     at: MonoNs,
     space: Space,
-    frames: Box<[u64]>,
+    /// A line speaks of it.
+    needed: bool,
+    stage: Stage,
 }
 
-/// Frames by stack id, until they are asked for.
+#[derive(Debug)]
+enum Stage {
+    /// Nobody has asked for its names yet.
+    Addresses(Frames),
+    /// Its names are being looked up.
+    Asked,
+    Named(Box<[Arc<Frame>]>, Option<Truncated>),
+}
+
+/// What has to be done for a stack that a line speaks of.
+#[derive(Debug)]
+pub enum Needed {
+    Question(Output),
+    Line(Pid, MonoNs, Body),
+}
+
+/// Stacks by id, until their line is out.
 #[derive(Debug, Default)]
 pub struct Stacks {
-    waiting: BTreeMap<u64, Waiting>,
-    /// The driver was asked for their names.
-    asked: BTreeMap<u64, (Pid, MonoNs, Space)>,
+    kept: BTreeMap<u64, Kept>,
     shown: BTreeSet<u64>,
+    /// Frames that stacks share.
+    frames: HashSet<Arc<Frame>>,
 }
 
 impl Stacks {
-    pub fn keep(&mut self, pid: Pid, at: MonoNs, stack: decode::Stack, counters: &mut Counters) {
-        if self.shown.contains(&stack.id) || self.asked.contains_key(&stack.id) {
-            return;
+    /// Takes a stack in; the question for its names, where they must be looked up at once.
+    pub fn keep(&mut self, pid: Pid, at: MonoNs, stack: decode::Stack, counters: &mut Counters) -> Option<Output> {
+        let decode::Stack { id, frames } = stack;
+        if self.shown.contains(&id) || self.kept.contains_key(&id) {
+            return None;
         }
-        if self.waiting.len() >= STACKS_MAX {
+        if self.kept.len() >= STACKS_MAX {
             counters.add(Reason::StacksFull);
-            return;
+            return None;
         }
-        self.waiting.insert(stack.id, Waiting { pid, at, space: stack.space, frames: stack.frames });
+        let space = frames.space();
+        let (stage, question) = match frames {
+            Frames::User(_) => (Stage::Asked, Some(Output::NeedSymbols { stack: StackId(id), pid, frames })),
+            Frames::Kernel(_) => (Stage::Addresses(frames), None),
+        };
+        self.kept.insert(id, Kept { pid, at, space, needed: false, stage });
+        question
     }
 
-    /// The question for a stack's names, if it was not asked before.
-    pub fn ask(&mut self, id: u64, counters: &mut Counters) -> Option<Output> {
-        if self.shown.contains(&id) || self.asked.contains_key(&id) {
+    /// A line speaks of this stack.
+    pub fn need(&mut self, id: u64, counters: &mut Counters) -> Option<Needed> {
+        if self.shown.contains(&id) {
             return None;
         }
-        if self.asked.len() >= STACKS_SHOWN_MAX {
-            counters.add(Reason::StacksFull);
-            return None;
-        }
-        let Some(Waiting { pid, at, space, frames }) = self.waiting.remove(&id) else {
+        let Some(kept) = self.kept.get_mut(&id) else {
             counters.add(Reason::StackMissing);
             return None;
         };
-        self.asked.insert(id, (pid, at, space));
-        Some(Output::NeedSymbols { stack: StackId(id), pid, space, frames: frames.into_vec() })
+        kept.needed = true;
+        match std::mem::replace(&mut kept.stage, Stage::Asked) {
+            Stage::Addresses(frames) => {
+                Some(Needed::Question(Output::NeedSymbols { stack: StackId(id), pid: kept.pid, frames }))
+            }
+            Stage::Asked => None,
+            Stage::Named(frames, truncated) => {
+                self.show(id, frames.into(), truncated).map(|(pid, at, body)| Needed::Line(pid, at, body))
+            }
+        }
     }
 
-    /// The line for a stack whose names have come.
-    pub fn symbolized(&mut self, id: StackId, frames: Vec<Frame>) -> Option<(Pid, MonoNs, Body)> {
-        let (pid, at, space) = self.asked.remove(&id.0)?;
-        if self.shown.len() < STACKS_SHOWN_MAX {
-            self.shown.insert(id.0);
+    /// The line for a stack whose names have come, if another speaks of it.
+    pub fn symbolized(
+        &mut self,
+        id: StackId,
+        frames: Vec<Arc<Frame>>,
+        truncated: Option<Truncated>,
+    ) -> Option<(Pid, MonoNs, Body)> {
+        let kept = self.kept.get_mut(&id.0)?;
+        if kept.needed {
+            return self.show(id.0, frames, truncated);
         }
-        Some((pid, at, Body::Stack(Stack { id, space, frames })))
+        if self.frames.len() >= FRAMES_DISTINCT_MAX {
+            self.frames.clear();
+        }
+        let shared = frames.into_iter().map(|frame| match self.frames.get(&frame) {
+            Some(known) => Arc::clone(known),
+            None => {
+                self.frames.insert(Arc::clone(&frame));
+                frame
+            }
+        });
+        kept.stage = Stage::Named(shared.collect(), truncated);
+        None
+    }
+
+    fn show(
+        &mut self,
+        id: u64,
+        frames: Vec<Arc<Frame>>,
+        truncated: Option<Truncated>,
+    ) -> Option<(Pid, MonoNs, Body)> {
+        let Kept { pid, at, space, .. } = self.kept.remove(&id)?;
+        if self.shown.len() >= STACKS_SHOWN_MAX {
+            self.shown.pop_first();
+        }
+        self.shown.insert(id);
+        Some((pid, at, Body::Stack(Stack { id: StackId(id), space, frames, truncated })))
     }
 }

@@ -3,7 +3,10 @@
 //! `AGENTREC`, a little-endian `u32` version, then frames: a tag byte, a little-endian `u32` length, and that many bytes.
 //! Records and map snapshots are kept as they came; what is small is JSON. Made for the version of the agent that wrote it.
 
-use std::io::{self, Read, Write};
+use std::{
+    io::{self, Read, Write},
+    sync::Arc,
+};
 
 use agent_ebpf::state::{FamilyCounters, RunQueueKey};
 use bytes::Bytes;
@@ -14,14 +17,14 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::{
     core::{Input, SelfCost, TargetFacts, Tick},
     limits::RECORDING_FRAME_BYTES_MAX,
-    report::model::{EndReason, Frame, StackId},
+    report::model::{EndReason, Frame, StackId, Truncated},
     units::{MonoNs, Pid, Tid, UserAddr},
 };
 
 const MAGIC: [u8; 8] = *b"AGENTREC";
 
 /// Rises whenever an input or a kernel record changes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Why a recording cannot be read (on).
 #[derive(Debug, Error)]
@@ -81,7 +84,8 @@ struct WorkClass {
 #[derive(Serialize, Deserialize)]
 struct Symbolized {
     stack: StackId,
-    frames: Vec<Frame>,
+    frames: Vec<Arc<Frame>>,
+    truncated: Option<Truncated>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -124,9 +128,10 @@ impl<W: Write> Writer<W> {
             Input::WorkClass { pid, vtable, class } => {
                 self.json(tag::WORK_CLASS, &WorkClass { pid: *pid, vtable: *vtable, class: class.clone() })?
             }
-            Input::Symbolized { stack, frames } => {
-                self.json(tag::SYMBOLIZED, &Symbolized { stack: *stack, frames: frames.clone() })?
-            }
+            Input::Symbolized { stack, frames, truncated } => self.json(
+                tag::SYMBOLIZED,
+                &Symbolized { stack: *stack, frames: frames.clone(), truncated: *truncated },
+            )?,
             Input::Stop { now, reason } => self.json(tag::STOP, &Stop { now: *now, reason: *reason })?,
         };
         let len = u32::try_from(self.frame.len())
@@ -252,8 +257,8 @@ fn parse(tag: u8, payload: Bytes) -> Result<Input, &'static str> {
             Input::WorkClass { pid, vtable, class }
         }
         tag::SYMBOLIZED => {
-            let Symbolized { stack, frames } = json(&payload)?;
-            Input::Symbolized { stack, frames }
+            let Symbolized { stack, frames, truncated } = json(&payload)?;
+            Input::Symbolized { stack, frames, truncated }
         }
         tag::STOP => {
             let Stop { now, reason } = json(&payload)?;

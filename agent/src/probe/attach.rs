@@ -12,16 +12,18 @@ use std::{
 
 use agent_ebpf::{
     abi::family,
-    spec::{Form, Group, TRACEPOINTS, Tracepoint},
+    spec::{Form, Group, Part, TRACEPOINTS, Tracepoint},
     state::global,
 };
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     programs::{
-        ProgramError, RawTracePoint, TracePoint, UProbe,
+        PerfEvent, ProgramError, ProgramType, RawTracePoint, TracePoint, UProbe,
+        perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
-    sys::{UProbeMultiFeature, is_uprobe_multi_supported},
+    sys::{BpfHelper, UProbeMultiFeature, is_helper_supported, is_uprobe_multi_supported},
+    util::online_cpus,
 };
 use aya_log::EbpfLogger;
 use thiserror::Error;
@@ -32,7 +34,15 @@ use super::{btf::KernelTypes, tracefs::UringFields};
 static OBJECT: &[u8] = include_bytes_aligned!(env!("AGENT_BPF_OBJECT"));
 
 /// Names of the ring buffer maps, in the order of the families.
-pub const RING_MAPS: [&str; family::COUNT] = ["EVENT_LOOP", "THREAD_POOL", "V8", "SCHED", "STACK", "PROCESS"];
+pub const RING_MAPS: [&str; family::COUNT] = [
+    "EVENT_LOOP",
+    "THREAD_POOL",
+    "V8",
+    "SCHED",
+    "STACK",
+    "PROCESS",
+    "SAMPLE",
+];
 
 #[derive(Debug, Error)]
 pub enum LoadError {
@@ -95,7 +105,14 @@ pub struct Settings {
     pub other_off_cpu_min: Duration,
     /// Size of every ring in bytes (a power of two of pages), for tests of overflow.
     pub ring_bytes: Option<u32>,
+    /// What is attached at all.
+    pub parts: &'static [Part],
+    /// Samples a second and CPU.
+    pub sample_hz: u32,
+    /// Unread bytes in a ring from which on the reader is woken; 0 is at once.
+    pub wakeup_bytes: u64,
 }
+
 
 /// A tracepoint that could not be attached, and why.
 #[derive(Debug)]
@@ -108,6 +125,8 @@ pub struct TracepointSkip {
 pub struct Probes {
     pub(super) ebpf: Ebpf,
     way: Way,
+    parts: &'static [Part],
+    sample_hz: u32,
     tracepoints: Vec<Link>,
     uprobes: BTreeMap<Group, Vec<Link>>,
 }
@@ -145,6 +164,13 @@ impl Probes {
         loader.override_global(global::URING_COMPLETE_DATA, &uring.complete_data, true);
         loader.override_global(global::URING_COMPLETE_RESULT, &uring.complete_result, true);
         let has_state = u32::from(types.is_some_and(|types| types.switch_has_state));
+        let has_task_regs = u32::from(types.is_some());
+        let has_loop = u32::from(has_bpf_loop());
+        let period_ns = 1_000_000_000_u64.checked_div(u64::from(settings.sample_hz)).unwrap_or(0);
+        loader.override_global(global::HAS_TASK_REGS, &has_task_regs, true);
+        loader.override_global(global::HAS_BPF_LOOP, &has_loop, true);
+        loader.override_global(global::SAMPLE_PERIOD_NS, &period_ns, true);
+        loader.override_global(global::RING_WAKEUP_BYTES, &settings.wakeup_bytes, true);
         if let Some(types) = types {
             loader.override_global(global::TASK_PID, &types.task_pid, true);
             loader.override_global(global::TASK_TGID, &types.task_tgid, true);
@@ -162,7 +188,14 @@ impl Probes {
         let ebpf = loader
             .load(OBJECT)
             .map_err(|source| LoadError::Object { advice: advice(&source.to_string()), source: Box::new(source) })?;
-        let mut probes = Self { ebpf, way, tracepoints: Vec::new(), uprobes: BTreeMap::new() };
+        let mut probes = Self {
+            ebpf,
+            way,
+            parts: settings.parts,
+            sample_hz: settings.sample_hz,
+            tracepoints: Vec::new(),
+            uprobes: BTreeMap::new(),
+        };
         probes.load_uprobe()?;
         Ok(probes)
     }
@@ -196,14 +229,15 @@ impl Probes {
         self.way
     }
 
-    /// Attaches every tracepoint that the kernel has; the rest is returned with the reason. Without the kernel's types, raw
+    /// Attaches every tracepoint that is wanted and that the kernel has; the rest is returned with the reason. Without the kernel's types, raw
     /// ones are left to their substitutes.
     pub fn attach_tracepoints(&mut self, has_types: bool) -> Vec<TracepointSkip> {
         let mut skips = Vec::new();
-        for tracepoint in TRACEPOINTS {
+        for tracepoint in TRACEPOINTS.iter().filter(|tracepoint| self.parts.contains(&tracepoint.part)) {
             let wanted = match tracepoint.form {
                 Form::Raw => has_types,
                 Form::Record => true,
+                Form::Clock => self.sample_hz > 0,
                 Form::Substitute => !has_types,
             };
             if wanted {
@@ -220,12 +254,12 @@ impl Probes {
     fn attach_tracepoint(&mut self, tracepoint: &Tracepoint) -> Result<(), String> {
         let program =
             self.ebpf.program_mut(tracepoint.program).ok_or_else(|| format!("no program {}", tracepoint.program))?;
-        let link: Result<Link, ProgramError> = match tracepoint.form {
+        let links: Result<Vec<Link>, ProgramError> = match tracepoint.form {
             Form::Raw => {
                 let program: &mut RawTracePoint = program.try_into().map_err(|error: ProgramError| chain(&error))?;
                 program.load().and_then(|()| {
                     let id = program.attach(tracepoint.event)?;
-                    Ok(Box::new(program.take_link(id)?) as Link)
+                    Ok(vec![Box::new(program.take_link(id)?) as Link])
                 })
             }
             Form::Record | Form::Substitute => {
@@ -234,11 +268,16 @@ impl Probes {
                 let loaded = if program.fd().is_ok() { Ok(()) } else { program.load() };
                 loaded.and_then(|()| {
                     let id = program.attach(tracepoint.category, tracepoint.event)?;
-                    Ok(Box::new(program.take_link(id)?) as Link)
+                    Ok(vec![Box::new(program.take_link(id)?) as Link])
                 })
             }
+            Form::Clock => {
+                let program: &mut PerfEvent = program.try_into().map_err(|error: ProgramError| chain(&error))?;
+                let cpus = online_cpus().map_err(|(what, error)| format!("{what}: {error}"))?;
+                program.load().and_then(|()| cpus.into_iter().map(|cpu| sample(program, cpu, self.sample_hz)).collect())
+            }
         };
-        self.tracepoints.push(link.map_err(|error| chain(&error))?);
+        self.tracepoints.extend(links.map_err(|error| chain(&error))?);
         Ok(())
     }
 
@@ -279,6 +318,19 @@ impl Probes {
     pub fn detach(&mut self, group: Group) {
         detach_all(self.uprobes.remove(&group).unwrap_or_default());
     }
+}
+
+/// Samples one CPU on the kernel's own clock: there is one on every machine, and a sample is the same time on each.
+fn sample(program: &mut PerfEvent, cpu: u32, hz: u32) -> Result<Link, ProgramError> {
+    let clock = PerfEventConfig::Software(SoftwareEvent::CpuClock);
+    let scope = PerfEventScope::AllProcessesOneCpu { cpu };
+    let id = program.attach(clock, scope, SamplePolicy::Frequency(u64::from(hz)), false)?;
+    Ok(Box::new(program.take_link(id)?))
+}
+
+/// Whether loops may be left to the kernel (5.17 and newer). Where it cannot be told, the verifier unrolls them.
+fn has_bpf_loop() -> bool {
+    is_helper_supported(ProgramType::RawTracePoint, BpfHelper::BPF_FUNC_loop).unwrap_or(false)
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -1,13 +1,13 @@
 //! The maps that user space reads and writes, with the aya types kept inside.
 
-use std::mem::size_of;
+use std::{mem::size_of, os::fd::AsFd};
 
 use agent_ebpf::{
     abi::family,
     spec::HITS_COUNT,
     state::{FamilyCounters, RunQueueKey, Tally, Target, ThreadState, WorkKey, WorkState, counter},
 };
-use aya::maps::{HashMap, Map, MapError, PerCpuArray};
+use aya::maps::{HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
 use bytes::{BufMut, Bytes, BytesMut};
 use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
@@ -56,6 +56,20 @@ pub fn monotonic_ns() -> MonoNs {
     MonoNs(seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0))
 }
 
+/// How many collections there were: [`Target::major_gcs`] and [`Target::gcs`].
+pub struct Collections {
+    targets: HashMap<MapData, u32, Raw<TARGET>>,
+}
+
+impl Collections {
+    /// Full ones, and all, by their beginnings and ends; `None` of a process that is no target.
+    #[must_use]
+    pub fn of(&self, tgid: u32) -> Option<(u32, u32)> {
+        let target = Target::read_from_bytes(&self.targets.get(&tgid, 0).ok()?).ok()?;
+        Some((target.major_gcs, target.gcs))
+    }
+}
+
 /// Access to the maps; reading them costs a system call or two an entry.
 pub struct Maps {
     targets: HashMap<aya::maps::MapData, u32, Raw<TARGET>>,
@@ -75,6 +89,15 @@ impl Maps {
             works: take(probes, "WORKS")?,
             tally: take(probes, "TALLY")?,
         })
+    }
+
+    /// A second way to the targets, for another thread.
+    pub fn collections(&self) -> Result<Collections, MapsError> {
+        let access = |source| MapsError::Access { name: "TARGETS", source };
+        let fd = self.targets.map().fd().as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|error| access(MapError::IoError(error)))?;
+        let map = MapData::from_fd(fd).map_err(access)?;
+        Ok(Collections { targets: HashMap::try_from(Map::HashMap(map)).map_err(access)? })
     }
 
     /// Makes a process a target: from now on its events are sent.

@@ -3,8 +3,8 @@
 use agent_ebpf::{abi::event_loop::Ledger, state::flag};
 
 use super::model::{
-    Gc, GcPause, LedgerPart, LoopTime, LoopWindow, OffCpu, OffCpuStack, OffCpuStay, OffCpuTotals, Phases, Role,
-    RunQueue, SlowTurn, StackId, ThreadPool, ThreadWindow, Window, Work,
+    Gc, GcPause, LedgerPart, LoopTime, LoopWindow, OffCpu, OffCpuStack, OffCpuStay, OffCpuTotals, OnCpuStack, Phases,
+    Profile, ProfileStack, Role, RunQueue, SlowTurn, StackId, ThreadPool, ThreadWindow, Window, Work,
 };
 use crate::{
     aggregate::{
@@ -12,6 +12,7 @@ use crate::{
         ledger::{ThreadFigures, on_cpu_ns},
         off_cpu::{Group, Stay, Totals},
         process::ProcessFigures,
+        profile::SampleFigures,
         thread_pool::PoolFigures,
         turns::{self, Pause, TurnFigures},
     },
@@ -177,6 +178,15 @@ pub fn slow_turn(turn: &turns::SlowTurn, clock: Clock) -> SlowTurn {
         gc: turn.pauses.iter().map(|pause| gc_pause(turn.tid, pause)).collect(),
         off_cpu: turn.stays.iter().map(stay).collect(),
         omitted: turn.omitted,
+        on_cpu: turn
+            .samples
+            .iter()
+            .map(|(place, samples)| OnCpuStack {
+                samples: *samples,
+                user_stack: place.user_stack.map(StackId),
+                kernel_stack: place.kernel_stack.map(StackId),
+            })
+            .collect(),
     }
 }
 
@@ -217,6 +227,23 @@ pub fn off_cpu(groups: &[(Group, Totals)], other: &Totals) -> Option<OffCpu> {
         })
         .collect();
     Some(OffCpu { stacks, other: (other.count != 0).then(|| off_cpu_totals(other)) })
+}
+
+/// `None` if nothing was sampled.
+#[must_use]
+pub fn profile(figures: &SampleFigures) -> Option<Profile> {
+    if figures.stacks.is_empty() && figures.other == 0 {
+        return None;
+    }
+    let stacks = figures.stacks.iter().map(|(key, totals)| ProfileStack {
+        tid: key.tid.0,
+        class: key.class,
+        user_stack: key.place.user_stack.map(StackId),
+        kernel_stack: key.place.kernel_stack.map(StackId),
+        samples: totals.samples,
+        gc_samples: totals.gc_samples,
+    });
+    Some(Profile { period_ns: figures.period_ns, stacks: stacks.collect(), other_samples: figures.other })
 }
 
 fn off_cpu_totals(totals: &Totals) -> OffCpuTotals {

@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use account::{AgentCost, End, EndReason, FamilyAccount, ProbeHits};
-pub use stacks::{Frame, FrameKind, OffCpu, OffCpuStack, OffCpuTotals, Stack, StackId};
+pub use stacks::{
+    Frame, FrameKind, OffCpu, OffCpuStack, OffCpuTotals, Profile, ProfileStack, Stack, StackId, Tier, Truncated,
+};
 
 use super::histogram_json;
 use crate::aggregate::histogram::Histogram;
@@ -53,6 +55,8 @@ pub enum Body {
     Stack(Stack),
     /// Where a window's time off CPU went, by stack.
     OffCpu(OffCpu),
+    /// What ran on the CPUs in a window, by stack.
+    Profile(Profile),
     /// A fork, an exec, an exit.
     Process(Process),
     /// Something is wrong or poorer than it should be.
@@ -93,6 +97,9 @@ pub struct TraceConfig {
     pub slow_turn_ns: u64,
     pub loop_off_cpu_min_ns: u64,
     pub other_off_cpu_min_ns: u64,
+    /// Samples a second and CPU; 0 is none.
+    #[serde(default)]
+    pub sample_hz: u32,
     /// Period of the timer whose lateness `nodejs.eventloop.delay` states.
     pub delay_resolution_ns: u64,
 }
@@ -104,6 +111,7 @@ impl Default for TraceConfig {
             slow_turn_ns: 50_000_000,
             loop_off_cpu_min_ns: 100_000,
             other_off_cpu_min_ns: 1_000_000,
+            sample_hz: 0,
             delay_resolution_ns: 10_000_000,
         }
     }
@@ -299,6 +307,9 @@ pub struct SlowTurn {
     pub gc: Vec<GcPause>,
     /// Stays off CPU within it, longest first.
     pub off_cpu: Vec<OffCpuStay>,
+    /// Where it was on CPU, as far as it was sampled, most samples first.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub on_cpu: Vec<OnCpuStack>,
     /// Pauses and stays that are not listed.
     pub omitted: u64,
 }
@@ -317,6 +328,16 @@ pub struct OffCpuStay {
     pub reason: OffReason,
     pub duration_ns: u64,
     pub runnable_ns: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_stack: Option<StackId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_stack: Option<StackId>,
+}
+
+/// Samples of one stack within a slow turn.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnCpuStack {
+    pub samples: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_stack: Option<StackId>,
     #[serde(skip_serializing_if = "Option::is_none")]

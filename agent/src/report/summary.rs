@@ -9,7 +9,7 @@ use super::{
     merge::{merge_cost, merge_gc, merge_ledger, merge_loop, merge_pool, merge_totals},
     model::{
         AgentCost, Class, End, Gc, GcType, HeapLimit, LedgerPart, LoopWindow, OffCpu, OffCpuTotals, OffReason, Process,
-        Role, SlowTurn, Stack, StackId, Target, ThreadPool, Warning, Window,
+        Profile, ProfileStack, Role, SlowTurn, Stack, StackId, Target, ThreadPool, Warning, Window,
     },
 };
 use crate::{aggregate::histogram::Histogram, limits};
@@ -48,6 +48,11 @@ pub struct TargetSummary {
     pub slow_turns: Vec<(String, SlowTurn)>,
     pub off_cpu: BTreeMap<OffCpuKey, OffCpuTotals>,
     pub off_cpu_other: OffCpuTotals,
+    pub samples: BTreeMap<SampleKey, SampleTotals>,
+    /// Samples whose stacks are not known.
+    pub samples_other: u64,
+    /// Time on CPU that a sample stands for.
+    pub sample_period_ns: u64,
     pub heap_limits: Vec<(String, HeapLimit)>,
     pub threads_started: u64,
     pub threads_ended: u64,
@@ -71,6 +76,21 @@ pub struct OffCpuKey {
     pub reason: OffReason,
     pub user_stack: Option<StackId>,
     pub kernel_stack: Option<StackId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SampleKey {
+    pub tid: u32,
+    pub class: Class,
+    pub user_stack: Option<StackId>,
+    pub kernel_stack: Option<StackId>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SampleTotals {
+    pub samples: u64,
+    /// Of which: in garbage collection pauses.
+    pub gc_samples: u64,
 }
 
 /// Slow turns, warnings, and other lines that are kept whole.
@@ -111,6 +131,7 @@ impl Summary {
             | Body::GcPause(_)
             | Body::HeapLimit(_)
             | Body::OffCpu(_)
+            | Body::Profile(_)
             | Body::Process(_) => {
                 if self.targets.len() < limits::TARGETS_MAX || self.targets.contains_key(pid) {
                     self.targets.entry(*pid).or_default().add(time, body);
@@ -132,6 +153,7 @@ impl TargetSummary {
                 }
             }
             Body::OffCpu(off_cpu) => self.off_cpu(off_cpu),
+            Body::Profile(profile) => self.profile(profile),
             Body::Process(process) => self.process(time, process),
             // The windows' histograms hold every pause.
             Body::GcPause(_) | Body::Stack(_) | Body::Warning(_) | Body::Agent(_) | Body::End(_) => {}
@@ -181,6 +203,21 @@ impl TargetSummary {
         if at < KEPT_MAX {
             self.slow_turns.insert(at, (time.to_owned(), turn.clone()));
             self.slow_turns.truncate(KEPT_MAX);
+        }
+    }
+
+    fn profile(&mut self, profile: &Profile) {
+        self.sample_period_ns = profile.period_ns;
+        self.samples_other += profile.other_samples;
+        for &ProfileStack { tid, class, user_stack, kernel_stack, samples, gc_samples } in &profile.stacks {
+            let key = SampleKey { tid, class, user_stack, kernel_stack };
+            if self.samples.len() >= limits::STACKS_SHOWN_MAX && !self.samples.contains_key(&key) {
+                self.samples_other += samples;
+                continue;
+            }
+            let totals = self.samples.entry(key).or_default();
+            totals.samples += samples;
+            totals.gc_samples += gc_samples;
         }
     }
 

@@ -12,12 +12,14 @@ mod module;
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use crate::{
+    decode::{Frames, UserFrames},
     limits::{SYMBOL_FILES_MAX, SYMBOL_SPACES_MAX},
-    report::model::{Frame, FrameKind},
+    report::model::{Frame, FrameKind, Truncated},
     target::procfs::{self, Incarnation, Mapping},
     units::{Pid, UserAddr},
 };
@@ -35,6 +37,14 @@ const MAPS_PACE: Duration = Duration::from_millis(500);
 
 /// Executable mappings that are searched for a vtable, from the address down: a file's data lie behind its code.
 const CLASS_FILES_MAX: usize = 16;
+
+/// The names of a stack.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Innermost first; functions that were inlined each have one of their own.
+    pub frames: Vec<Arc<Frame>>,
+    pub truncated: Option<Truncated>,
+}
 
 /// Names addresses; keeps what it has read.
 pub struct Symbolizer {
@@ -67,14 +77,25 @@ impl Symbolizer {
         Self { spaces: HashMap::new(), modules: HashMap::new(), kernel: None, lines: inlined_functions() }
     }
 
-    /// Names a user stack, innermost first. Every address but the first is a return address: the call lies before it.
-    pub fn symbolize_user(&mut self, pid: Pid, addrs: &[u64]) -> Vec<Frame> {
-        self.enter(pid);
-        let mut frames = Vec::with_capacity(addrs.len());
-        for (depth, addr) in addrs.iter().enumerate() {
-            self.user_frame(pid, *addr, addr.saturating_sub(u64::from(depth > 0)), &mut frames);
+    /// Names a stack, innermost first.
+    pub fn symbolize(&mut self, pid: Pid, stack: &Frames) -> Named {
+        match stack {
+            Frames::User(stack) => self.symbolize_user(pid, stack),
+            Frames::Kernel(addrs) => {
+                let frames = self.symbolize_kernel(addrs).into_iter().map(Arc::new).collect();
+                Named { frames, truncated: None }
+            }
         }
-        frames
+    }
+
+    /// Names a user stack. Every address but the first is a return address: the call lies before it.
+    pub fn symbolize_user(&mut self, pid: Pid, stack: &UserFrames) -> Named {
+        self.enter(pid);
+        let mut frames = Vec::with_capacity(stack.frames.len());
+        for (depth, frame) in stack.frames.iter().enumerate() {
+            self.user_frame(pid, frame.pc, frame.pc.saturating_sub(u64::from(depth > 0)), &mut frames);
+        }
+        Named { frames: frames.into_iter().map(Arc::new).collect(), truncated: None }
     }
 
     /// Names a kernel stack, innermost first, from the scheduler's own entry on: what lies above is the tracing of it.

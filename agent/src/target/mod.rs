@@ -7,3 +7,4 @@ pub mod host;
 pub mod libuv;
 pub mod node;
 pub mod procfs;
+pub mod v8;

@@ -3,5 +3,6 @@
 mod epoll;
 mod io_uring;
 mod process;
+mod sampler;
 mod sched;
 mod uprobe;

@@ -4,7 +4,6 @@ use agent_ebpf::{
     abi::{
         family, kind,
         sched::{OffCpu, class, flag as record_flag, reason},
-        stack::space,
     },
     histogram,
     spec::slot,
@@ -19,8 +18,10 @@ use aya_ebpf::{
 
 use crate::kernel::{
     emit::{self, count, current, now_ns, send},
-    globals, maps, stack,
+    globals, maps,
+    stack::{self, Buffer},
     thread::{self, charge},
+    unwind,
 };
 
 /// `TASK_STOPPED | TASK_TRACED`.
@@ -130,8 +131,12 @@ fn switch_out<C: EbpfContext>(ctx: &C, tgid: u32, tid: u32, left: Left, now: u64
     }
     let price = if out_reason == reason::PREEMPTED { stack::PRICE_PREEMPTED } else { stack::PRICE_BLOCKED };
     if stack::pay(state, now, price) {
-        state.user_stack = stack::capture(ctx, space::USER, now);
-        state.kernel_stack = stack::capture(ctx, space::KERNEL, now);
+        if let Some(target) = thread::target(tgid) {
+            let walked = unwind::user(ctx, &target, Buffer::Scheduler, now);
+            stack::pay_for_depth(state, walked.depth);
+            state.user_stack = walked.id;
+        }
+        state.kernel_stack = stack::kernel(ctx, Buffer::Scheduler, now);
     } else {
         state.flags |= flag::STACK_OVER_BUDGET;
     }

@@ -80,9 +80,13 @@ fn probe(ctx: &ProbeContext) -> u32 {
             state.gc_space = arg(ctx, 1) as u32;
             state.gc_reason = arg(ctx, 2) as u32;
             state.gc_collectors = 0;
+            thread::count_collection(state.tgid, false);
         }
         id::GC_SCAVENGE => state.gc_collectors |= collector::SCAVENGE,
-        id::GC_MARK_COMPACT => state.gc_collectors |= collector::MARK_COMPACT,
+        id::GC_MARK_COMPACT => {
+            state.gc_collectors |= collector::MARK_COMPACT;
+            thread::count_collection(state.tgid, true);
+        }
         id::GC_MINOR_MARK_SWEEP => state.gc_collectors |= collector::MINOR_MARK_SWEEP,
         id::GC_END => gc_end(state),
         id::GC_STEP_START => state.gc_step_started_ns = now_ns(),
@@ -244,6 +248,7 @@ fn gc_end(state: &mut ThreadState) {
     }
     let now = now_ns();
     state.ledger.gc_ns += now.wrapping_sub(state.gc_started_ns);
+    thread::count_collection(state.tgid, state.gc_collectors & collector::MARK_COMPACT != 0);
     let state = &*state;
     send::<GcPause>(family::V8, |record| {
         // SAFETY: `record` is a reservation of exactly this type.

@@ -61,7 +61,7 @@ fn is_noise(frame: &Frame) -> bool {
         }
         FrameKind::Builtin => true,
         FrameKind::Native => GLUE.contains(&short_name(&frame.name).as_str()),
-        FrameKind::Js | FrameKind::Unknown => false,
+        FrameKind::Js | FrameKind::Wasm | FrameKind::Async | FrameKind::Unknown => false,
     }
 }
 
@@ -105,13 +105,25 @@ fn name(frame: &Frame) -> String {
     match frame.kind {
         FrameKind::Kernel => format!("{}_[k]", safe(&frame.name)),
         FrameKind::Js if frame.name.is_empty() || frame.name == "[js]" => "[js]".to_owned(),
-        FrameKind::Js => format!("[js] {}", safe(&frame.name)),
+        FrameKind::Js => format!("{}{}", safe(&frame.name), place(frame)),
+        FrameKind::Wasm => format!("[wasm] {}", safe(&frame.name)),
+        FrameKind::Async => "(awaited by)".to_owned(),
         FrameKind::Builtin | FrameKind::Native => safe(&short_name(&frame.name)),
         FrameKind::Unknown if frame.name.is_empty() => {
             let module = frame.module.as_deref().and_then(|module| module.rsplit('/').next()).unwrap_or("?");
             format!("[{}]", safe(module))
         }
         FrameKind::Unknown => safe(&frame.name),
+    }
+}
+
+/// The script's last part and the line.
+fn place(frame: &Frame) -> String {
+    let Some(file) = frame.file.as_deref() else { return String::new() };
+    let short = if file.starts_with("node:") { file } else { file.rsplit('/').next().unwrap_or(file) };
+    match frame.line {
+        Some(line) => format!(" ({}:{line})", safe(short)),
+        None => format!(" ({})", safe(short)),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Stacks, and the time off CPU that they explain.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Class, OffReason, Space};
@@ -27,12 +29,26 @@ impl TryFrom<String> for StackId {
 pub struct Stack {
     pub id: StackId,
     pub space: Space,
-    /// Innermost first.
-    pub frames: Vec<Frame>,
+    /// Innermost first. Below a frame of kind [`FrameKind::Async`] come the functions that await those above, which were not
+    /// on the stack.
+    pub frames: Vec<Arc<Frame>>,
+    /// Why the outermost frame is not where the thread began.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub truncated: Option<Truncated>,
+}
+
+/// Why a stack does not reach down to where its thread began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Truncated {
+    /// It is deeper than the walk goes.
+    TooDeep,
+    /// Code without frame pointers, or a page that was not resident.
+    NoFramePointer,
 }
 
 /// One frame, or one of the functions that were inlined into it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Frame {
     pub name: String,
     pub kind: FrameKind,
@@ -40,21 +56,79 @@ pub struct Frame {
     pub module: Option<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub inlined: bool,
+    /// Of JavaScript: the script's name as V8 has it, a path, a `file:` or `node:` URL.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub file: Option<String>,
+    /// From 1.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub line: Option<u32>,
+    /// From 1, in UTF-16 code units.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub column: Option<u32>,
+    /// The line is where the function begins, as the one that runs is not known.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub start_line: bool,
+    /// Of JavaScript: what ran it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tier: Option<Tier>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FrameKind {
     Kernel,
     Native,
     Js,
+    /// A function of the language or a stub of V8's, compiled ahead of time.
     Builtin,
+    Wasm,
+    /// No frame: what follows awaits what came before.
+    Async,
     #[default]
     Unknown,
+}
+
+/// Which of V8's ways runs a JavaScript function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    /// Ignition.
+    Interpreted,
+    /// Sparkplug.
+    Baseline,
+    Maglev,
+    Turbofan,
+}
+
+/// What ran on the CPUs in a window, by stack.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profile {
+    /// Time on CPU that one sample stands for.
+    pub period_ns: u64,
+    /// Most samples first.
+    pub stacks: Vec<ProfileStack>,
+    /// Samples of stacks beyond the limit.
+    #[serde(default)]
+    pub other_samples: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfileStack {
+    pub tid: u32,
+    pub class: Class,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_stack: Option<StackId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_stack: Option<StackId>,
+    pub samples: u64,
+    /// Of which: in garbage collection pauses.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub gc_samples: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// Time off CPU in a window, above the threshold; the ledgers hold all of it.

@@ -1,0 +1,290 @@
+//! Walking the running thread's user stack over its frame pointers, with what V8's frames hold besides.
+//!
+//! A V8 frame, from its frame pointer down: context or type marker, function, argument count, bytecode array, bytecode
+//! offset. The function is looked through to its `SharedFunctionInfo` here and now, as the collector moves functions all the
+//! time and those hardly ever. What is read is not believed: user space checks it against the code that the frame runs.
+
+use core::{
+    ffi::{c_long, c_void},
+    mem::size_of,
+};
+
+use agent_ebpf::{
+    abi::{
+        kind,
+        stack::{Leaf, USER_FRAMES_MAX, UserFrame, UserStack, end, user_flag},
+    },
+    state::{Target, counter},
+};
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{BPF_F_USER_STACK, pt_regs},
+    helpers::generated::{
+        bpf_get_current_task_btf, bpf_get_stack, bpf_loop, bpf_probe_read_kernel, bpf_probe_read_user, bpf_task_pt_regs,
+    },
+};
+
+use super::{
+    emit::{count_n, header},
+    globals, maps,
+    stack::{Buffer, mix, send_once},
+};
+
+/// Bytes below a frame pointer that are read, and words: down to the bytecode offset's neighbour, up to the return address.
+const BELOW: u64 = 48;
+const WORDS: usize = 8;
+
+/// Indices of those words.
+mod word {
+    pub const BYTECODE_OFFSET: usize = 1;
+    pub const BYTECODE_ARRAY: usize = 2;
+    pub const FUNCTION: usize = 4;
+    pub const CONTEXT: usize = 5;
+    pub const CALLER_FP: usize = 6;
+    pub const RETURN_PC: usize = 7;
+}
+
+/// `Map::instance_type` from a map's untagged address.
+const INSTANCE_TYPE: u64 = 12;
+
+/// Above any type of V8's stub frames, doubled as the frame holds it.
+const MARKER_MAX: u64 = 128;
+
+/// Larger than any bytecode array.
+const BYTECODE_OFFSET_MAX: u64 = 1 << 28;
+
+/// A user stack on its way to its ring, and the state of the walk.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct UserBuffer {
+    pub head: UserStack,
+    pub frames: [UserFrame; USER_FRAMES_MAX],
+    words: [u64; WORDS],
+    regs: pt_regs,
+    fp: u64,
+    /// The frame pointer before it: the next one must lie above.
+    below: u64,
+    pc: u64,
+    hash: u64,
+    function_shared: u64,
+    function_type_first: u16,
+    function_type_last: u16,
+    reserved: u32,
+}
+
+/// A stack that was taken.
+#[derive(Clone, Copy)]
+pub struct Walked {
+    /// 0 if there is none.
+    pub id: u64,
+    pub depth: u64,
+}
+
+impl Walked {
+    const NONE: Self = Self { id: 0, depth: 0 };
+}
+
+/// Walks the running thread's user stack.
+#[inline(always)]
+pub fn user<C: EbpfContext>(ctx: &C, target: &Target, buffer: Buffer, now: u64) -> Walked {
+    let Some(buffer) = maps::USER_SCRATCH.get_ptr_mut(buffer as u32) else { return Walked::NONE };
+    // SAFETY: a per-CPU value, and the same program does not nest on a CPU.
+    let walk = unsafe { &mut *buffer };
+    walk.head.depth = 0;
+    walk.head.end = end::DEEP;
+    walk.hash = u64::from(target.major_gcs) << 32 ^ now >> EPOCH_SHIFT;
+    let mut flags = 0;
+    if globals::HAS_TASK_REGS.load() != 0 {
+        let Some(interrupted) = begin(walk, target) else { return Walked::NONE };
+        flags = interrupted;
+        run(walk);
+    } else if !addresses(ctx, walk) {
+        return Walked::NONE;
+    }
+    let depth = u64::from(walk.head.depth);
+    if depth == 0 || depth > USER_FRAMES_MAX as u64 {
+        return Walked::NONE;
+    }
+    count_n(counter::STACKS_WALKED, 1);
+    count_n(counter::FRAMES_WALKED, depth);
+    let head = header(kind::USER_STACK, flags, now);
+    let id = mix(walk.hash, u64::from(head.tgid)) | 1;
+    if maps::SEEN.get_ptr(&id).is_none() {
+        walk.head.header = head;
+        walk.head.id = id;
+        walk.head.major_gcs = target.major_gcs;
+        walk.head.gcs = target.gcs;
+        walk.head.reserved = 0;
+        let len = size_of::<UserStack>() as u64 + depth * size_of::<UserFrame>() as u64;
+        send_once(id, buffer.cast(), len);
+    }
+    Walked { id, depth }
+}
+
+/// Ids hold for 2^34 ns, 17 s, at most: where collections are not seen, what is freed may yet be used again.
+const EPOCH_SHIFT: u32 = 34;
+
+/// Reads the registers with which the thread left user space; the flags of the record.
+#[inline(always)]
+fn begin(walk: &mut UserBuffer, target: &Target) -> Option<u32> {
+    // SAFETY: helpers that take the running task and check what they read; `regs` has the size that is passed.
+    let status = unsafe {
+        let regs = bpf_task_pt_regs(bpf_get_current_task_btf());
+        bpf_probe_read_kernel((&raw mut walk.regs).cast(), size_of::<pt_regs>() as u32, regs as *const c_void)
+    };
+    // A kernel thread has no such registers, or ones of zeroes.
+    if status != 0 || walk.regs.rip == 0 {
+        return None;
+    }
+    walk.fp = walk.regs.rbp;
+    walk.pc = walk.regs.rip;
+    walk.below = 0;
+    walk.function_shared = u64::from(target.function_shared);
+    walk.function_type_first = target.function_type_first;
+    walk.function_type_last = target.function_type_last;
+    walk.head.leaf = Leaf { rsp: 0, rbp: 0, r9: 0, r12: 0, words: [0; 4] };
+    // System calls leave their number there, interrupts and exceptions -1.
+    if walk.regs.orig_rax != u64::MAX {
+        return Some(0);
+    }
+    let rsp = walk.regs.rsp;
+    walk.head.leaf.rsp = rsp;
+    walk.head.leaf.rbp = walk.regs.rbp;
+    walk.head.leaf.r9 = walk.regs.r9;
+    walk.head.leaf.r12 = walk.regs.r12;
+    // SAFETY: the helper checks the address, and leaves zeroes where it cannot read.
+    unsafe { bpf_probe_read_user((&raw mut walk.head.leaf.words).cast(), 32, rsp as *const c_void) };
+    walk.hash = mix(mix(walk.hash, rsp), walk.regs.r9);
+    Some(user_flag::INTERRUPTED)
+}
+
+struct Context {
+    walk: *mut UserBuffer,
+}
+
+/// Takes frame after frame, over `bpf_loop` where the kernel has it; else over a loop that the verifier unrolls, which it
+/// takes two seconds for.
+#[inline(always)]
+fn run(walk: &mut UserBuffer) {
+    if globals::HAS_BPF_LOOP.load() != 0 {
+        let mut context = Context { walk };
+        // SAFETY: the callback and its context are of the types that `step_of` has.
+        unsafe {
+            bpf_loop(USER_FRAMES_MAX as u32, step_of as *mut c_void, (&raw mut context).cast(), 0);
+        }
+    } else {
+        let mut i = 0;
+        while i < USER_FRAMES_MAX as u32 {
+            if step(walk, i) {
+                break;
+            }
+            i += 1;
+        }
+    }
+}
+
+unsafe extern "C" fn step_of(i: u32, context: *mut c_void) -> c_long {
+    // SAFETY: `run` passes its own context, which outlives the loop.
+    let walk = unsafe { &mut *(*context.cast::<Context>()).walk };
+    c_long::from(step(walk, i))
+}
+
+/// Takes one frame; true if it was the last.
+#[inline(always)]
+fn step(walk: &mut UserBuffer, i: u32) -> bool {
+    if walk.pc == 0 {
+        walk.head.end = end::OUTERMOST;
+        return true;
+    }
+    let fp = walk.fp;
+    let ended = if fp == 0 {
+        Some(end::OUTERMOST)
+    } else if fp <= walk.below || fp & 7 != 0 {
+        Some(end::NOT_ABOVE)
+    } else {
+        // SAFETY: the helper checks the address; the buffer has the size that is passed.
+        let status = unsafe {
+            bpf_probe_read_user((&raw mut walk.words).cast(), (WORDS * 8) as u32, fp.wrapping_sub(BELOW) as *const c_void)
+        };
+        (status != 0).then_some(end::UNREADABLE)
+    };
+    let mut frame = UserFrame { pc: walk.pc, object: 0, bytecode_offset: 0 };
+    if ended.is_none() && walk.function_shared != 0 {
+        describe(walk, &mut frame);
+    }
+    walk.hash = mix(mix(mix(walk.hash, frame.pc), frame.object), frame.bytecode_offset);
+    walk.frames[i as usize & (USER_FRAMES_MAX - 1)] = frame;
+    walk.head.depth = i + 1;
+    if let Some(ended) = ended {
+        walk.head.end = ended;
+        return true;
+    }
+    walk.below = fp;
+    walk.fp = walk.words[word::CALLER_FP];
+    walk.pc = walk.words[word::RETURN_PC];
+    false
+}
+
+/// What V8's part of a frame says.
+#[inline(always)]
+fn describe(walk: &UserBuffer, frame: &mut UserFrame) {
+    let context = walk.words[word::CONTEXT];
+    if context & 1 == 0 {
+        if context < MARKER_MAX {
+            frame.object = context;
+        }
+        return;
+    }
+    let function = walk.words[word::FUNCTION];
+    if context & 3 != 1 || function & 3 != 1 {
+        return;
+    }
+    let map = read_u64(function - 1);
+    if map & 3 != 1 {
+        return;
+    }
+    let instance_type = read_u64(map - 1 + INSTANCE_TYPE) as u16;
+    if instance_type < walk.function_type_first || instance_type > walk.function_type_last {
+        return;
+    }
+    frame.object = read_u64(function - 1 + walk.function_shared);
+    let offset = walk.words[word::BYTECODE_OFFSET];
+    if offset & 0xffff_ffff == 0 && offset >> 32 < BYTECODE_OFFSET_MAX && walk.words[word::BYTECODE_ARRAY] & 3 == 1 {
+        frame.bytecode_offset = offset >> 32;
+    }
+}
+
+/// A word of the target's memory; 0 if it cannot be read.
+#[inline(always)]
+fn read_u64(at: u64) -> u64 {
+    let mut word = 0u64;
+    // SAFETY: the helper checks the address and writes 8 bytes.
+    unsafe { bpf_probe_read_user((&raw mut word).cast(), 8, at as *const c_void) };
+    word
+}
+
+/// Return addresses alone, as the kernel walks them: where the registers cannot be had, for want of BTF.
+#[inline(always)]
+fn addresses<C: EbpfContext>(ctx: &C, walk: &mut UserBuffer) -> bool {
+    const ADDRESSES_MAX: usize = 127;
+    let Some(scratch) = maps::KERNEL_SCRATCH.get_ptr_mut(Buffer::Scheduler as u32) else { return false };
+    // SAFETY: a per-CPU buffer of exactly this size.
+    let (bytes, addresses) = unsafe {
+        let to = (&raw mut (*scratch).frames).cast();
+        let bytes = bpf_get_stack(ctx.as_ptr(), to, (ADDRESSES_MAX * 8) as u32, u64::from(BPF_F_USER_STACK));
+        (bytes, &(*scratch).frames)
+    };
+    walk.head.leaf = Leaf { rsp: 0, rbp: 0, r9: 0, r12: 0, words: [0; 4] };
+    walk.head.end = end::UNREADABLE;
+    let mut i = 0;
+    while i < ADDRESSES_MAX {
+        if (i as i64) * 8 >= bytes {
+            break;
+        }
+        walk.frames[i] = UserFrame { pc: addresses[i], object: 0, bytecode_offset: 0 };
+        walk.hash = mix(walk.hash, addresses[i]);
+        i += 1;
+        walk.head.depth = i as u32;
+    }
+    bytes > 0
+}

@@ -1,0 +1,104 @@
+//! Samples of what ran on the CPUs, by thread and stack.
+
+use std::{cmp::Reverse, collections::BTreeMap};
+
+use crate::{
+    counters::{Counters, Reason},
+    decode::{Class, Sample},
+    limits::SAMPLE_STACKS_MAX,
+    units::Tid,
+};
+
+/// The stacks of a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SamplePlace {
+    pub user_stack: Option<u64>,
+    pub kernel_stack: Option<u64>,
+}
+
+/// What samples are told apart by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SampleKey {
+    pub tid: Tid,
+    pub class: Class,
+    pub place: SamplePlace,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SampleTotals {
+    pub samples: u64,
+    /// Of which: in garbage collection pauses.
+    pub gc_samples: u64,
+}
+
+/// The samples of a window.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SampleFigures {
+    pub period_ns: u64,
+    /// Most samples first.
+    pub stacks: Vec<(SampleKey, SampleTotals)>,
+    /// Samples beyond the limit on stacks.
+    pub other: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct SampleWindow {
+    period_ns: u64,
+    stacks: BTreeMap<SampleKey, SampleTotals>,
+    other: u64,
+}
+
+impl SampleWindow {
+    pub fn add(&mut self, tid: Tid, sample: &Sample, counters: &mut Counters) {
+        self.period_ns = sample.period_ns;
+        let place = SamplePlace { user_stack: sample.user_stack, kernel_stack: sample.kernel_stack };
+        let key = SampleKey { tid, class: sample.class, place };
+        if self.stacks.len() >= SAMPLE_STACKS_MAX && !self.stacks.contains_key(&key) {
+            counters.add(Reason::SampleStacksFull);
+            self.other += 1;
+            return;
+        }
+        let totals = self.stacks.entry(key).or_default();
+        totals.samples += 1;
+        totals.gc_samples += u64::from(sample.in_gc);
+    }
+
+    #[must_use]
+    pub fn close(&mut self) -> SampleFigures {
+        let Self { period_ns, stacks, other } = std::mem::take(self);
+        let mut stacks: Vec<_> = stacks.into_iter().collect();
+        stacks.sort_by_key(|&(key, totals)| (Reverse(totals.samples), key));
+        SampleFigures { period_ns, stacks, other }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(user_stack: u64) -> Sample {
+        Sample {
+            user_stack: Some(user_stack),
+            kernel_stack: None,
+            class: Class::EventLoop,
+            in_gc: user_stack == 0,
+            cpu: 0,
+            period_ns: 10,
+        }
+    }
+
+    #[test]
+    fn no_sample_is_lost_in_a_flood_of_stacks() {
+        let mut window = SampleWindow::default();
+        let mut counters = Counters::default();
+        let n = SAMPLE_STACKS_MAX as u64 + 100;
+        for id in (0..n).chain(0..7) {
+            window.add(Tid(1), &sample(id), &mut counters);
+        }
+        assert_eq!(counters.get(Reason::SampleStacksFull), 100);
+        let figures = window.close();
+        assert_eq!(figures.stacks.iter().map(|(_, totals)| totals.samples).sum::<u64>() + figures.other, n + 7);
+        assert_eq!(figures.stacks[0].1, SampleTotals { samples: 2, gc_samples: 2 });
+        assert_eq!(window.close(), SampleFigures::default());
+    }
+}
