@@ -4,12 +4,15 @@
 
 mod synthetic;
 
+use std::sync::Arc;
+
 use agent::{
     core::{Core, Input, Output, Tick},
+    decode::Frames,
     export::text::{Style, render},
     report::{
         Body, Record,
-        model::{EndReason, LoopWindow, Process, Window},
+        model::{EndReason, LoopWindow, Process, StackId, Window},
         summary::Summary,
     },
     units::{MonoNs, Pid},
@@ -250,17 +253,79 @@ fn books_that_do_not_balance_are_shown() {
 }
 
 #[test]
-fn symbols_are_asked_for_once_and_only_when_needed() {
+fn symbols_are_asked_for_once_of_kernel_stacks_when_needed_and_of_user_stacks_at_once() {
     let mut run = Run::new();
     let main = Thread::new(PID, BEGIN);
-    let stack = |id| synthetic::stack(PID, BEGIN, id, 1, &[1, 2, 3]);
-    run.record(family::STACK, &stack(77));
-    run.record(family::STACK, &stack(78));
-    assert!(run.asked.is_empty());
+    run.record(family::STACK, &synthetic::user_stack(PID, BEGIN, 77, &[1, 2, 3]));
+    run.record(family::STACK, &synthetic::user_stack(PID, BEGIN, 77, &[1, 2, 3]));
+    run.record(family::STACK, &synthetic::kernel_stack(PID, BEGIN, 78, &[4, 5]));
+    run.record(family::STACK, &synthetic::kernel_stack(PID, BEGIN, 79, &[6]));
+    let [Output::NeedSymbols { stack: StackId(77), frames: Frames::User(frames), .. }] = run.asked.as_slice() else {
+        panic!("{:?}", run.asked)
+    };
+    assert_eq!(frames.frames.iter().map(|frame| frame.pc).collect::<Vec<_>>(), [1, 2, 3]);
     for second in 1..=3 {
-        run.record(family::SCHED, off_cpu(PID, BEGIN, 0, BEGIN + MS, 77, 99).as_bytes());
+        run.record(family::SCHED, off_cpu(PID, BEGIN, 0, BEGIN + MS, 77, 78).as_bytes());
         run.tick(&[&main], BEGIN + second * 1000 * MS);
     }
-    assert_eq!(run.asked.len(), 1, "{:?}", run.asked);
-    assert!(matches!(&run.asked[0], Output::NeedSymbols { frames, .. } if frames == &[1, 2, 3]));
+    assert_eq!(run.asked.len(), 2, "{:?}", run.asked);
+    let Output::NeedSymbols { stack: StackId(78), frames: Frames::Kernel(frames), .. } = &run.asked[1] else {
+        panic!("{:?}", run.asked)
+    };
+    assert_eq!(**frames, [4, 5]);
+}
+
+fn stacks_shown(run: &Run) -> Vec<StackId> {
+    let ids = run.records.iter().filter_map(|record| match &record.body {
+        Body::Stack(stack) => Some(stack.id),
+        _ => None,
+    });
+    ids.collect()
+}
+
+#[test]
+fn a_stack_that_no_line_speaks_of_has_no_line() {
+    let mut run = Run::new();
+    let main = Thread::new(PID, BEGIN);
+    for id in [77, 78] {
+        run.record(family::STACK, &synthetic::user_stack(PID, BEGIN, id, &[id]));
+        run.step(Input::Symbolized { stack: StackId(id), frames: vec![Arc::default()], truncated: None });
+    }
+    run.tick(&[&main], BEGIN + 1000 * MS);
+    assert!(stacks_shown(&run).is_empty());
+    for second in 2..=3 {
+        run.record(family::SAMPLE, synthetic::sample(PID, BEGIN + second, 78).as_bytes());
+        run.tick(&[&main], BEGIN + second * 1000 * MS);
+    }
+    assert_eq!(stacks_shown(&run), [StackId(78)]);
+}
+
+#[test]
+fn a_slow_turn_says_where_it_was_on_cpu() {
+    let mut run = Run::new();
+    let mut main = Thread::new(PID, BEGIN);
+    for _ in 0..2 {
+        main.enter_poll();
+        main.off(reason::BLOCKED, MS, 10_000);
+        main.leave_poll(1);
+    }
+    // From its first turn on, the loop is known.
+    run.record(family::EVENT_LOOP, main.turns[0].as_bytes());
+    let began = main.now;
+    main.run(phase::TIMERS, 80 * MS);
+    for (at, id) in [(began - 1, 1), (began + MS, 2), (began + 20 * MS, 3), (began + 60 * MS, 3), (began + 81 * MS, 4)]
+    {
+        run.record(family::SAMPLE, synthetic::sample(PID, at, id).as_bytes());
+    }
+    main.enter_poll();
+    main.off(reason::BLOCKED, MS, 10_000);
+    main.leave_poll(1);
+    run.record(family::EVENT_LOOP, main.turns[1].as_bytes());
+    run.tick(&[&main], BEGIN + 1000 * MS);
+    let slow = run.records.iter().find_map(|record| match &record.body {
+        Body::SlowTurn(turn) => Some(turn),
+        _ => None,
+    });
+    let on_cpu: Vec<_> = slow.unwrap().on_cpu.iter().map(|place| (place.samples, place.user_stack)).collect();
+    assert_eq!(on_cpu, [(2, Some(StackId(3))), (1, Some(StackId(2)))]);
 }

@@ -19,14 +19,16 @@ use proptest::prelude::*;
 use synthetic::{Batch, PID, header, trace::facts};
 use zerocopy::IntoBytes;
 
-const KINDS: [u32; 10] = [
+const KINDS: [u32; 12] = [
     kind::TURN,
     kind::WORK,
     kind::GC_PAUSE,
     kind::GC_STEP,
     kind::HEAP_LIMIT,
     kind::OFF_CPU,
-    kind::STACK,
+    kind::KERNEL_STACK,
+    kind::USER_STACK,
+    kind::SAMPLE,
     kind::PROCESS_FORK,
     kind::PROCESS_EXEC,
     kind::PROCESS_EXIT,

@@ -10,10 +10,12 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::Instant,
 };
 
 use agent::{
+    decode::{UserFrame, UserFrames, WalkEnd},
     report::model::{Frame, FrameKind},
     symbolize::Symbolizer,
     target::procfs::{self, Mapping},
@@ -144,9 +146,16 @@ fn agrees(frame: &Frame, names: &[String]) -> bool {
     })
 }
 
+/// Names these return addresses as a stack taken in a system call.
+fn user(symbolizer: &mut Symbolizer, pid: Pid, addrs: &[u64]) -> Vec<Frame> {
+    let frames = addrs.iter().map(|&pc| UserFrame { pc, object: 0, bytecode_offset: 0 }).collect();
+    let stack = UserFrames { frames, leaf: None, end: WalkEnd::Outermost, major_gcs: 0, gcs: 0 };
+    symbolizer.symbolize_user(pid, &stack).frames.into_iter().map(Arc::unwrap_or_clone).collect()
+}
+
 /// The function that holds an address, after those that are inlined there: official builds have line information of libuv.
 fn named(symbolizer: &mut Symbolizer, node: &Node, addr: u64) -> Frame {
-    let mut frames = symbolizer.symbolize_user(node.pid, &[addr]);
+    let mut frames = user(symbolizer, node.pid, &[addr]);
     let holder = frames.pop().unwrap();
     assert!(!holder.inlined && frames.iter().all(|frame| frame.inlined), "{frames:?} {holder:?}");
     holder
@@ -193,7 +202,7 @@ fn a_return_address_belongs_to_the_call_before_it() {
         truth.functions.iter().find(|(_, (_, names))| names.contains(&"uv_run".to_owned())).unwrap();
     let begin = code.iter().find_map(|mapping| truth.in_mapping(*uv_run, mapping)).unwrap();
     // A call to what does not return may be a function's last instruction.
-    let frames = Symbolizer::new().symbolize_user(node.pid, &[begin, begin + size]);
+    let frames = user(&mut Symbolizer::new(), node.pid, &[begin, begin + size]);
     let names: Vec<_> = frames.iter().filter(|frame| !frame.inlined).map(|frame| frame.name.as_str()).collect();
     assert_eq!(names, ["uv_run", "uv_run"]);
 }
@@ -353,12 +362,12 @@ fn after_an_exec_the_old_programs_mappings_are_forgotten() {
     let mut symbolizer = Symbolizer::new();
     let shells = procfs::executable_mappings(pid).unwrap();
     let vdso = shells.iter().find(|mapping| mapping.path.ends_with("[vdso]")).unwrap().start.0;
-    assert_eq!(symbolizer.symbolize_user(pid, &[vdso])[0].name, "[vdso]");
+    assert_eq!(user(&mut symbolizer, pid, &[vdso])[0].name, "[vdso]");
     // The pace at which a process is looked at again.
     std::thread::sleep(std::time::Duration::from_millis(600));
     drop(child.stdin.take());
     said.read_line(&mut String::new()).unwrap();
-    let stale = symbolizer.symbolize_user(pid, &[vdso]);
+    let stale = user(&mut symbolizer, pid, &[vdso]);
     child.kill().unwrap();
     child.wait().unwrap();
     assert_ne!(stale[0].name, "[vdso]", "the old program's mapping");
@@ -402,7 +411,7 @@ fn inlined_functions_are_told() {
     assert_ne!(outer(&[1, 2, 3]), 0);
     let begin = outer as fn(&[u64]) -> u64 as usize as u64;
     let mut symbolizer = Symbolizer::new();
-    let stacks = (0..96).map(|at| symbolizer.symbolize_user(Pid(std::process::id()), &[begin + at]));
+    let stacks = (0..96).map(|at| user(&mut symbolizer, Pid(std::process::id()), &[begin + at]));
     let inlined = stacks.filter(|frames| frames.len() > 1).find(|frames| {
         let names: Vec<_> = frames.iter().map(|frame| (frame.name.as_str(), frame.inlined)).collect();
         names.iter().any(|(name, inlined)| name.ends_with("inner") && *inlined)
@@ -431,9 +440,9 @@ fn memory_and_time_of_a_thousand_stacks() {
         let before = rss_kib("VmRSS:");
         let mut symbolizer = Symbolizer::new();
         let begin = Instant::now();
-        let first = symbolizer.symbolize_user(node.pid, &stacks[0]);
+        let first = user(&mut symbolizer, node.pid, &stacks[0]);
         let first_took = begin.elapsed();
-        let frames: usize = stacks.iter().map(|stack| symbolizer.symbolize_user(node.pid, stack).len()).sum();
+        let frames: usize = stacks.iter().map(|stack| user(&mut symbolizer, node.pid, stack).len()).sum();
         let all_took = begin.elapsed();
         let _ = symbolizer.work_class(node.pid, UserAddr(mapping.end.0 + (8 << 20)));
         let _ = symbolizer.symbolize_kernel(&[0xffff_ffff_8100_0000]);

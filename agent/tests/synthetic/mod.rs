@@ -10,8 +10,9 @@ use agent_ebpf::{
         event_loop::Turn,
         kind,
         process::{Exit, Fork, exit_flag},
+        sample::Sample,
         sched::{OffCpu, class, reason},
-        stack::Stack,
+        stack::{KernelStack, UserFrame, UserStack},
         thread_pool::{Work, function, source},
         v8::{GcPause, GcStep, HeapLimit, limit},
     },
@@ -201,13 +202,37 @@ pub fn off_cpu(tid: u32, out_ns: u64, woken_ns: u64, back_ns: u64, user_stack: u
     }
 }
 
-pub fn stack(tid: u32, at: u64, id: u64, space: u32, frames: &[u64]) -> Vec<u8> {
-    let mut head = header(kind::STACK, tid, at);
-    head.flags = space;
+pub fn kernel_stack(tid: u32, at: u64, id: u64, frames: &[u64]) -> Vec<u8> {
+    let head = header(kind::KERNEL_STACK, tid, at);
     let mut bytes =
-        Stack { header: head, id, depth: u32::try_from(frames.len()).unwrap(), reserved: 0 }.as_bytes().to_vec();
+        KernelStack { header: head, id, depth: u32::try_from(frames.len()).unwrap(), reserved: 0 }.as_bytes().to_vec();
     bytes.extend_from_slice(frames.as_bytes());
     bytes
+}
+
+/// A stack of these return addresses, taken in a system call.
+pub fn user_stack(tid: u32, at: u64, id: u64, frames: &[u64]) -> Vec<u8> {
+    let mut head = UserStack::new_zeroed();
+    head.header = header(kind::USER_STACK, tid, at);
+    head.id = id;
+    head.depth = u32::try_from(frames.len()).unwrap();
+    let mut bytes = head.as_bytes().to_vec();
+    for &pc in frames {
+        bytes.extend_from_slice(UserFrame { pc, object: 0, bytecode_offset: 0 }.as_bytes());
+    }
+    bytes
+}
+
+/// A sample of 10 ms.
+pub fn sample(tid: u32, at: u64, user_stack: u64) -> Sample {
+    Sample {
+        header: header(kind::SAMPLE, tid, at),
+        user_stack,
+        kernel_stack: 0,
+        class: class::EVENT_LOOP,
+        cpu: 0,
+        period_ns: 10 * MS,
+    }
 }
 
 pub fn fs_work(tid: u32, submitted_ns: u64, started_ns: u64, ended_ns: u64, op: u32) -> Work {

@@ -1,6 +1,8 @@
 //! A made-up trace of three seconds: a server that serves, reads a file synchronously, hashes passwords, and blocks its loop
 //! for 80 ms once a second.
 
+use std::sync::Arc;
+
 use agent::{
     core::{Core, HitCost, Input, Output, SelfCost, TargetFacts, Tick},
     report::{
@@ -10,14 +12,17 @@ use agent::{
     units::{Clock, MonoNs, Pid, Tid, WallNs},
 };
 use agent_ebpf::{
-    abi::{event_loop::phase, family, stack::space, v8::collector},
+    abi::{event_loop::phase, family, v8::collector},
     histogram::index,
     state::{FamilyCounters, RunQueueKey, flag},
 };
 use bytes::Bytes;
 use zerocopy::IntoBytes;
 
-use super::{Batch, MS, PID, Thread, exit, fork, fs_work, gc_pause, gc_step, heap_limit, node_work, off_cpu, stack};
+use super::{
+    Batch, MS, PID, Thread, exit, fork, fs_work, gc_pause, gc_step, heap_limit, kernel_stack, node_work, off_cpu,
+    user_stack,
+};
 
 const BEGIN: u64 = 5_000_000_000;
 const PBKDF2_VTABLE: u64 = 0x55_0000_1000;
@@ -137,11 +142,8 @@ fn read_file(main: &mut Thread, rings: &mut Rings) {
     main.off(agent_ebpf::abi::sched::reason::BLOCKED, 3 * MS, 50_000);
     main.state.ledger.sync_fs += 1;
     let (woken, back) = (main.now - 50_000, main.now);
-    rings.add(family::STACK, &stack(PID, out, READ_STACK, space::USER, &[0x40_1000, 0x40_2000, 0x7f00_0000]));
-    rings.add(
-        family::STACK,
-        &stack(PID, out, KERNEL_STACK, space::KERNEL, &[0xffff_ffff_8100_0000, 0xffff_ffff_8100_1000]),
-    );
+    rings.add(family::STACK, &user_stack(PID, out, READ_STACK, &[0x40_1000, 0x40_2000, 0x7f00_0000]));
+    rings.add(family::STACK, &kernel_stack(PID, out, KERNEL_STACK, &[0xffff_ffff_8100_0000, 0xffff_ffff_8100_1000]));
     rings.add(family::SCHED, off_cpu(PID, out, woken, back, READ_STACK, KERNEL_STACK).as_bytes());
 }
 
@@ -207,9 +209,8 @@ fn frame(name: &str, kind: FrameKind) -> Frame {
 fn answer(output: &Output) -> Option<Input> {
     match output {
         Output::Record(_) => None,
-        Output::NeedSymbols { stack, pid: _, space, frames } => {
-            assert!(!frames.is_empty());
-            let frames = match space {
+        Output::NeedSymbols { stack, pid: _, frames } => {
+            let frames = match frames.space() {
                 Space::User => vec![
                     frame("__libc_pread64", FrameKind::Native),
                     frame("uv__fs_work", FrameKind::Native),
@@ -223,7 +224,8 @@ fn answer(output: &Output) -> Option<Input> {
                     frame("do_syscall_64", FrameKind::Kernel),
                 ],
             };
-            Some(Input::Symbolized { stack: *stack, frames })
+            let frames = frames.into_iter().map(Arc::new).collect();
+            Some(Input::Symbolized { stack: *stack, frames, truncated: None })
         }
         Output::NeedWorkClass { pid, vtable } => {
             let class = Some("node::crypto::DeriveBitsJob<node::crypto::PBKDF2Traits>".to_owned());
