@@ -2,9 +2,10 @@
 
 use agent_ebpf::{
     abi::stack::{KERNEL_FRAMES_MAX, KernelStack},
-    state::{RunQueueKey, Tally, Target, ThreadState, WorkKey, WorkState},
+    state::{Regions, RunQueueKey, Tally, Target, ThreadState, UNWIND_ROWS_MAX, UnwindRow, WorkKey, WorkState},
 };
 use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
@@ -56,3 +57,11 @@ pub static USER_SCRATCH: PerCpuArray<UserBuffer> = PerCpuArray::with_max_entries
 /// A thread's state as it is first inserted: the BPF stack is too small for it.
 #[map]
 pub static BLANK: Array<ThreadState> = Array::with_max_entries(1, 0);
+/// Only user space adds to it.
+#[map]
+pub static REGIONS: HashMap<u32, Regions> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+/// For processes that have none.
+#[map]
+pub static NO_REGIONS: Array<Regions> = Array::with_max_entries(1, 0);
+#[map]
+pub static UNWIND_ROWS: Array<UnwindRow> = Array::with_max_entries(UNWIND_ROWS_MAX, BPF_F_MMAPABLE);

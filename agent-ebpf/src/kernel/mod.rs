@@ -9,6 +9,7 @@ pub mod globals;
 pub mod maps;
 pub mod probes;
 pub mod stack;
+pub mod tables;
 pub mod thread;
 pub mod turn;
 pub mod unwind;

@@ -1,4 +1,6 @@
-//! Walking the running thread's user stack over its frame pointers, with what V8's frames hold besides.
+//! Walking the running thread's user stack, with what V8's frames hold besides.
+//!
+//! Node.js, V8 and what V8 compiles keep frame pointers; libc, most addons and PostgreSQL do not, and are unwound by table.
 //!
 //! A V8 frame, from its frame pointer down: context or type marker, function, argument count, bytecode array, bytecode
 //! offset. The function is looked through to its `SharedFunctionInfo` here and now, as the collector moves functions all the
@@ -14,7 +16,7 @@ use agent_ebpf::{
         kind,
         stack::{Leaf, USER_FRAMES_MAX, UserFrame, UserStack, end, user_flag},
     },
-    state::{Target, counter},
+    state::{Regions, Target, UnwindRow, cfa, counter},
 };
 use aya_ebpf::{
     EbpfContext,
@@ -25,9 +27,10 @@ use aya_ebpf::{
 };
 
 use super::{
-    emit::{count_n, header},
+    emit::{count_n, current, header},
     globals, maps,
     stack::{Buffer, mix, send_once},
+    tables,
 };
 
 /// Bytes below a frame pointer that are read, and words: down to the bytecode offset's neighbour, up to the return address.
@@ -62,8 +65,8 @@ pub struct UserBuffer {
     words: [u64; WORDS],
     regs: pt_regs,
     fp: u64,
-    /// The frame pointer before it: the next one must lie above.
-    below: u64,
+    /// What is above it has not been unwound yet: each frame must lie above the one before.
+    sp: u64,
     pc: u64,
     hash: u64,
     function_shared: u64,
@@ -97,7 +100,12 @@ pub fn user<C: EbpfContext>(ctx: &C, target: &Target, buffer: Buffer, now: u64) 
     if globals::HAS_TASK_REGS.load() != 0 {
         let Some(interrupted) = begin(walk, target) else { return Walked::NONE };
         flags = interrupted;
-        run(walk);
+        let tgid = current().0;
+        let Some(regions) = maps::REGIONS.get_ptr(&tgid).or_else(|| maps::NO_REGIONS.get_ptr(0)) else {
+            return Walked::NONE;
+        };
+        // SAFETY: values that stay for as long as a program may see them.
+        run(walk, unsafe { &*regions });
     } else if !addresses(ctx, walk) {
         return Walked::NONE;
     }
@@ -138,7 +146,7 @@ fn begin(walk: &mut UserBuffer, target: &Target) -> Option<u32> {
     }
     walk.fp = walk.regs.rbp;
     walk.pc = walk.regs.rip;
-    walk.below = 0;
+    walk.sp = walk.regs.rsp;
     walk.function_shared = u64::from(target.function_shared);
     walk.function_type_first = target.function_type_first;
     walk.function_type_last = target.function_type_last;
@@ -160,14 +168,15 @@ fn begin(walk: &mut UserBuffer, target: &Target) -> Option<u32> {
 
 struct Context {
     walk: *mut UserBuffer,
+    regions: *const Regions,
 }
 
-/// Takes frame after frame, over `bpf_loop` where the kernel has it; else over a loop that the verifier unrolls, which it
-/// takes two seconds for.
+/// Takes frame after frame, over `bpf_loop` where the kernel has it. Where it does not, the verifier goes through a loop
+/// turn by turn: that takes two seconds, and leaves no room for tables.
 #[inline(always)]
-fn run(walk: &mut UserBuffer) {
+fn run(walk: &mut UserBuffer, regions: &Regions) {
     if globals::HAS_BPF_LOOP.load() != 0 {
-        let mut context = Context { walk };
+        let mut context = Context { walk, regions };
         // SAFETY: the callback and its context are of the types that `step_of` has.
         unsafe {
             bpf_loop(USER_FRAMES_MAX as u32, step_of as *mut c_void, (&raw mut context).cast(), 0);
@@ -175,7 +184,7 @@ fn run(walk: &mut UserBuffer) {
     } else {
         let mut i = 0;
         while i < USER_FRAMES_MAX as u32 {
-            if step(walk, i) {
+            if step(walk, None, i) {
                 break;
             }
             i += 1;
@@ -185,48 +194,94 @@ fn run(walk: &mut UserBuffer) {
 
 unsafe extern "C" fn step_of(i: u32, context: *mut c_void) -> c_long {
     // SAFETY: `run` passes its own context, which outlives the loop.
-    let walk = unsafe { &mut *(*context.cast::<Context>()).walk };
-    c_long::from(step(walk, i))
+    let (walk, regions) = unsafe {
+        let context = &*context.cast::<Context>();
+        (&mut *context.walk, &*context.regions)
+    };
+    c_long::from(step(walk, Some(regions), i))
 }
 
 /// Takes one frame; true if it was the last.
 #[inline(always)]
-fn step(walk: &mut UserBuffer, i: u32) -> bool {
+fn step(walk: &mut UserBuffer, regions: Option<&Regions>, i: u32) -> bool {
     if walk.pc == 0 {
         walk.head.end = end::OUTERMOST;
         return true;
     }
-    let fp = walk.fp;
-    let ended = if fp == 0 {
-        Some(end::OUTERMOST)
-    } else if fp <= walk.below || fp & 7 != 0 {
-        Some(end::NOT_ABOVE)
-    } else {
-        // SAFETY: the helper checks the address; the buffer has the size that is passed.
-        let status = unsafe {
-            bpf_probe_read_user(
-                (&raw mut walk.words).cast(),
-                (WORDS * 8) as u32,
-                fp.wrapping_sub(BELOW) as *const c_void,
-            )
-        };
-        (status != 0).then_some(end::UNREADABLE)
-    };
     let mut frame = UserFrame { pc: walk.pc, object: 0, bytecode_offset: 0 };
-    if ended.is_none() && walk.function_shared != 0 {
-        describe(walk, &mut frame);
-    }
+    // A return address may lie behind the function that called.
+    let at = if i == 0 { walk.pc } else { walk.pc - 1 };
+    let row = regions.and_then(|regions| tables::row(regions, at));
+    let ended = match row {
+        Some(row) => by_row(walk, row),
+        None => by_frame_pointer(walk, &mut frame),
+    };
     walk.hash = mix(mix(mix(walk.hash, frame.pc), frame.object), frame.bytecode_offset);
     walk.frames[i as usize & (USER_FRAMES_MAX - 1)] = frame;
     walk.head.depth = i + 1;
-    if let Some(ended) = ended {
-        walk.head.end = ended;
-        return true;
+    match ended {
+        Ok(()) => false,
+        Err(ended) => {
+            walk.head.end = ended;
+            true
+        }
     }
-    walk.below = fp;
+}
+
+/// Goes to the caller as a row says; else, one of [`end`].
+#[inline(always)]
+fn by_row(walk: &mut UserBuffer, row: UnwindRow) -> Result<(), u32> {
+    let base = match row.cfa & ((1 << cfa::BITS) - 1) {
+        cfa::SP => walk.sp,
+        cfa::FP => walk.fp,
+        cfa::OUTERMOST => return Err(end::OUTERMOST),
+        _ => return Err(end::UNREADABLE),
+    };
+    let cfa = base.wrapping_add(u64::from(row.cfa >> cfa::BITS) * 8);
+    if cfa <= walk.sp {
+        return Err(end::NOT_ABOVE);
+    }
+    if !read_words(&raw mut walk.words, cfa.wrapping_sub(8), 8) {
+        return Err(end::UNREADABLE);
+    }
+    walk.pc = walk.words[0];
+    if row.fp != 0 {
+        if !read_words(&raw mut walk.words, cfa.wrapping_add_signed(i64::from(row.fp) * 8), 8) {
+            return Err(end::UNREADABLE);
+        }
+        walk.fp = walk.words[0];
+    }
+    walk.sp = cfa;
+    Ok(())
+}
+
+/// Goes to the caller over the frame pointer, and takes down what a frame of V8's holds; else, one of [`end`].
+#[inline(always)]
+fn by_frame_pointer(walk: &mut UserBuffer, frame: &mut UserFrame) -> Result<(), u32> {
+    let fp = walk.fp;
+    if fp == 0 {
+        return Err(end::OUTERMOST);
+    }
+    if fp < walk.sp || fp & 7 != 0 {
+        return Err(end::NOT_ABOVE);
+    }
+    if !read_words(&raw mut walk.words, fp.wrapping_sub(BELOW), (WORDS * 8) as u32) {
+        return Err(end::UNREADABLE);
+    }
+    if walk.function_shared != 0 {
+        describe(walk, frame);
+    }
+    walk.sp = fp.wrapping_add(16);
     walk.fp = walk.words[word::CALLER_FP];
     walk.pc = walk.words[word::RETURN_PC];
-    false
+    Ok(())
+}
+
+/// Reads that many bytes of the target's stack.
+#[inline(always)]
+fn read_words(into: *mut [u64; WORDS], at: u64, bytes: u32) -> bool {
+    // SAFETY: the helper checks the address; callers ask for no more than the buffer holds.
+    unsafe { bpf_probe_read_user(into.cast(), bytes, at as *const c_void) == 0 }
 }
 
 /// What V8's part of a frame says.

@@ -19,10 +19,11 @@ use crate::{
         attach::{AttachError, LoadError, Probes, Settings, TracepointSkip, Way},
         btf::KernelTypes,
         maps::{Collections, Maps, MapsError, monotonic_ns},
+        tables::Tables,
         tracefs,
     },
     report::model::Degraded,
-    target::v8::FunctionLayout,
+    target::{procfs::FileIdentity, v8::FunctionLayout},
     units::{MonoNs, Pid},
 };
 
@@ -76,6 +77,7 @@ pub enum SessionError {
 pub struct Session {
     probes: Option<Probes>,
     maps: Maps,
+    tables: Tables,
     files: Vec<FileProbes>,
     /// Uprobes that every file gets.
     groups: &'static [Group],
@@ -114,6 +116,7 @@ impl Session {
         }
         degraded.extend(skips.iter().map(tracepoint_degraded));
         let maps = Maps::take(&mut probes)?;
+        let tables = Tables::take(&mut probes)?;
         let (to_core, batches) = mpsc::channel(BATCHES_MAX);
         let (flush, requests) = mpsc::channel(1);
         tokio::spawn(Intake::take(&mut probes)?.run(to_core, requests));
@@ -126,6 +129,7 @@ impl Session {
             way: probes.way(),
             probes: Some(probes),
             maps,
+            tables,
             files: Vec::new(),
             groups,
             duty,
@@ -193,7 +197,18 @@ impl Session {
         self.maps.quiet_target(pid.0);
     }
 
+    /// Makes stacks of a process complete in code without frame pointers, as which everything counts but the file that holds V8.
+    pub fn cover(&mut self, pid: Pid, v8: Option<FileIdentity>) {
+        let begin = std::time::Instant::now();
+        let covered = self.tables.cover(pid, v8);
+        debug!("pid={pid} unwound by table: {covered:?} in {:?}", begin.elapsed());
+        if covered.left_out > 0 {
+            warn!("pid={pid} {} mapped files do not fit the unwind tables: stacks may end there", covered.left_out);
+        }
+    }
+
     pub fn remove_target(&mut self, pid: Pid) {
+        self.tables.forget(pid);
         self.maps.remove_target(pid.0);
     }
 

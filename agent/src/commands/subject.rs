@@ -16,7 +16,7 @@ use crate::{
         elf::ElfError,
         host,
         node::{NodeError, NodeFiles, NodeTarget, PoolSize},
-        procfs::{self, ProcError, Seccomp},
+        procfs::{self, FileIdentity, ProcError, Seccomp},
         v8::FunctionLayout,
     },
     units::{Clock, Pid, Tid},
@@ -31,6 +31,8 @@ pub struct Subject {
     pub pid: Pid,
     /// How its V8 lays out functions; all zeroes where there is no V8 that we know.
     pub functions: FunctionLayout,
+    /// The file that holds V8, whose code keeps frame pointers.
+    pub v8: Option<FileIdentity>,
     pub facts: TargetFacts,
     pub files: Vec<FileProbes>,
 }
@@ -81,7 +83,7 @@ pub fn examine(pid: Pid) -> Result<Subject, SubjectError> {
         ..facts(&target.node, &plan)
     };
     let functions = functions(&target.node);
-    Ok(Subject { pid, functions, files: file_probes(&target.node, &plan)?, facts })
+    Ok(Subject { pid, functions, v8: v8(&target.node), files: file_probes(&target.node, &plan)?, facts })
 }
 
 /// Looks at a program that `pid` is about to become. One that is no Node.js itself, a script say, may become one: then its probes
@@ -96,13 +98,14 @@ pub fn expect(pid: Pid, exe: &Path, arguments: &[String]) -> Result<Subject, Sub
         ..TargetFacts::default()
     };
     let Ok(node) = NodeFiles::of_executable(exe) else {
-        return Ok(Subject { pid, functions: FunctionLayout::default(), files: Vec::new(), facts: own });
+        return Ok(Subject { pid, functions: FunctionLayout::default(), v8: None, files: Vec::new(), facts: own });
     };
     let plan = plan_of(&node)?;
     let TargetFacts { node_version, degraded, .. } = facts(&node, &plan);
     Ok(Subject {
         pid,
         functions: functions(&node),
+        v8: v8(&node),
         files: file_probes(&node, &plan)?,
         facts: TargetFacts { node_version, degraded, ..own },
     })
@@ -110,6 +113,10 @@ pub fn expect(pid: Pid, exe: &Path, arguments: &[String]) -> Result<Subject, Sub
 
 fn functions(node: &NodeFiles) -> FunctionLayout {
     node.holder(Component::V8).and_then(|file| FunctionLayout::read(&file.elf)).unwrap_or_default()
+}
+
+fn v8(node: &NodeFiles) -> Option<FileIdentity> {
+    node.holder(Component::V8).map(|file| file.identity)
 }
 
 fn plan_of(node: &NodeFiles) -> Result<Plan, ElfError> {

@@ -200,6 +200,7 @@ impl Driver {
         }
         info!("pid={pid} attached by {}", self.session.way.name());
         self.feed(Input::Target(Box::new(facts)));
+        self.session.cover(pid, subject.v8);
         Ok(())
     }
 

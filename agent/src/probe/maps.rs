@@ -21,6 +21,8 @@ pub enum MapsError {
     Missing(&'static str),
     #[error("map {name}: {source}")]
     Access { name: &'static str, source: MapError },
+    #[error("memory of map {name}: {source}")]
+    Memory { name: &'static str, source: std::io::Error },
 }
 
 type Raw<const N: usize> = [u8; N];

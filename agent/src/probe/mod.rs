@@ -4,4 +4,5 @@ pub mod attach;
 pub mod btf;
 pub mod maps;
 pub mod plan;
+pub mod tables;
 pub mod tracefs;

@@ -18,8 +18,8 @@ use thiserror::Error;
 
 use crate::{
     limits::{
-        DEBUG_INFO_BYTES_MAX, ELF_FUNCTIONS_MAX, ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX, SYMBOL_NAME_BYTES_MAX,
-        SYMBOL_TABLE_BYTES_MAX,
+        DEBUG_INFO_BYTES_MAX, ELF_FUNCTIONS_MAX, ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX, FRAME_TABLE_BYTES_MAX,
+        SYMBOL_NAME_BYTES_MAX, SYMBOL_TABLE_BYTES_MAX,
     },
     units::FileOffset,
 };
@@ -170,6 +170,8 @@ pub struct ElfFile {
     variables: OnceLock<Vec<FunctionSymbol>>,
     has_debug_info: bool,
     debug_ranges: Option<Range>,
+    /// `.eh_frame` and its address.
+    frames: Option<(FileAddr, Range)>,
 }
 
 impl fmt::Debug for ElfFile {
@@ -232,6 +234,7 @@ impl ElfFile {
             variables: OnceLock::new(),
             has_debug_info: false,
             debug_ranges: None,
+            frames: None,
         };
         let programs = u64_at(&header, 32).ok_or_else(not_elf)?;
         let sections = u64_at(&header, 40).ok_or_else(not_elf)?;
@@ -320,10 +323,11 @@ impl ElfFile {
                 let name = u32_at(entry, 0).and_then(|at| names.get(usize::try_from(at).ok()?..));
                 name.and_then(|name| name.split(|byte| *byte == 0).next()) == Some(wanted)
             });
-            found.and_then(|entry| range(entry))
+            found.and_then(|entry| Some((FileAddr(u64_at(entry, 16)?), range(entry)?)))
         };
-        self.has_debug_info = section(b".debug_info").is_some_and(|range| range.bytes <= DEBUG_INFO_BYTES_MAX);
-        self.debug_ranges = section(b".debug_aranges");
+        self.has_debug_info = section(b".debug_info").is_some_and(|(_, range)| range.bytes <= DEBUG_INFO_BYTES_MAX);
+        self.debug_ranges = section(b".debug_aranges").map(|(_, range)| range);
+        self.frames = section(b".eh_frame");
         Ok(())
     }
 
@@ -544,6 +548,13 @@ impl ElfFile {
     #[must_use]
     pub fn debug_ranges(&self) -> Option<Vec<u8>> {
         self.read(self.debug_ranges?, DEBUG_INFO_BYTES_MAX, "address ranges").ok()
+    }
+
+    /// `.eh_frame`, by which code without frame pointers is unwound, and its address; `None` if there is none, or too much.
+    #[must_use]
+    pub fn frames(&self) -> Option<(FileAddr, Vec<u8>)> {
+        let (addr, range) = self.frames?;
+        Some((addr, self.read(range, FRAME_TABLE_BYTES_MAX, "unwind table").ok()?))
     }
 
     /// The address of the byte at a file offset.

@@ -7,4 +7,5 @@ pub mod host;
 pub mod libuv;
 pub mod node;
 pub mod procfs;
+pub mod unwind;
 pub mod v8;

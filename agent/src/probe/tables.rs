@@ -1,0 +1,162 @@
+//! The tables by which the kernel half unwinds code without frame pointers: filled file by file, shared by all processes.
+
+use std::{
+    collections::HashMap,
+    mem::size_of,
+    os::{fd::AsFd, unix::fs::MetadataExt},
+    ptr::NonNull,
+};
+
+use agent_ebpf::state::{REGIONS_MAX, Region, Regions, UNWIND_ROWS_MAX, UnwindRow};
+use aya::maps::{HashMap as BpfHashMap, Map, MapData};
+use log::debug;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::{attach::Probes, maps::MapsError};
+use crate::{
+    target::{
+        elf::ElfFile,
+        procfs::{self, FileIdentity, Mapping},
+        unwind,
+    },
+    units::Pid,
+};
+
+const REGIONS: usize = size_of::<Regions>();
+const ROWS_BYTES: usize = UNWIND_ROWS_MAX as usize * size_of::<UnwindRow>();
+
+/// Where a file's rows are in the table: the first, and how many.
+type Rows = (u32, u32);
+
+/// What of a process is unwound by table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Covered {
+    pub files: usize,
+    pub rows: u32,
+    /// Files for which there was no room, or too little of it in one process.
+    pub left_out: usize,
+}
+
+/// The tables, and what has been put into them.
+pub struct Tables {
+    regions: BpfHashMap<MapData, u32, [u8; REGIONS]>,
+    rows: SharedRows,
+    used: u32,
+    files: HashMap<FileIdentity, Rows>,
+}
+
+impl Tables {
+    /// Takes the maps out of the loaded object.
+    pub fn take(probes: &mut Probes) -> Result<Self, MapsError> {
+        let mut take = |name: &'static str| probes.ebpf.take_map(name).ok_or(MapsError::Missing(name));
+        let regions =
+            BpfHashMap::try_from(take("REGIONS")?).map_err(|source| MapsError::Access { name: "REGIONS", source })?;
+        let Map::Array(rows) = take("UNWIND_ROWS")? else { return Err(MapsError::Missing("UNWIND_ROWS")) };
+        Ok(Self { regions, rows: SharedRows::of(rows)?, used: 0, files: HashMap::new() })
+    }
+
+    /// Looks at what a process has mapped now, and tells the kernel half how to unwind it, except in the one file that keeps
+    /// frame pointers: that is too large for a table. Takes the target's mmap lock for the time of one read.
+    pub fn cover(&mut self, pid: Pid, keeps_frame_pointers: Option<FileIdentity>) -> Covered {
+        let mut covered = Covered::default();
+        let mut regions = Regions::new_zeroed();
+        regions.low = u64::MAX;
+        // A process that has gone has nothing to unwind.
+        let mappings = procfs::executable_mappings(pid).unwrap_or_default();
+        for mapping in mappings.iter().filter(|mapping| mapping.is_file()) {
+            let place = self.place(pid, mapping, keeps_frame_pointers, &mut covered);
+            let Some((base, (first_row, rows))) = place else { continue };
+            let Some(slot) = regions.regions.get_mut(regions.count as usize) else {
+                covered.left_out += 1;
+                continue;
+            };
+            let (start, end) = (mapping.start.0, mapping.end.0);
+            *slot = Region { start, end, base, first_row, rows };
+            regions.count += 1;
+            regions.low = regions.low.min(start);
+            regions.high = regions.high.max(end);
+            covered.files += 1;
+            covered.rows += rows;
+        }
+        debug_assert!(regions.count as usize <= REGIONS_MAX, "more regions than slots");
+        let mut value = [0; REGIONS];
+        value.copy_from_slice(regions.as_bytes());
+        if let Err(error) = self.regions.insert(&pid.0, &value, 0) {
+            debug!("pid={pid} is unwound by frame pointers only: {error}");
+        }
+        covered
+    }
+
+    /// Forgets a process.
+    pub fn forget(&mut self, pid: Pid) {
+        let _ = self.regions.remove(&pid.0);
+    }
+
+    /// What is taken from an address in a mapping to look it up, and where the rows of its file are.
+    fn place(
+        &mut self,
+        pid: Pid,
+        mapping: &Mapping,
+        keeps_frame_pointers: Option<FileIdentity>,
+        covered: &mut Covered,
+    ) -> Option<(u64, Rows)> {
+        let (file, path) = procfs::open_mapped(pid, mapping).map_err(|error| debug!("{error}")).ok()?;
+        let metadata = file.metadata().map_err(|error| debug!("{error}")).ok()?;
+        let identity = FileIdentity { device: metadata.dev(), inode: metadata.ino() };
+        if Some(identity) == keeps_frame_pointers {
+            return None;
+        }
+        let elf = ElfFile::from_file(file, &path).map_err(|error| debug!("{error}")).ok()?;
+        let base = elf.bias(mapping.start.0, mapping.offset)?;
+        if !self.files.contains_key(&identity) {
+            let rows = unwind::rows(&elf);
+            let len = u32::try_from(rows.len()).ok()?;
+            if self.used.checked_add(len).is_none_or(|end| end > UNWIND_ROWS_MAX) {
+                covered.left_out += 1;
+                return None;
+            }
+            self.rows.write(self.used, &rows);
+            self.files.insert(identity, (self.used, len));
+            self.used += len;
+        }
+        let rows = *self.files.get(&identity)?;
+        (rows.1 > 0).then_some((base, rows))
+    }
+}
+
+/// The rows, in memory that the kernel half reads.
+struct SharedRows {
+    at: NonNull<UnwindRow>,
+    /// Keeps the map alive as long as its memory is here.
+    _map: MapData,
+}
+
+// SAFETY: the memory belongs to this value alone on our side; the kernel half only reads it.
+unsafe impl Send for SharedRows {}
+
+impl SharedRows {
+    fn of(map: MapData) -> Result<Self, MapsError> {
+        let flags = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: a new mapping at an address of the kernel's choice; the map was made mappable and has this many bytes.
+        let at = unsafe { mmap(std::ptr::null_mut(), ROWS_BYTES, flags.0, flags.1, map.fd().as_fd(), 0) };
+        let at = at.map_err(|error| MapsError::Memory { name: "UNWIND_ROWS", source: error.into() })?;
+        let at = NonNull::new(at.cast()).ok_or(MapsError::Missing("UNWIND_ROWS"))?;
+        Ok(Self { at, _map: map })
+    }
+
+    /// Writes rows from a place on; those beyond the end are left out.
+    fn write(&mut self, first: u32, rows: &[UnwindRow]) {
+        for (index, row) in (first..UNWIND_ROWS_MAX).zip(rows) {
+            // SAFETY: the index lies below the number of rows that are mapped, and the memory is writable and aligned.
+            unsafe { self.at.add(index as usize).write_volatile(*row) };
+        }
+    }
+}
+
+impl Drop for SharedRows {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `of` with this length, and nothing refers to it any more.
+        let _ = unsafe { munmap(self.at.as_ptr().cast(), ROWS_BYTES) };
+    }
+}
