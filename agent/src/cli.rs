@@ -153,6 +153,10 @@ pub struct TraceArgs {
     #[arg(long, value_name = "BYTES", hide = true, value_parser = ring_size)]
     pub ring_size: Option<u32>,
 
+    /// Walk stacks without the kernel's help for loops, as kernels before 5.17 do (tests)
+    #[arg(long, hide = true)]
+    pub bounded_loops: bool,
+
     /// No live line, no progress: only the result and what goes wrong
     #[arg(short, long)]
     pub quiet: bool,

@@ -196,6 +196,7 @@ fn object_checks() -> Vec<Check> {
         ring_bytes: None,
         parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples],
         sample_hz: 1,
+        bounded_loops: false,
         wakeup_bytes: u64::MAX,
     };
     let uring = tracefs::find().map(|place| tracefs::UringFields::read(&place)).unwrap_or_default();

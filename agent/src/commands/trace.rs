@@ -453,6 +453,7 @@ fn settings(args: &TraceArgs) -> Settings {
         ring_bytes: args.ring_size,
         parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples],
         sample_hz: args.sample_hz,
+        bounded_loops: args.bounded_loops,
         wakeup_bytes: WAKEUP_BYTES,
     }
 }

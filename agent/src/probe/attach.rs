@@ -101,6 +101,8 @@ pub struct Settings {
     pub parts: &'static [Part],
     /// Samples a second and CPU.
     pub sample_hz: u32,
+    /// Do without `bpf_loop`, even where there is one, for tests.
+    pub bounded_loops: bool,
     /// Unread bytes in a ring from which on the reader is woken; 0 is at once.
     pub wakeup_bytes: u64,
 }
@@ -156,7 +158,7 @@ impl Probes {
         loader.override_global(global::URING_COMPLETE_RESULT, &uring.complete_result, true);
         let has_state = u32::from(types.is_some_and(|types| types.switch_has_state));
         let has_task_regs = u32::from(types.is_some());
-        let has_loop = u32::from(has_bpf_loop());
+        let has_loop = u32::from(!settings.bounded_loops && has_bpf_loop());
         let period_ns = 1_000_000_000_u64.checked_div(u64::from(settings.sample_hz)).unwrap_or(0);
         loader.override_global(global::HAS_TASK_REGS, &has_task_regs, true);
         loader.override_global(global::HAS_BPF_LOOP, &has_loop, true);

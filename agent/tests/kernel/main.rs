@@ -23,5 +23,6 @@ mod luck;
 mod peer;
 mod records;
 mod sched;
+mod stacks;
 mod stream;
 mod thread_pool;
