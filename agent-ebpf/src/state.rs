@@ -155,7 +155,7 @@ record! {
 
 record! {
     /// All tallies of the kernel half, one value a CPU: user space reads them with a single call.
-    pub struct Tally[816] {
+    pub struct Tally[824] {
         pub families: [FamilyCounters; family::COUNT],
         /// By [`counter`].
         pub counters: [u64; counter::COUNT],
@@ -234,10 +234,12 @@ pub mod counter {
     pub const RUN_QUEUE_FULL: u32 = 4;
     /// A work item ended that was not seen to begin.
     pub const WORK_UNSEEN: u32 = 5;
+    /// A thread ran that was not seen to be switched in.
+    pub const SWITCH_IN_UNSEEN: u32 = 6;
     /// Stacks that were walked, and their frames: what walking costs.
-    pub const STACKS_WALKED: u32 = 6;
-    pub const FRAMES_WALKED: u32 = 7;
-    pub const COUNT: usize = 8;
+    pub const STACKS_WALKED: u32 = 7;
+    pub const FRAMES_WALKED: u32 = 8;
+    pub const COUNT: usize = 9;
     pub const NAMES: [&str; COUNT] = [
         "threads_full",
         "works_full",
@@ -245,6 +247,7 @@ pub mod counter {
         "stack_failed",
         "run_queue_full",
         "work_unseen",
+        "switch_in_unseen",
         "stacks_walked",
         "frames_walked",
     ];

@@ -4,5 +4,5 @@ mod epoll;
 mod io_uring;
 mod process;
 mod sampler;
-mod sched;
+pub mod sched;
 mod uprobe;
