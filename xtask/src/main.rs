@@ -6,6 +6,7 @@
 mod bench;
 mod build;
 mod fuzz;
+mod kernel;
 mod run;
 mod setup;
 mod test;
@@ -41,6 +42,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Feed random bytes to everything that reads foreign ones
     Fuzz(fuzz::FuzzArgs),
+    /// Trace on Debian's other kernels, in qemu
+    Kernel(kernel::KernelArgs),
     /// Build, then run formatting, lints and every test
     Test {
         /// Passed on to `cargo test`; with any, only the tests are run
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Build { release } => build::build(if release { build::Profile::Release } else { build::Profile::Dev }),
         Command::Bench(args) => bench::bench(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
+        Command::Kernel(args) => kernel::kernel(&args),
         Command::Test { args } => test::test(&args),
     };
     match result {

@@ -171,8 +171,11 @@ struct Context {
     regions: *const Regions,
 }
 
-/// Takes frame after frame, over `bpf_loop` where the kernel has it. Where it does not, the verifier goes through a loop
-/// turn by turn: that takes two seconds, and leaves no room for tables.
+/// Frames of a stack where the kernel has no `bpf_loop`: the verifier goes through the loop turn by turn, within a million
+/// instructions and its own bounds on branches, and has no room for tables.
+const BOUNDED_FRAMES_MAX: u32 = 128;
+
+/// Takes frame after frame, over `bpf_loop` where the kernel has it.
 #[inline(always)]
 fn run(walk: &mut UserBuffer, regions: &Regions) {
     if globals::HAS_BPF_LOOP.load() != 0 {
@@ -183,7 +186,7 @@ fn run(walk: &mut UserBuffer, regions: &Regions) {
         }
     } else {
         let mut i = 0;
-        while i < USER_FRAMES_MAX as u32 {
+        while i < BOUNDED_FRAMES_MAX {
             if step(walk, None, i) {
                 break;
             }

@@ -91,7 +91,7 @@ pub fn unpack(packages: &[&str], into: &Path) -> Result<(), Error> {
 }
 
 /// Package lists are fetched once in a run, and only if something is to be installed.
-fn update() -> Result<(), Error> {
+pub fn update() -> Result<(), Error> {
     static UPDATED: std::sync::OnceLock<()> = std::sync::OnceLock::new();
     if UPDATED.set(()).is_err() {
         return Ok(());

@@ -3,7 +3,7 @@
 //! Each thing is looked for by the file that is needed, not by the package that would bring it: whoever has it from elsewhere keeps
 //! it. A second run finds everything, says nothing and takes no time.
 
-mod apt;
+pub mod apt;
 mod node;
 
 use std::{
