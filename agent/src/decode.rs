@@ -3,12 +3,12 @@
 //! A record that is cut short or unknown is an error of that record alone. A code that is not known becomes `Unknown` and is
 //! counted, as the rest of its record is still good.
 
+pub use agent_ebpf::abi::stack::{Leaf, UserFrame};
 use agent_ebpf::abi::{
     Header,
     event_loop::{self, Ledger},
     family, kind, process, sample, sched, stack, thread_pool, v8,
 };
-pub use agent_ebpf::abi::stack::{Leaf, UserFrame};
 use serde::{Deserialize, Serialize};
 use zerocopy::FromBytes;
 

@@ -204,7 +204,11 @@ fn step(walk: &mut UserBuffer, i: u32) -> bool {
     } else {
         // SAFETY: the helper checks the address; the buffer has the size that is passed.
         let status = unsafe {
-            bpf_probe_read_user((&raw mut walk.words).cast(), (WORDS * 8) as u32, fp.wrapping_sub(BELOW) as *const c_void)
+            bpf_probe_read_user(
+                (&raw mut walk.words).cast(),
+                (WORDS * 8) as u32,
+                fp.wrapping_sub(BELOW) as *const c_void,
+            )
         };
         (status != 0).then_some(end::UNREADABLE)
     };

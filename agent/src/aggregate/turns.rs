@@ -230,5 +230,16 @@ impl LoopBook {
 }
 
 fn slow_turn(tid: Tid, started: MonoNs, polled: MonoNs, ended: MonoNs, ledger: Ledger) -> SlowTurn {
-    SlowTurn { tid, started, polled, ended, open: false, ledger, pauses: Vec::new(), stays: Vec::new(), omitted: 0, samples: Vec::new() }
+    SlowTurn {
+        tid,
+        started,
+        polled,
+        ended,
+        open: false,
+        ledger,
+        pauses: Vec::new(),
+        stays: Vec::new(),
+        omitted: 0,
+        samples: Vec::new(),
+    }
 }

@@ -95,11 +95,7 @@ pub struct Session {
 
 impl Session {
     /// Loads the kernel half and attaches what does not depend on a target. Must be called inside the runtime.
-    pub fn start(
-        settings: &Settings,
-        groups: &'static [Group],
-        phases: PhasesWanted,
-    ) -> Result<Self, SessionError> {
+    pub fn start(settings: &Settings, groups: &'static [Group], phases: PhasesWanted) -> Result<Self, SessionError> {
         let mut degraded = Vec::new();
         let types = match KernelTypes::read() {
             Ok(types) => Some(types),
@@ -274,9 +270,7 @@ impl Session {
                 probes.detach(Group::Phases);
                 Ok(())
             }
-            Action::Attach => {
-                self.files.iter().try_for_each(|file| file.attach(Group::Phases, probes))
-            }
+            Action::Attach => self.files.iter().try_for_each(|file| file.attach(Group::Phases, probes)),
         };
         if let Err(error) = result {
             warn!("phase probes: {error}");

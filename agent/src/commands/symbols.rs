@@ -113,7 +113,9 @@ fn next(inbox: &Receiver<Output>, later: &mut VecDeque<Output>) -> Option<Output
 fn unanswered(question: &Output) -> Option<Input> {
     match question {
         Output::Record(_) => None,
-        Output::NeedSymbols { stack, .. } => Some(Input::Symbolized { stack: *stack, frames: Vec::new(), truncated: None }),
+        Output::NeedSymbols { stack, .. } => {
+            Some(Input::Symbolized { stack: *stack, frames: Vec::new(), truncated: None })
+        }
         Output::NeedWorkClass { pid, vtable } => Some(Input::WorkClass { pid: *pid, vtable: *vtable, class: None }),
     }
 }

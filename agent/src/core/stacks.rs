@@ -121,12 +121,7 @@ impl Stacks {
         None
     }
 
-    fn show(
-        &mut self,
-        id: u64,
-        frames: Vec<Arc<Frame>>,
-        truncated: Option<Truncated>,
-    ) -> Option<(Pid, MonoNs, Body)> {
+    fn show(&mut self, id: u64, frames: Vec<Arc<Frame>>, truncated: Option<Truncated>) -> Option<(Pid, MonoNs, Body)> {
         let Kept { pid, at, space, .. } = self.kept.remove(&id)?;
         if self.shown.len() >= STACKS_SHOWN_MAX {
             self.shown.pop_first();

@@ -128,10 +128,8 @@ impl<W: Write> Writer<W> {
             Input::WorkClass { pid, vtable, class } => {
                 self.json(tag::WORK_CLASS, &WorkClass { pid: *pid, vtable: *vtable, class: class.clone() })?
             }
-            Input::Symbolized { stack, frames, truncated } => self.json(
-                tag::SYMBOLIZED,
-                &Symbolized { stack: *stack, frames: frames.clone(), truncated: *truncated },
-            )?,
+            Input::Symbolized { stack, frames, truncated } => self
+                .json(tag::SYMBOLIZED, &Symbolized { stack: *stack, frames: frames.clone(), truncated: *truncated })?,
             Input::Stop { now, reason } => self.json(tag::STOP, &Stop { now: *now, reason: *reason })?,
         };
         let len = u32::try_from(self.frame.len())

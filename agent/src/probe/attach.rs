@@ -34,15 +34,7 @@ use super::{btf::KernelTypes, tracefs::UringFields};
 static OBJECT: &[u8] = include_bytes_aligned!(env!("AGENT_BPF_OBJECT"));
 
 /// Names of the ring buffer maps, in the order of the families.
-pub const RING_MAPS: [&str; family::COUNT] = [
-    "EVENT_LOOP",
-    "THREAD_POOL",
-    "V8",
-    "SCHED",
-    "STACK",
-    "PROCESS",
-    "SAMPLE",
-];
+pub const RING_MAPS: [&str; family::COUNT] = ["EVENT_LOOP", "THREAD_POOL", "V8", "SCHED", "STACK", "PROCESS", "SAMPLE"];
 
 #[derive(Debug, Error)]
 pub enum LoadError {
@@ -112,7 +104,6 @@ pub struct Settings {
     /// Unread bytes in a ring from which on the reader is woken; 0 is at once.
     pub wakeup_bytes: u64,
 }
-
 
 /// A tracepoint that could not be attached, and why.
 #[derive(Debug)]

@@ -38,8 +38,7 @@ pub fn sample_cpu(ctx: PerfEventContext) -> u32 {
     let data: *const bpf_perf_event_data = ctx.as_ptr().cast();
     // SAFETY: the context is the one that the kernel passed in.
     let code_segment = unsafe { (*data).regs.cs };
-    let kernel_stack =
-        if code_segment & USER_MODE == 0 { stack::kernel(&ctx, Buffer::Sampler, now) } else { 0 };
+    let kernel_stack = if code_segment & USER_MODE == 0 { stack::kernel(&ctx, Buffer::Sampler, now) } else { 0 };
     send::<Sample>(family::SAMPLE, |record| {
         // SAFETY: `record` is a reservation of exactly this type; the helper takes nothing.
         unsafe {
