@@ -134,3 +134,58 @@ pub const FRAME_TABLE_BYTES_MAX: u64 = 32 << 20;
 
 /// Rows of one file's unwind table: PostgreSQL has 81 000.
 pub const UNWIND_FILE_ROWS_MAX: usize = 1 << 17;
+
+/// Reads of a V8 heap that one frame is worth: a function that is met for the first time takes about forty, with its script's source
+/// in chunks and a dozen inlined functions some hundreds.
+pub const V8_READS_MAX: u32 = 4096;
+
+/// Maps of a V8 heap whose type is remembered: V8 has three hundred of its own; 32 B each.
+pub const V8_MAPS_MAX: usize = 1024;
+
+/// Pieces that one string may be made of: what `+=` builds in a loop of ten thousand turns, and no endless ring.
+pub const V8_STRING_NODES_MAX: usize = 65_536;
+
+/// Units of a string that are read at once: 64 KiB where they have two bytes.
+pub const V8_STRING_UNITS_CHUNK: usize = 32_768;
+
+/// UTF-16 units of a name of a function or script; a data: URL is longer, and no name.
+pub const V8_NAME_UNITS_MAX: u32 = 4096;
+
+/// UTF-16 units of a source whose lines are counted: the largest bundles have some ten million.
+pub const V8_SOURCE_UNITS_MAX: u32 = 64 << 20;
+
+/// Lines of one script: 4 B each, 16 MiB.
+pub const V8_LINES_MAX: usize = 4 << 20;
+
+/// Lines of all scripts of a process that are kept: 16 MiB.
+pub const V8_LINES_KEPT_MAX: usize = 4 << 20;
+
+/// Scripts of one process that are kept: a large service loads some thousands.
+pub const V8_SCRIPTS_MAX: usize = 8192;
+
+/// Code that evaluates code that evaluates code.
+pub const V8_EVAL_DEPTH_MAX: usize = 4;
+
+/// Functions of one process that are kept: about 150 B x 65 536 = 10 MiB.
+pub const V8_FUNCTIONS_MAX: usize = 65_536;
+
+/// Bytes of one table of positions: about three a bytecode.
+pub const V8_TABLE_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of one function's bytecode: a module that is all one function.
+pub const V8_BYTECODES_MAX: usize = 4 << 20;
+
+/// Bytes of one function's machine code, and so how far before an address its begin is looked for.
+pub const V8_CODE_BYTES_MAX: u64 = 4 << 20;
+
+/// Words in machine code that look like the begin of an object with code, and are looked at more closely, for one address.
+pub const V8_CODE_CANDIDATES_MAX: usize = 4096;
+
+/// Pieces of machine code of one process that are kept: 150 B each.
+pub const V8_CODES_MAX: usize = 65_536;
+
+/// Functions that are inlined into each other at one address: V8 stops at a budget of bytecodes, long before that.
+pub const V8_INLINING_DEPTH_MAX: usize = 64;
+
+/// Builds of V8 whose layout is kept: 2 KiB each.
+pub const V8_LAYOUTS_MAX: usize = 16;

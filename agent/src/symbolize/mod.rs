@@ -8,7 +8,9 @@ mod demangle;
 mod jit;
 mod kernel;
 mod lines;
+pub mod memory;
 mod module;
+pub mod v8;
 
 use std::{
     collections::HashMap,
@@ -17,14 +19,25 @@ use std::{
 };
 
 use crate::{
-    decode::{Frames, UserFrames},
-    limits::{SYMBOL_FILES_MAX, SYMBOL_SPACES_MAX},
+    decode::{Frames, UserFrame, UserFrames},
+    limits::{SYMBOL_FILES_MAX, SYMBOL_SPACES_MAX, V8_LAYOUTS_MAX},
     report::model::{Frame, FrameKind, Truncated},
-    target::procfs::{self, Incarnation, Mapping},
+    target::{
+        node::NodeTarget,
+        procfs::{self, FileIdentity, Incarnation, Mapping},
+    },
     units::{Pid, UserAddr},
 };
+use agent_ebpf::spec::Component;
 use kernel::KernelSymbols;
+use log::debug;
+use memory::LiveMemory;
 use module::Module;
+use v8::{
+    V8,
+    frames::{Decoded, Seen},
+    layout::Layout,
+};
 
 pub use demangle::readable;
 pub use jit::PerfMap;
@@ -53,6 +66,8 @@ pub struct Symbolizer {
     modules: HashMap<(u64, u64), Option<Module>>,
     kernel: Option<KernelSymbols>,
     lines: blazesym::symbolize::Symbolizer,
+    /// How the V8 of a file lays out its heap; `None` if that is not known.
+    layouts: HashMap<FileIdentity, Option<Layout>>,
 }
 
 /// What is mapped where in a process.
@@ -63,6 +78,16 @@ struct Space {
     incarnation: Option<Incarnation>,
     used: Option<Instant>,
     perf_map: PerfMap,
+    v8: Runtime,
+}
+
+/// The V8 of a process.
+#[derive(Default)]
+enum Runtime {
+    #[default]
+    NotLooked,
+    None,
+    V8(Box<V8<LiveMemory>>),
 }
 
 impl Default for Symbolizer {
@@ -74,7 +99,13 @@ impl Default for Symbolizer {
 impl Symbolizer {
     #[must_use]
     pub fn new() -> Self {
-        Self { spaces: HashMap::new(), modules: HashMap::new(), kernel: None, lines: inlined_functions() }
+        Self {
+            spaces: HashMap::new(),
+            modules: HashMap::new(),
+            kernel: None,
+            lines: inlined_functions(),
+            layouts: HashMap::new(),
+        }
     }
 
     /// Names a stack, innermost first.
@@ -93,7 +124,7 @@ impl Symbolizer {
         self.enter(pid);
         let mut frames = Vec::with_capacity(stack.frames.len());
         for (depth, frame) in stack.frames.iter().enumerate() {
-            self.user_frame(pid, frame.pc, frame.pc.saturating_sub(u64::from(depth > 0)), &mut frames);
+            self.user_frame(pid, *frame, depth, &mut frames);
         }
         Named { frames: frames.into_iter().map(Arc::new).collect(), truncated: None }
     }
@@ -141,12 +172,23 @@ impl Symbolizer {
         space.used = Some(Instant::now());
     }
 
-    fn user_frame(&mut self, pid: Pid, addr: u64, at: u64, frames: &mut Vec<Frame>) {
+    fn user_frame(&mut self, pid: Pid, frame: UserFrame, depth: usize, frames: &mut Vec<Frame>) {
+        let at = frame.pc.saturating_sub(u64::from(depth > 0));
+        let seen = Seen { pc: at, object: frame.object, bytecode_offset: frame.bytecode_offset };
         let Some(mapping) = self.mapping(pid, at) else {
-            frames.push(unknown(addr));
+            frames.push(unknown(frame.pc));
             return;
         };
         if is_compiled_at_run_time(&mapping) {
+            let decoded = self.v8(pid).and_then(|v8| {
+                let decoded = v8.run_time(seen, mapping.start);
+                let decoded = decoded.or_else(|because| if depth > 0 { v8.function_only(seen) } else { Err(because) });
+                decoded.inspect_err(|because| debug!("frame not named, pid={pid} pc={at:#x}: {because}")).ok()
+            });
+            if let Some(Decoded { frames: named, .. }) = decoded {
+                frames.extend(named);
+                return;
+            }
             let space = self.spaces.entry(pid).or_default();
             let unnamed = || Frame { name: "[js]".to_owned(), kind: FrameKind::Js, ..Frame::default() };
             frames.push(space.perf_map.frame(pid, at).unwrap_or_else(unnamed));
@@ -162,11 +204,41 @@ impl Symbolizer {
         if let Some((module, lines)) = self.module_and_lines(pid, &mapping) {
             module.frames(offset, lines, frames);
         }
+        if let [.., symbol] = frames.as_slice()
+            && symbol.kind == FrameKind::Builtin
+            && frames.len() == begin + 1
+        {
+            let symbol = symbol.clone();
+            let decoded = self.v8(pid).and_then(|v8| {
+                let decoded = v8.builtin(seen, symbol);
+                decoded.inspect_err(|because| debug!("frame not named, pid={pid} pc={at:#x}: {because}")).ok()
+            });
+            if let Some(Decoded { frames: named, .. }) = decoded {
+                frames.truncate(begin);
+                frames.extend(named);
+            }
+        }
         if frames.len() == begin {
             // A stripped library: the place in the file can be named later, by whoever has its symbols.
             let module = file_name(&mapping);
             let name = format!("{}+{offset:#x}", module.as_deref().unwrap_or("?"));
             frames.push(Frame { name, module, kind: FrameKind::Unknown, ..Frame::default() });
+        }
+    }
+
+    /// The V8 of a process, if it has one whose heap is known.
+    fn v8(&mut self, pid: Pid) -> Option<&mut V8<LiveMemory>> {
+        let space = self.spaces.entry(pid).or_default();
+        if matches!(space.v8, Runtime::NotLooked) {
+            let layout = layout_of(pid, &mut self.layouts);
+            space.v8 = match layout {
+                Some(layout) => Runtime::V8(Box::new(V8::new(LiveMemory::of(pid), layout))),
+                None => Runtime::None,
+            };
+        }
+        match &mut space.v8 {
+            Runtime::V8(v8) => Some(v8),
+            Runtime::NotLooked | Runtime::None => None,
         }
     }
 
@@ -208,6 +280,19 @@ impl Symbolizer {
         }
         self.modules.get(&identity)?.as_ref().map(|module| (module, &self.lines))
     }
+}
+
+fn layout_of(pid: Pid, layouts: &mut HashMap<FileIdentity, Option<Layout>>) -> Option<Layout> {
+    let target = NodeTarget::inspect(pid).map_err(|error| debug!("no V8: {error}")).ok()?;
+    let file = target.node.holder(Component::V8)?;
+    if layouts.len() >= V8_LAYOUTS_MAX {
+        layouts.clear();
+    }
+    let read = || {
+        let [major, minor, build, _] = target.node.v8_version()?;
+        Layout::of_file([major, minor, build], &file.elf).map_err(|error| debug!("no JavaScript names: {error}")).ok()
+    };
+    layouts.entry(file.identity).or_insert_with(read).clone()
 }
 
 /// Names are made readable here, whichever table they come from.

@@ -1,0 +1,218 @@
+//! What a frame is, and the names of it.
+//!
+//! The frame pointer walk hands over, for each frame, an address in code and what lay in the frame where V8 keeps its function. The
+//! address is judged first, as frames of C++ hold anything there:
+//!
+//! - **V8's own code** (the embedded blob): with a type marker a stub or an entry; with a function of the language, that; with a
+//!   function that has bytecode, the interpreter, or a builtin without a frame of its own that this function's code has called.
+//! - **code made at run time**: the `Code` around the address says what it is of. Optimised code knows its function and what was
+//!   inlined; baseline code knows its bytecode, and the frame the function.
+//! - **anything else** is native, and not for here.
+//!
+//! What each name rests on is returned with it, so that it can be kept and checked later with one small read.
+
+use super::{
+    V8,
+    code::{Code, Kind},
+    deopt::At,
+    function::{Body, Function},
+    heap::{Object, Refusal, Tagged},
+    layout::fixed,
+    positions::bytecode_at,
+    proof::Proof,
+};
+use crate::{
+    limits::{V8_BYTECODES_MAX, V8_TABLE_BYTES_MAX},
+    report::model::{Frame, FrameKind, Tier},
+    symbolize::memory::Memory,
+    units::UserAddr,
+};
+
+/// A frame as the walk saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Within the instruction that runs, or within the call.
+    pub pc: u64,
+    /// See [`crate::decode::UserFrame::object`].
+    pub object: u64,
+    /// See [`crate::decode::UserFrame::bytecode_offset`].
+    pub bytecode_offset: u64,
+}
+
+impl Seen {
+    /// The frame's type, where it is one of V8's stubs.
+    fn marker(self) -> Option<u32> {
+        (self.object != 0 && self.object & 1 == 0).then(|| u32::try_from(self.object >> 1).unwrap_or(u32::MAX))
+    }
+
+    fn function(self) -> Result<Object, Refusal> {
+        Tagged(self.object).object()
+    }
+}
+
+/// Names of one frame, innermost first, and what they rest on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decoded {
+    pub frames: Vec<Frame>,
+    pub proofs: Vec<Proof>,
+}
+
+impl<M: Memory> V8<M> {
+    /// Names a frame whose address is in V8's own code, which its symbol table calls `symbol`.
+    pub fn builtin(&mut self, seen: Seen, symbol: Frame) -> Result<Decoded, Refusal> {
+        self.heap.begin();
+        if let Some(marker) = seen.marker() {
+            return Ok(Decoded { frames: vec![self.stub(marker, symbol)], proofs: Vec::new() });
+        }
+        let Ok(function) = seen.function() else {
+            return Ok(Decoded { frames: vec![symbol], proofs: Vec::new() });
+        };
+        let mut decoded = Decoded::default();
+        let named = self.describe(function, &mut decoded.proofs)?;
+        match self.heap.body(function)? {
+            Body::Bytecode(bytecode) => {
+                let interpreted = self.interpreter_offset(seen);
+                if interpreted.is_none() || !is_interpreter(&symbol.name) {
+                    decoded.frames.push(symbol);
+                }
+                let tier = if interpreted.is_some() { Some(Tier::Interpreted) } else { None };
+                let position = interpreted
+                    .and_then(|offset| self.heap.position_in_bytecode(bytecode, offset).ok())
+                    .and_then(super::positions::Position::offset);
+                decoded.frames.push(frame_of(&named, position, tier));
+            }
+            Body::Builtin | Body::Other => {
+                let name = if symbol.kind == FrameKind::Builtin || named.name.is_empty() {
+                    symbol.name
+                } else {
+                    named.name.clone()
+                };
+                decoded.frames.push(Frame {
+                    name,
+                    kind: FrameKind::Builtin,
+                    module: symbol.module,
+                    ..Frame::default()
+                });
+            }
+        }
+        Ok(decoded)
+    }
+
+    fn stub(&self, marker: u32, symbol: Frame) -> Frame {
+        let types = self.heap.layout.frames;
+        if [types.wasm, types.js_to_wasm, types.wasm_to_js].contains(&marker) {
+            return Frame { kind: FrameKind::Wasm, ..symbol };
+        }
+        symbol
+    }
+
+    /// The offset in the bytecode, where the frame is one of the interpreter's.
+    fn interpreter_offset(&self, seen: Seen) -> Option<u32> {
+        // It counts from the tagged array.
+        let before = u64::from(self.heap.layout.bytecode_data) - 1;
+        u32::try_from(seen.bytecode_offset.checked_sub(before)?).ok()
+    }
+
+    /// Names a frame whose address is in code made at run time, in a mapping that begins at `mapped`.
+    pub fn run_time(&mut self, seen: Seen, mapped: UserAddr) -> Result<Decoded, Refusal> {
+        self.heap.begin();
+        let types = self.heap.layout.frames;
+        if seen.marker() == Some(types.wasm) {
+            return Ok(Decoded { frames: vec![wasm_frame()], proofs: Vec::new() });
+        }
+        let code = self.heap.code_at(seen.pc, mapped, &mut self.codes)?;
+        let mut decoded = Decoded::default();
+        Proof::of_code(&code, &self.heap.layout, &mut decoded.proofs);
+        match code.kind {
+            Kind::Baseline => self.baseline(seen, &code, &mut decoded)?,
+            Kind::Optimised(tier) => {
+                for (depth, At { function, position }) in self.heap.optimised(&code, seen.pc)?.iter().rev().enumerate()
+                {
+                    let named = self.describe(*function, &mut decoded.proofs)?;
+                    let frame = frame_of(&named, *position, Some(tier));
+                    decoded.frames.insert(0, Frame { inlined: depth > 0, ..frame });
+                }
+            }
+            Kind::Other => decoded.frames.push(self.other(seen)),
+        }
+        Ok(decoded)
+    }
+
+    fn other(&self, seen: Seen) -> Frame {
+        let types = self.heap.layout.frames;
+        if seen.marker().is_some_and(|marker| [types.js_to_wasm, types.wasm_to_js].contains(&marker)) {
+            return wasm_frame();
+        }
+        Frame { name: "[regexp]".to_owned(), kind: FrameKind::Builtin, ..Frame::default() }
+    }
+
+    /// Baseline code knows its bytecode but not its function; the frame's function must have this very bytecode.
+    fn baseline(&mut self, seen: Seen, code: &Code, decoded: &mut Decoded) -> Result<(), Refusal> {
+        let heap = &self.heap;
+        let field = |offset: u32| Tagged(code.words.get(offset as usize / 8).copied().unwrap_or(0)).object();
+        let mut bytecode = field(heap.layout.code.deopt)?;
+        if heap.type_of(bytecode)? == heap.layout.types.interpreter_data {
+            bytecode = heap.object(bytecode, fixed::INTERPRETER_DATA_BYTECODE)?;
+        }
+        heap.expect(bytecode, heap.layout.types.bytecode_array)?;
+        let function = seen.function()?;
+        if heap.body(function)? != Body::Bytecode(bytecode) {
+            return Err(Refusal::Changed);
+        }
+        let count = usize::try_from(heap.count(bytecode, fixed::ARRAY_LENGTH)?).unwrap_or(usize::MAX);
+        let bytecodes = heap.bytes(bytecode.field(heap.layout.bytecode_data)?, count, V8_BYTECODES_MAX)?;
+        let table = heap.byte_array(field(heap.layout.code.positions)?, V8_TABLE_BYTES_MAX)?;
+        let position = bytecode_at(&table, &bytecodes, &heap.layout, seen.pc.saturating_sub(code.start))
+            .and_then(|offset| heap.position_in_bytecode(bytecode, offset));
+        let position = position.ok().and_then(super::positions::Position::offset);
+        let named = self.describe(function, &mut decoded.proofs)?;
+        decoded.frames.push(frame_of(&named, position, Some(Tier::Baseline)));
+        Ok(())
+    }
+
+    /// The function of a frame that is set up, where nothing more is known of it.
+    pub fn function_only(&mut self, seen: Seen) -> Result<Decoded, Refusal> {
+        self.heap.begin();
+        let mut decoded = Decoded::default();
+        let named = self.describe(seen.function()?, &mut decoded.proofs)?;
+        decoded.frames.push(frame_of(&named, None, None));
+        Ok(decoded)
+    }
+
+    fn describe(&mut self, function: Object, proofs: &mut Vec<Proof>) -> Result<std::sync::Arc<Function>, Refusal> {
+        let words = self.heap.words(function)?;
+        proofs.push(Proof::of_function(function, words, &self.heap.layout));
+        self.heap.function(function, &mut self.functions, 0)
+    }
+}
+
+/// A name for functions that have none, as DevTools has it.
+const ANONYMOUS: &str = "(anonymous)";
+
+fn frame_of(function: &Function, position: Option<u32>, tier: Option<Tier>) -> Frame {
+    let script = function.script.as_deref();
+    let place = |position: u32| script?.place(position);
+    let known = position.and_then(place);
+    let place = known.or_else(|| function.start.and_then(place));
+    Frame {
+        name: if function.name.is_empty() { ANONYMOUS.to_owned() } else { function.name.clone() },
+        kind: FrameKind::Js,
+        file: script.and_then(|script| script.file.clone()),
+        line: place.map(|place| place.line),
+        column: place.map(|place| place.column),
+        start_line: known.is_none() && place.is_some(),
+        tier,
+        ..Frame::default()
+    }
+}
+
+fn wasm_frame() -> Frame {
+    Frame { name: "[wasm]".to_owned(), kind: FrameKind::Wasm, ..Frame::default() }
+}
+
+/// Code of the interpreter itself: it says nothing beside the function that it runs.
+fn is_interpreter(builtin: &str) -> bool {
+    builtin.ends_with("Handler")
+        || builtin.starts_with("InterpreterEntryTrampoline")
+        || builtin.starts_with("InterpreterEnterAt")
+}

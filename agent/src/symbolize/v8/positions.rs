@@ -1,0 +1,134 @@
+//! Tables that V8 keeps as variable-length integers: source positions, and where bytecodes begin in baseline code.
+//!
+//! A source position table holds pairs, each by its difference from the one before: an offset in the code, and a position in the
+//! source. Until 14.0 the first number is a zigzag integer whose sign tells statements from expressions; since then it is
+//! unsigned and two flags lie below it. The second is a zigzag integer over 64 bits of which bits 1 to 30 are the offset in the
+//! source plus one, and bits 31 to 46 the number of the inlining plus one (`SourcePosition`, `src/codegen/source-position.h`).
+//!
+//! Baseline code keeps, for each of its bytecodes, how many bytes of machine code it became, unsigned.
+
+use super::{
+    heap::Refusal,
+    layout::{Layout, PositionsEncoding, Scale},
+};
+
+/// A place in a source, and which inlined function it is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position(u64);
+
+impl Position {
+    #[must_use]
+    pub fn from_raw(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// Units from the script's begin; `None` if it is not known, or one of code that no script has.
+    #[must_use]
+    pub fn offset(self) -> Option<u32> {
+        const OFFSET_MASK: u64 = (1 << 30) - 1;
+        let is_external = self.0 & 1 == 1;
+        let biased = u32::try_from(self.0 >> 1 & OFFSET_MASK).unwrap_or(0);
+        if is_external { None } else { biased.checked_sub(1) }
+    }
+
+    /// Index among the inlined functions; `None` in the function itself.
+    #[must_use]
+    pub fn inlining(self) -> Option<u32> {
+        const INLINING_SHIFT: u64 = 31;
+        u32::try_from(self.0 >> INLINING_SHIFT & 0xffff).unwrap_or(0).checked_sub(1)
+    }
+}
+
+/// Reads integers off a table.
+#[derive(Clone, Copy, Debug)]
+pub struct Vlq<'a>(pub &'a [u8]);
+
+impl Vlq<'_> {
+    /// Seven bits a byte, the lowest first; the highest bit says that more follow.
+    pub fn unsigned(&mut self) -> Result<u64, Refusal> {
+        let mut value = 0;
+        for shift in (0..u64::BITS).step_by(7) {
+            let (byte, rest) = self.0.split_first().ok_or(Refusal::Damaged)?;
+            self.0 = rest;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(Refusal::Damaged)
+    }
+
+    pub fn zigzag(&mut self) -> Result<i64, Refusal> {
+        let value = self.unsigned()?;
+        Ok((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
+    }
+}
+
+/// The last position at or before an offset in the code, of a table whose offsets must stay within the code.
+pub fn position_at(
+    table: &[u8],
+    encoding: PositionsEncoding,
+    offset: u64,
+    code_bytes: u64,
+) -> Result<Option<Position>, Refusal> {
+    let mut rest = Vlq(table);
+    let (mut at, mut raw) = (-1_i64, 0_i64);
+    let mut found = None;
+    while !rest.0.is_empty() {
+        let delta = match encoding {
+            PositionsEncoding::Signed => {
+                let delta = rest.zigzag()?;
+                if delta >= 0 { delta } else { -(delta + 1) }
+            }
+            PositionsEncoding::Flagged => (rest.unsigned()? >> 2).cast_signed(),
+        };
+        raw = raw.wrapping_add(rest.zigzag()?);
+        at = at.checked_add(delta).ok_or(Refusal::Damaged)?;
+        // The entry of a function has a position of its own, before the first byte.
+        if at < -1 || at > code_bytes.cast_signed() {
+            return Err(Refusal::Damaged);
+        }
+        if at > offset.cast_signed() {
+            break;
+        }
+        found = Some(Position(raw.cast_unsigned()));
+    }
+    Ok(found)
+}
+
+/// The offset of the bytecode whose machine code holds `offset`.
+pub fn bytecode_at(table: &[u8], bytecodes: &[u8], layout: &Layout, offset: u64) -> Result<u32, Refusal> {
+    let mut lengths = Vlq(table);
+    // What sets up the frame comes first, and is of no bytecode.
+    let (mut code, mut at) = (lengths.unsigned()?, 0_usize);
+    if offset < code {
+        return Ok(0);
+    }
+    while !lengths.0.is_empty() {
+        code = code.checked_add(lengths.unsigned()?).ok_or(Refusal::Damaged)?;
+        if code > offset {
+            return u32::try_from(at).map_err(|_| Refusal::Damaged);
+        }
+        let next = at.checked_add(bytecode_bytes(bytecodes, at, layout)?).ok_or(Refusal::Damaged)?;
+        // The epilogue has a length and no bytecode.
+        if next >= bytecodes.len() {
+            break;
+        }
+        at = next;
+    }
+    u32::try_from(at).map_err(|_| Refusal::Damaged)
+}
+
+/// Bytes of the bytecode at an index, its prefix included.
+fn bytecode_bytes(bytecodes: &[u8], at: usize, layout: &Layout) -> Result<usize, Refusal> {
+    let get = |at: usize| bytecodes.get(at).copied().ok_or(Refusal::Damaged);
+    let first = get(at)?;
+    // `Wide`, `ExtraWide` and the same for the debugger: the first four bytecodes.
+    let scale = match first {
+        0 | 2 => Scale::Double,
+        1 | 3 => Scale::Quadruple,
+        _ => return layout.bytecode_bytes(first, Scale::Single).map(usize::from).ok_or(Refusal::Damaged),
+    };
+    let second = get(at.checked_add(1).ok_or(Refusal::Damaged)?)?;
+    layout.bytecode_bytes(second, scale).map(|bytes| usize::from(bytes) + 1).ok_or(Refusal::Damaged)
+}
