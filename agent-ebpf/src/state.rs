@@ -147,7 +147,7 @@ record! {
 
 record! {
     /// All tallies of the kernel half, one value a CPU: user space reads them with a single call.
-    pub struct Tally[784] {
+    pub struct Tally[792] {
         pub families: [FamilyCounters; family::COUNT],
         /// By [`counter`].
         pub counters: [u64; counter::COUNT],
@@ -170,9 +170,18 @@ pub mod counter {
     pub const RUN_QUEUE_FULL: u32 = 4;
     /// A work item ended that was not seen to begin.
     pub const WORK_UNSEEN: u32 = 5;
-    pub const COUNT: usize = 6;
-    pub const NAMES: [&str; COUNT] =
-        ["threads_full", "works_full", "stack_over_budget", "stack_failed", "run_queue_full", "work_unseen"];
+    /// A thread ran that was not seen to be switched in.
+    pub const SWITCH_IN_UNSEEN: u32 = 6;
+    pub const COUNT: usize = 7;
+    pub const NAMES: [&str; COUNT] = [
+        "threads_full",
+        "works_full",
+        "stack_over_budget",
+        "stack_failed",
+        "run_queue_full",
+        "work_unseen",
+        "switch_in_unseen",
+    ];
 }
 
 /// Numbers that the loader sets before the program is verified: offsets from the running kernel's own types.

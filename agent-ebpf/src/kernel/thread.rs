@@ -8,6 +8,7 @@ use agent_ebpf::{
 use super::{
     emit::{count, current, now_ns},
     maps,
+    probes::sched::catch_up,
 };
 
 /// The target that a process is, if it is one.
@@ -23,7 +24,11 @@ pub fn target(tgid: u32) -> Option<Target> {
 pub fn current_state() -> Option<&'static mut ThreadState> {
     let (tgid, tid) = current();
     maps::TARGETS.get_ptr(&tgid)?;
-    of_target(tgid, tid)
+    let state = of_target(tgid, tid)?;
+    if state.flags & flag::OFF_CPU != 0 {
+        catch_up(state, now_ns());
+    }
+    Some(state)
 }
 
 /// The state of a thread of a target; inserted at first sight.

@@ -21,7 +21,7 @@ use crate::{
 const MAGIC: [u8; 8] = *b"AGENTREC";
 
 /// Rises whenever an input or a kernel record changes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Why a recording cannot be read (on).
 #[derive(Debug, Error)]

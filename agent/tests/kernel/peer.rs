@@ -17,6 +17,8 @@ pub struct Stay {
     pub woken: f64,
     /// Infinity where the thread was still off when the peer ended: an idle one of V8's may be for long.
     pub back: f64,
+    /// Its end was not seen: `back` is when it was woken, as a CPU that idles takes a thread at once.
+    pub is_cut: bool,
 }
 
 /// `TASK_INTERRUPTIBLE`: what a thread that waits for long is.
@@ -71,15 +73,21 @@ impl SchedPeer {
     }
 }
 
-/// `@stay[tid, state, out, woken, in]: 1`, or `@out[tid]: out`
+/// `@stay[tid, state, out, woken, in]: 1`, `@cut[tid, state, out, woken, again]: 1`, or `@out[tid]: out`
 fn parse(line: &str) -> Option<Stay> {
     if let Some((tid, out)) = line.strip_prefix("@out[").and_then(|rest| rest.split_once("]: ")) {
         let (tid, out) = (tid.parse().ok()?, out.parse::<u64>().ok()?);
-        return Some(Stay { tid, state: ASLEEP, out: out as f64, woken: 0.0, back: f64::INFINITY });
+        return Some(Stay { tid, state: ASLEEP, out: out as f64, woken: 0.0, back: f64::INFINITY, is_cut: false });
     }
-    let fields = line.strip_prefix("@stay[")?.split(']').next()?;
+    let cut = line.strip_prefix("@cut[");
+    let fields = cut.or_else(|| line.strip_prefix("@stay["))?.split(']').next()?;
     let mut fields = fields.split(", ").map(str::parse::<u64>);
     let mut next = || fields.next()?.ok();
-    let (tid, state, out, woken, back) = (next()?, next()?, next()?, next()?, next()?);
-    Some(Stay { tid: tid as u32, state, out: out as f64, woken: woken as f64, back: back as f64 })
+    let (tid, state, out, woken, end) = (next()?, next()?, next()?, next()?, next()?);
+    let (out, woken) = (out as f64, woken as f64);
+    let mut stay = Stay { tid: tid as u32, state, out, woken, back: end as f64, is_cut: cut.is_some() };
+    if stay.is_cut {
+        stay.back = stay.runnable_from();
+    }
+    Some(stay)
 }

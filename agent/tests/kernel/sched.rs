@@ -58,7 +58,7 @@ fn check_run_queue(records: &Records, stays: &[Stay]) {
         let latencies: Vec<f64> = stays
             .iter()
             .filter(|stay| roles.get(&stay.tid).is_some_and(|role| members.contains(role)))
-            .filter(|stay| span.holds(stay.back) && (stay.is_preempted() || stay.woken != 0.0))
+            .filter(|stay| !stay.is_cut && span.holds(stay.back) && (stay.is_preempted() || stay.woken != 0.0))
             .map(|stay| stay.back - stay.runnable_from())
             .collect();
         let entries = records.of_type("window").flat_map(|window| list(window, "run_queue"));

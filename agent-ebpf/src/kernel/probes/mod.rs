@@ -3,5 +3,5 @@
 mod epoll;
 mod io_uring;
 mod process;
-mod sched;
+pub mod sched;
 mod uprobe;
