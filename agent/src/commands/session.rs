@@ -5,10 +5,11 @@ use std::{fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc, time::Duration};
 use agent_ebpf::{
     abi::family,
     spec::{Group, Tracepoint},
-    state::{Target, ThreadState, target_flag},
+    state::{Target, ThreadState, flag, target_flag},
 };
 use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
+use zerocopy::FromBytes;
 
 use super::cost;
 use crate::{
@@ -82,6 +83,7 @@ pub struct Session {
     phases_marked: MonoNs,
     phases_seen_ns: u64,
     turns_at_tick: u64,
+    polls: Polls,
     pub batches: mpsc::Receiver<Batch>,
     pub degraded: Vec<Degraded>,
     pub way: Way,
@@ -129,6 +131,7 @@ impl Session {
             phases_marked: monotonic_ns(),
             phases_seen_ns: 0,
             turns_at_tick: 0,
+            polls: Polls::default(),
             batches,
             degraded,
         })
@@ -155,6 +158,7 @@ impl Session {
     /// From now on, this process is traced.
     pub fn add_target(&mut self, pid: Pid, follow: bool) -> Result<(), SessionError> {
         let flags = if follow { target_flag::FOLLOW } else { 0 };
+        self.watch_all_polls(follow);
         self.maps.add_target(pid.0, Target { flags, vtable_back: THREAD_POOL_WORK_VTABLE_BACK, reserved: 0 })?;
         Ok(())
     }
@@ -192,6 +196,7 @@ impl Session {
     /// Reads the maps as of `now`, a moment that has just passed.
     pub fn snapshot(&mut self, now: MonoNs) -> Result<Tick, SessionError> {
         let snapshot = self.maps.snapshot(now)?;
+        self.shed_polls(&snapshot.threads);
         self.mark_phases(snapshot.now);
         let phases_seen_ns = std::mem::take(&mut self.phases_seen_ns);
         let hits = (0..).zip(&snapshot.hits).filter(|(_, hits)| **hits > 0).map(|(slot, hits)| (slot, *hits)).collect();
@@ -274,6 +279,36 @@ impl Session {
         self.hit_cost = measured;
     }
 
+    /// A program that is new here may poll either way. Those that a process starts, if they are followed, are seen too late for that.
+    fn watch_all_polls(&mut self, follow: bool) {
+        self.polls = if follow { Polls::Kept } else { Polls::Unknown };
+        let Some(probes) = &mut self.probes else { return };
+        if let Err(error) = probes.attach_again(&[BY_WAIT, BY_PWAIT].concat()) {
+            warn!("polls are not seen: {error}");
+        }
+    }
+
+    /// Tracepoints of the call by which no loop polls come off: every poll of every other process would pass them.
+    fn shed_polls(&mut self, threads: &[u8]) {
+        if self.polls != Polls::Unknown {
+            return;
+        }
+        let states =
+            threads.chunks_exact(size_of::<ThreadState>()).filter_map(|state| ThreadState::read_from_bytes(state).ok());
+        let seen = states.fold(0, |seen, state| seen | state.flags);
+        let idle: &[&str] = match (seen & flag::POLLS_BY_WAIT != 0, seen & flag::POLLS_BY_PWAIT != 0) {
+            (true, false) => &BY_PWAIT,
+            (false, true) => &BY_WAIT,
+            (false, false) => return,
+            (true, true) => &[],
+        };
+        self.polls = Polls::Kept;
+        if let Some(probes) = &mut self.probes {
+            probes.detach_tracepoints(idle);
+            debug!("tracepoints detached, as no loop polls by them: {idle:?}");
+        }
+    }
+
     fn mark_phases(&mut self, now: MonoNs) {
         let attached = self.duty.as_ref().is_some_and(PhaseDuty::is_attached) && !self.files.is_empty();
         self.mark_phases_as(now, attached);
@@ -290,6 +325,20 @@ impl Session {
     pub fn detach(&mut self) {
         self.probes = None;
     }
+}
+
+/// Programs on the two calls by which loops poll.
+const BY_WAIT: [&str; 2] = ["enter_epoll_wait", "exit_epoll_wait"];
+const BY_PWAIT: [&str; 2] = ["enter_epoll_pwait", "exit_epoll_pwait"];
+
+/// Which of those are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Polls {
+    /// Both: no loop has polled yet.
+    #[default]
+    Unknown,
+    /// Those that are needed.
+    Kept,
 }
 
 /// Whether time on CPU is split by phase.

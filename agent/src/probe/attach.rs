@@ -108,7 +108,7 @@ pub struct TracepointSkip {
 pub struct Probes {
     pub(super) ebpf: Ebpf,
     way: Way,
-    tracepoints: Vec<Link>,
+    tracepoints: Vec<(&'static str, Link)>,
     uprobes: BTreeMap<Group, Vec<Link>>,
 }
 
@@ -118,8 +118,8 @@ type Link = Box<dyn Send>;
 impl Drop for Probes {
     /// Each link waits tens of milliseconds for a grace period of its own; together they share one.
     fn drop(&mut self) {
-        let links = self.tracepoints.drain(..).chain(std::mem::take(&mut self.uprobes).into_values().flatten());
-        detach_all(links.collect());
+        let tracepoints = self.tracepoints.drain(..).map(|(_, link)| link);
+        detach_all(tracepoints.chain(std::mem::take(&mut self.uprobes).into_values().flatten()).collect());
     }
 }
 
@@ -217,7 +217,23 @@ impl Probes {
         skips
     }
 
-    fn attach_tracepoint(&mut self, tracepoint: &Tracepoint) -> Result<(), String> {
+    /// Attaches those of the tracepoints with these programs that are not.
+    pub fn attach_again(&mut self, programs: &[&str]) -> Result<(), String> {
+        let attached = |program: &str| self.tracepoints.iter().any(|(name, _)| *name == program);
+        let wanted: Vec<_> =
+            TRACEPOINTS.iter().filter(|row| programs.contains(&row.program) && !attached(row.program)).collect();
+        wanted.into_iter().try_for_each(|tracepoint| self.attach_tracepoint(tracepoint))
+    }
+
+    /// Detaches the tracepoints with these programs. Nobody waits for it: the kernel takes its time over it.
+    pub fn detach_tracepoints(&mut self, programs: &[&str]) {
+        let (off, on) = self.tracepoints.drain(..).partition(|(name, _)| programs.contains(name));
+        self.tracepoints = on;
+        let off: Vec<(&str, Link)> = off;
+        std::thread::spawn(move || drop(off));
+    }
+
+    fn attach_tracepoint(&mut self, tracepoint: &'static Tracepoint) -> Result<(), String> {
         let program =
             self.ebpf.program_mut(tracepoint.program).ok_or_else(|| format!("no program {}", tracepoint.program))?;
         let link: Result<Link, ProgramError> = match tracepoint.form {
@@ -238,7 +254,7 @@ impl Probes {
                 })
             }
         };
-        self.tracepoints.push(link.map_err(|error| chain(&error))?);
+        self.tracepoints.push((tracepoint.program, link.map_err(|error| chain(&error))?));
         Ok(())
     }
 
