@@ -1,6 +1,6 @@
 //! A trace in progress, as seen from below: what is attached, and what the kernel half has counted so far.
 
-use std::{fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration};
 
 use agent_ebpf::{
     abi::family,
@@ -18,7 +18,7 @@ use crate::{
     intake::{Batch, Intake, IntakeError},
     probe::{
         attach::{AttachError, LoadError, Probes, Settings, TracepointSkip, Way},
-        btf::KernelTypes,
+        btf::{BtfError, KernelTypes},
         maps::{Maps, MapsError, monotonic_ns},
         tracefs,
     },
@@ -91,9 +91,9 @@ pub struct Session {
 
 impl Session {
     /// Loads the kernel half and attaches what does not depend on a target. Must be called inside the runtime.
-    pub fn start(settings: &Settings, phases: PhasesWanted) -> Result<Self, SessionError> {
+    pub fn start(settings: &Settings, phases: PhasesWanted, types: TypesAhead) -> Result<Self, SessionError> {
         let mut degraded = Vec::new();
-        let types = match KernelTypes::read() {
+        let types = match types.take() {
             Ok(types) => Some(types),
             Err(error) => {
                 warn!("{error}; exits and new threads are not seen at once, and exit codes not at all");
@@ -339,6 +339,20 @@ enum Polls {
     Unknown,
     /// Those that are needed.
     Kept,
+}
+
+/// The kernel's types, read while something else is done: they take as long as all symbols of a Node.js.
+pub struct TypesAhead(Option<JoinHandle<Result<KernelTypes, BtfError>>>);
+
+impl TypesAhead {
+    #[must_use]
+    pub fn read() -> Self {
+        Self(std::thread::Builder::new().name("agent-types".into()).spawn(KernelTypes::read).ok())
+    }
+
+    fn take(self) -> Result<KernelTypes, BtfError> {
+        self.0.and_then(|reader| reader.join().ok()).unwrap_or_else(KernelTypes::read)
+    }
 }
 
 /// Whether time on CPU is split by phase.
