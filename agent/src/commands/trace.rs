@@ -25,7 +25,7 @@ use zerocopy::FromBytes;
 use super::{
     asleep,
     launch::Launched,
-    session::{PhasesWanted, Session, SessionError},
+    session::{PhasesWanted, Session, SessionError, TypesAhead},
     sinks::{Destinations, Sinks},
     subject::{self, Subject, SubjectError},
     symbols::Symbols,
@@ -109,6 +109,7 @@ async fn trace(args: &TraceArgs) -> Result<u8, TraceError> {
             Launched::prepare(&args.run).map_err(|source| TraceError::Launch { command: program.clone(), source })?,
         ),
     };
+    let types = TypesAhead::read();
     let subject = match (&launched, args.pid) {
         (Some(launched), _) => launched.subject()?,
         (None, Some(pid)) => subject::examine(Pid(pid))?,
@@ -116,7 +117,7 @@ async fn trace(args: &TraceArgs) -> Result<u8, TraceError> {
     };
     let destinations = destinations(args);
     let sinks = Sinks::open(&destinations).map_err(TraceError::Output)?;
-    let session = Session::start(&settings(args), &[Group::Gc, Group::Pool], phases(args.phases))?;
+    let session = Session::start(&settings(args), &[Group::Gc, Group::Pool], phases(args.phases), types)?;
     let mut driver = Driver::new(args, session, sinks)?;
     driver.add(subject)?;
     if let Some(launched) = launched {
