@@ -189,13 +189,17 @@ impl<M: Memory> V8<M> {
 /// A name for functions that have none, as DevTools has it.
 const ANONYMOUS: &str = "(anonymous)";
 
+/// And for those in evaluated code, as V8 has it.
+const EVALUATED: &str = "eval";
+
 fn frame_of(function: &Function, position: Option<u32>, tier: Option<Tier>) -> Frame {
     let script = function.script.as_deref();
     let place = |position: u32| script?.place(position);
     let known = position.and_then(place);
     let place = known.or_else(|| function.start.and_then(place));
+    let unnamed = if script.is_some_and(|script| script.is_evaluated) { EVALUATED } else { ANONYMOUS };
     Frame {
-        name: if function.name.is_empty() { ANONYMOUS.to_owned() } else { function.name.clone() },
+        name: if function.name.is_empty() { unnamed.to_owned() } else { function.name.clone() },
         kind: FrameKind::Js,
         file: script.and_then(|script| script.file.clone()),
         line: place.map(|place| place.line),
