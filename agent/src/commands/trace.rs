@@ -25,7 +25,7 @@ use zerocopy::FromBytes;
 use super::{
     asleep,
     launch::Launched,
-    session::{PhasesWanted, Session, SessionError, TypesAhead},
+    session::{FileProbes, PhasesWanted, Session, SessionError, TypesAhead},
     sinks::{Destinations, Sinks},
     subject::{self, Subject, SubjectError},
     symbols::Symbols,
@@ -155,7 +155,7 @@ struct Driver {
 impl Driver {
     fn new(args: &TraceArgs, session: Session, sinks: Sinks) -> Result<Self, TraceError> {
         let (to_core, answers) = mpsc::unbounded_channel();
-        let symbols = Symbols::start(to_core)
+        let symbols = Symbols::start(to_core, session.collections()?)
             .map_err(|error| TraceError::Output(format!("cannot start the symbol thread: {error}")))?;
         let settings = settings(args);
         Ok(Self {
@@ -185,10 +185,11 @@ impl Driver {
     /// Begins to trace a process.
     fn add(&mut self, subject: Subject) -> Result<(), TraceError> {
         let pid = subject.pid;
+        let counts_gcs = subject.files.iter().any(FileProbes::counts_gcs);
         for file in subject.files {
             self.session.add_file(file)?;
         }
-        self.session.add_target(pid, subject.functions, self.follow)?;
+        self.session.add_target(pid, subject.functions, counts_gcs, self.follow)?;
         let mut facts = subject.facts;
         facts.since = monotonic_ns();
         self.session.add_threads(&asleep::states(pid, facts.since));

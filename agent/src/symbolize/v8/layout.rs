@@ -154,6 +154,7 @@ pub mod fixed {
     /// `DebugInfo::script`, in the place of a function's script while it is debugged; its function lies before it.
     pub const DEBUG_INFO_SCRIPT: u32 = 16;
     pub const INTERPRETER_DATA_BYTECODE: u32 = 8;
+    pub const BASELINE_DATA_CODE: u32 = 8;
     pub const BASELINE_DATA_DATA: u32 = 16;
     pub const UNCOMPILED_INFERRED_NAME: u32 = 8;
     pub const UNCOMPILED_START: u32 = 16;
