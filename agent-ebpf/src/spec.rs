@@ -12,7 +12,7 @@ pub enum Component {
 /// Probes that are attached and detached together, over one link a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Group {
-    /// Always on: GC, heap limit, and the thread pool, whose items hit about eight of them each.
+    /// Always on: GC, heap limit, and the thread pool, whose items hit four of them each.
     Base,
     /// The agent's own measurement of what a hit costs; never in a target.
     Calibration,
