@@ -79,6 +79,9 @@ impl Symbolizer {
 
     /// Works out what is not known yet, and keeps it if nothing has changed meanwhile.
     fn name_the_others(&mut self, pid: Pid, asked: &[Asked], named: &mut [Option<Frames>], trust: Trust) {
+        if let Some(v8) = self.spaces.entry(pid).or_default().v8.get() {
+            v8.heap.forget();
+        }
         let mut answers: HashMap<Asked, Answer> = HashMap::new();
         for (one, _) in asked.iter().zip(named.iter()).filter(|(_, known)| known.is_none()) {
             if !answers.contains_key(one) {
