@@ -95,8 +95,36 @@ pub mod target_flag {
 }
 
 record! {
+    /// What must be known of a V8 to follow promises: who awaits the function that runs.
+    pub struct AwaitLayout[24] {
+        /// Where a `JSFunction` keeps its context; 0 where promises are not followed.
+        pub function_context: u16,
+        /// Where a `SharedFunctionInfo` keeps the number of its builtin.
+        pub function_data: u16,
+        /// Where a `PromiseReaction` keeps the next one; its handlers and what it settles follow.
+        pub reaction_next: u16,
+        pub reserved: u16,
+        /// Instance types.
+        pub async_function: u16,
+        pub async_generator: u16,
+        pub promise: u16,
+        pub reaction: u16,
+        pub capability: u16,
+        pub generator_request: u16,
+        pub reserved_too: u32,
+    }
+}
+
+#[cfg(feature = "user")]
+impl Default for AwaitLayout {
+    fn default() -> Self {
+        zerocopy::FromZeros::new_zeroed()
+    }
+}
+
+record! {
     /// A traced process, keyed by tgid.
-    pub struct Target[32] {
+    pub struct Target[48] {
         /// Bits of [`target_flag`].
         pub flags: u32,
         /// From a `uv_work_t` back to the vtable word of the `node::ThreadPoolWork` that holds it; 0 is not known.
@@ -109,7 +137,7 @@ record! {
         /// Beginnings and ends of full collections so far, and of all: odd is within one. Counted here.
         pub major_gcs: u32,
         pub gcs: u32,
-        pub reserved: u64,
+        pub awaits: AwaitLayout,
     }
 }
 

@@ -210,6 +210,8 @@ impl Frames {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserFrames {
     pub frames: Vec<UserFrame>,
+    /// Functions that are not on the stack but await it, each the one before.
+    pub awaits: Vec<UserFrame>,
     /// Registers of the innermost frame, where it was interrupted.
     pub leaf: Option<Leaf>,
     pub end: WalkEnd,
@@ -389,10 +391,14 @@ impl<'a> Decoder<'a> {
             stack::end::NOT_ABOVE => WalkEnd::NotAbove,
             _ => self.unknown(WalkEnd::Unknown),
         };
+        let all = head.depth.checked_add(head.awaits).ok_or(Reason::RecordTruncated)?;
+        let mut frames: Vec<UserFrame> = frames_of(frames, all, stack::USER_FRAMES_MAX)?;
+        let awaits = frames.split_off(usize::try_from(head.depth).unwrap_or(usize::MAX).min(frames.len()));
         Ok(Body::Stack(Stack {
             id: head.id,
             frames: Frames::User(Box::new(UserFrames {
-                frames: frames_of(frames, head.depth, stack::USER_FRAMES_MAX)?,
+                frames,
+                awaits,
                 leaf: (head.header.flags & stack::user_flag::INTERRUPTED != 0).then_some(head.leaf),
                 end,
                 major_gcs: head.major_gcs,

@@ -195,3 +195,6 @@ pub const FRAMES_KEPT_MAX: usize = 32_768;
 
 /// Bytes from a function's entry in which its frame is set up: what optimised code checks first takes forty.
 pub const PROLOGUE_LOOKED_AT_BYTES: usize = 96;
+
+/// Isolates of one process whose maps are told apart: the main one and its workers.
+pub const V8_ISOLATES_MAX: usize = 64;

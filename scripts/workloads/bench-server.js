@@ -9,6 +9,7 @@
 const http = require('node:http');
 const fs = require('node:fs');
 const crypto = require('node:crypto');
+const { Session } = require('node:inspector');
 
 const [port, mode] = [Number(process.argv[2]), process.argv[3]];
 let finished = 0;
@@ -27,6 +28,22 @@ const work = {
     done(String(list.length));
   },
 }[mode];
+
+// SIGUSR2 switches V8's own profiler on and off: what another profiler is compared with.
+let session;
+process.on('SIGUSR2', () => {
+  if (session) {
+    const ending = session;
+    session = undefined;
+    ending.post('Profiler.stop', () => ending.disconnect());
+    return;
+  }
+  session = new Session();
+  session.connect();
+  session.post('Profiler.enable');
+  session.post('Profiler.setSamplingInterval', { interval: Math.round(1e6 / 99) });
+  session.post('Profiler.start');
+});
 
 const server = http.createServer((request, response) => {
   if (request.url === '/count') {

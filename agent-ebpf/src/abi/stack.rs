@@ -70,8 +70,12 @@ record! {
     }
 }
 
+/// Functions that await one another, at most: beyond that they are not looked for.
+pub const AWAITS_MAX: usize = 32;
+
 record! {
-    /// The head of a user stack; `depth` [`UserFrame`]s follow, innermost first.
+    /// The head of a user stack; `depth` [`UserFrame`]s follow, innermost first, and then `awaits` more of functions that are not on
+    /// the stack but await it, each the one before: theirs have no `pc`.
     pub struct UserStack[120] {
         pub header: Header,
         /// A 64-bit hash over the process, the frames and what of [`Leaf`] is not zero. Never 0.
@@ -84,7 +88,8 @@ record! {
         /// One of [`end`].
         pub end: u32,
         pub leaf: Leaf,
+        pub awaits: u32,
         /// Reserved, zero.
-        pub reserved: u64,
+        pub reserved: u32,
     }
 }

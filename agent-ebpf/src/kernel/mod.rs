@@ -4,6 +4,7 @@
 //! The state of a thread is written by the thread itself, on whatever CPU it runs; the one exception is
 //! `woken_ns`, which the waker sets.
 
+pub mod awaits;
 pub mod emit;
 pub mod globals;
 pub mod maps;

@@ -16,7 +16,7 @@ use agent_ebpf::{
         kind,
         stack::{Leaf, USER_FRAMES_MAX, UserFrame, UserStack, end, user_flag},
     },
-    state::{Regions, Target, UnwindRow, cfa, counter},
+    state::{AwaitLayout, Regions, Target, UnwindRow, cfa, counter},
 };
 use aya_ebpf::{
     EbpfContext,
@@ -27,6 +27,7 @@ use aya_ebpf::{
 };
 
 use super::{
+    awaits,
     emit::{count_n, current, header},
     globals, maps,
     stack::{Buffer, mix, send_once},
@@ -62,17 +63,23 @@ const BYTECODE_OFFSET_MAX: u64 = 1 << 28;
 pub struct UserBuffer {
     pub head: UserStack,
     pub frames: [UserFrame; USER_FRAMES_MAX],
-    words: [u64; WORDS],
+    pub words: [u64; WORDS],
     regs: pt_regs,
     fp: u64,
     /// What is above it has not been unwound yet: each frame must lie above the one before.
     sp: u64,
     pc: u64,
-    hash: u64,
-    function_shared: u64,
+    pub hash: u64,
+    pub function_shared: u64,
     function_type_first: u16,
     function_type_last: u16,
-    reserved: u32,
+    pub awaits: u32,
+    pub layout: AwaitLayout,
+    /// The function of the frame above, if it is one without bytecode.
+    callee: u64,
+    /// The async function that was resumed on this stack.
+    pub generator: u64,
+    pub promise: u64,
 }
 
 /// A stack that was taken.
@@ -95,6 +102,10 @@ pub fn user<C: EbpfContext>(ctx: &C, target: &Target, buffer: Buffer, now: u64) 
     let walk = unsafe { &mut *buffer };
     walk.head.depth = 0;
     walk.head.end = end::DEEP;
+    walk.awaits = 0;
+    walk.callee = 0;
+    walk.generator = 0;
+    walk.layout = target.awaits;
     walk.hash = u64::from(target.major_gcs) << 32 ^ now >> EPOCH_SHIFT;
     let mut flags = 0;
     if globals::HAS_TASK_REGS.load() != 0 {
@@ -106,6 +117,9 @@ pub fn user<C: EbpfContext>(ctx: &C, target: &Target, buffer: Buffer, now: u64) 
         };
         // SAFETY: values that stay for as long as a program may see them.
         run(walk, unsafe { &*regions });
+        if walk.generator != 0 {
+            awaits::follow(walk);
+        }
     } else if !addresses(ctx, walk) {
         return Walked::NONE;
     }
@@ -122,8 +136,13 @@ pub fn user<C: EbpfContext>(ctx: &C, target: &Target, buffer: Buffer, now: u64) 
         walk.head.id = id;
         walk.head.major_gcs = target.major_gcs;
         walk.head.gcs = target.gcs;
+        walk.head.awaits = walk.awaits;
         walk.head.reserved = 0;
-        let len = size_of::<UserStack>() as u64 + depth * size_of::<UserFrame>() as u64;
+        let frames = depth + u64::from(walk.awaits);
+        if frames > USER_FRAMES_MAX as u64 {
+            return Walked::NONE;
+        }
+        let len = size_of::<UserStack>() as u64 + frames * size_of::<UserFrame>() as u64;
         send_once(id, buffer.cast(), len);
     }
     Walked { id, depth }
@@ -282,18 +301,23 @@ fn by_frame_pointer(walk: &mut UserBuffer, frame: &mut UserFrame) -> Result<(), 
 
 /// Reads that many bytes of the target's stack.
 #[inline(always)]
-fn read_words(into: *mut [u64; WORDS], at: u64, bytes: u32) -> bool {
+pub fn read_words(into: *mut [u64; WORDS], at: u64, bytes: u32) -> bool {
     // SAFETY: the helper checks the address; callers ask for no more than the buffer holds.
     unsafe { bpf_probe_read_user(into.cast(), bytes, at as *const c_void) == 0 }
 }
 
 /// What V8's part of a frame says.
 #[inline(always)]
-fn describe(walk: &UserBuffer, frame: &mut UserFrame) {
+fn describe(walk: &mut UserBuffer, frame: &mut UserFrame) {
     let context = walk.words[word::CONTEXT];
     if context & 1 == 0 {
         if context < MARKER_MAX {
             frame.object = context;
+            // What resumes an async function is a builtin that V8's loop over microtasks calls.
+            if walk.callee != 0 && walk.generator == 0 {
+                walk.generator = awaits::resumed(walk, walk.callee);
+            }
+            walk.callee = 0;
         }
         return;
     }
@@ -301,12 +325,7 @@ fn describe(walk: &UserBuffer, frame: &mut UserFrame) {
     if context & 3 != 1 || function & 3 != 1 {
         return;
     }
-    let map = read_u64(function - 1);
-    if map & 3 != 1 {
-        return;
-    }
-    let instance_type = read_u64(map - 1 + INSTANCE_TYPE) as u16;
-    if instance_type < walk.function_type_first || instance_type > walk.function_type_last {
+    if !is_function(walk, function) {
         return;
     }
     frame.object = read_u64(function - 1 + walk.function_shared);
@@ -314,11 +333,32 @@ fn describe(walk: &UserBuffer, frame: &mut UserFrame) {
     if offset & 0xffff_ffff == 0 && offset >> 32 < BYTECODE_OFFSET_MAX && walk.words[word::BYTECODE_ARRAY] & 3 == 1 {
         frame.bytecode_offset = offset >> 32;
     }
+    walk.callee = if frame.bytecode_offset == 0 { function } else { 0 };
+}
+
+/// The instance type of a tagged object; 0 where it cannot be read, which is that of a string.
+#[inline(always)]
+pub fn type_of(object: u64) -> u16 {
+    if object & 3 != 1 {
+        return 0;
+    }
+    let map = read_u64(object - 1);
+    if map & 3 != 1 {
+        return 0;
+    }
+    read_u64(map - 1 + INSTANCE_TYPE) as u16
+}
+
+/// The object is a function.
+#[inline(always)]
+pub fn is_function(walk: &UserBuffer, object: u64) -> bool {
+    let instance_type = type_of(object);
+    instance_type >= walk.function_type_first && instance_type <= walk.function_type_last
 }
 
 /// A word of the target's memory; 0 if it cannot be read.
 #[inline(always)]
-fn read_u64(at: u64) -> u64 {
+pub fn read_u64(at: u64) -> u64 {
     let mut word = 0u64;
     // SAFETY: the helper checks the address and writes 8 bytes.
     unsafe { bpf_probe_read_user((&raw mut word).cast(), 8, at as *const c_void) };

@@ -199,7 +199,7 @@ impl Session {
             function_type_last: functions.types.1,
             major_gcs: 0,
             gcs: 0,
-            reserved: 0,
+            awaits: functions.awaits,
         };
         self.maps.add_target(pid.0, target)?;
         Ok(())

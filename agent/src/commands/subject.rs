@@ -131,7 +131,8 @@ pub fn expect(pid: Pid, exe: &Path, arguments: &[String]) -> Result<Subject, Sub
 }
 
 fn functions(node: &NodeFiles) -> FunctionLayout {
-    node.holder(Component::V8).and_then(|file| FunctionLayout::read(&file.elf)).unwrap_or_default()
+    let version = node.v8_version().unwrap_or_default();
+    node.holder(Component::V8).and_then(|file| FunctionLayout::read(&file.elf, version)).unwrap_or_default()
 }
 
 fn v8(node: &NodeFiles) -> Option<FileIdentity> {

@@ -17,7 +17,7 @@ use super::{
     memory::{Memory, Part},
     v8::{frames::Seen, proof::Proof},
 };
-use crate::{limits::FRAMES_KEPT_MAX, report::model::Frame};
+use crate::{decode::UserFrame, limits::FRAMES_KEPT_MAX, report::model::Frame};
 
 /// A frame to be named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +25,19 @@ pub struct Asked {
     pub seen: Seen,
     /// It has called the frame above; otherwise it is the innermost, and was interrupted or has called the kernel.
     pub has_called: bool,
+}
+
+impl Asked {
+    /// A function that is not on the stack.
+    #[must_use]
+    pub fn suspended(UserFrame { object, bytecode_offset, .. }: UserFrame) -> Self {
+        Self { seen: Seen { pc: 0, object, bytecode_offset, live: None }, has_called: true }
+    }
+
+    #[must_use]
+    pub fn is_suspended(&self) -> bool {
+        self.seen.pc == 0
+    }
 }
 
 /// Frames that share their names.

@@ -71,6 +71,8 @@ pub struct Symbolizer {
     /// How the V8 of a file lays out its heap; `None` if that is not known.
     layouts: HashMap<FileIdentity, Option<Layout>>,
     clock: Box<dyn GcClock>,
+    /// What stands between the functions on a stack and those that await them.
+    awaits: Arc<Frame>,
 }
 
 /// What is mapped where in a process.
@@ -122,6 +124,7 @@ impl Symbolizer {
             lines: inlined_functions(),
             layouts: HashMap::new(),
             clock,
+            awaits: Arc::new(Frame { name: "async".to_owned(), kind: FrameKind::Async, ..Frame::default() }),
         }
     }
 

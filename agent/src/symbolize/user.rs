@@ -63,13 +63,22 @@ impl Symbolizer {
         self.enter(pid);
         let now = self.majors(pid);
         let trust = Trust::new(stack.major_gcs, now);
-        let asked = self.asked(pid, stack, trust);
+        let mut asked = self.asked(pid, stack, trust);
         let truncated = self.truncated(pid, stack.end, &asked);
+        let on_stack = asked.len();
+        asked.extend(stack.awaits.iter().map(|frame| Asked::suspended(*frame)));
         let space = self.spaces.entry(pid).or_default();
         let memory = space.v8.get().map(|v8| &v8.heap.memory);
         let mut named = space.kept.find(&asked, trust, memory);
         self.name_the_others(pid, &asked, &mut named, trust);
-        let frames = named.iter().flatten().flat_map(|frames| frames.iter().cloned()).collect();
+        let (on_stack, awaits) = named.split_at(on_stack.min(named.len()));
+        let names =
+            |named: &[Option<Frames>]| named.iter().flatten().flat_map(|frames| frames.to_vec()).collect::<Vec<_>>();
+        let mut frames = names(on_stack);
+        if !awaits.is_empty() {
+            frames.push(Arc::clone(&self.awaits));
+            frames.extend(names(awaits));
+        }
         Named { frames, truncated }
     }
 
@@ -79,6 +88,9 @@ impl Symbolizer {
 
     /// Works out what is not known yet, and keeps it if nothing has changed meanwhile.
     fn name_the_others(&mut self, pid: Pid, asked: &[Asked], named: &mut [Option<Frames>], trust: Trust) {
+        if let Some(v8) = self.spaces.entry(pid).or_default().v8.get() {
+            v8.heap.forget();
+        }
         let mut answers: HashMap<Asked, Answer> = HashMap::new();
         for (one, _) in asked.iter().zip(named.iter()).filter(|(_, known)| known.is_none()) {
             if !answers.contains_key(one) {
@@ -126,6 +138,9 @@ impl Symbolizer {
     /// Names one frame; `heap` says whether that of V8 may be read.
     fn answer(&mut self, pid: Pid, asked: Asked, heap: bool) -> Answer {
         let at = asked.seen.pc;
+        if asked.is_suspended() {
+            return self.suspended(pid, asked, heap);
+        }
         let Some(mapping) = self.mapping(pid, at) else {
             return Answer::passing(unknown(at.saturating_add(u64::from(asked.has_called))));
         };
@@ -151,6 +166,12 @@ impl Symbolizer {
             [symbol] if symbol.kind == FrameKind::Builtin => self.builtin(pid, asked, symbol.clone(), heap),
             _ => Answer { frames, proofs: Vec::new(), lasts: true },
         }
+    }
+
+    /// Names a function that awaits.
+    fn suspended(&mut self, pid: Pid, asked: Asked, heap: bool) -> Answer {
+        let decoded = heap.then(|| self.v8(pid)).flatten().and_then(|v8| v8.suspended(asked.seen).ok());
+        decoded.map_or_else(|| Answer::passing(javascript()), Answer::from)
     }
 
     /// Names code that V8 brought along.

@@ -199,12 +199,7 @@ impl Process {
     }
 }
 
-fn wait_line(
-    source: &mpsc::Receiver<String>,
-    seen: &mut Vec<String>,
-    prefix: &str,
-    limit: Duration,
-) -> Option<String> {
+fn wait_line(source: &mpsc::Receiver<String>, seen: &mut Vec<String>, prefix: &str, limit: Duration) -> Option<String> {
     let deadline = Instant::now() + limit;
     loop {
         let line = source.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;

@@ -4,6 +4,7 @@
 //! runs under steady load while a tool is attached and detached in turn. Each time with it is compared with the times
 //! before and after it, and the times without it with each other: that null control says what the noise alone shows.
 
+mod profile;
 mod server;
 mod stats;
 mod structure;
@@ -26,11 +27,26 @@ use server::{Half, Server};
 use stats::{Estimate, estimate, median};
 use tool::Tool;
 
+/// A case of `agent trace`, or all of the profiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum What {
+    /// Fifty connections, saturated
+    Http50,
+    /// One connection: one request a turn, the worst case
+    Http1,
+    /// Two thread-pool items a request
+    Pool,
+    /// Two thousand objects a request
+    Alloc,
+    /// `agent profile`, beside perf and V8's own profiler
+    Profile,
+}
+
 #[derive(Args, Debug)]
 pub struct BenchArgs {
-    /// What is measured [default: all of it]
+    /// What is measured [default: the cases of `agent trace`]
     #[arg(value_enum)]
-    case: Option<Case>,
+    what: Option<What>,
     /// Times that the agent is attached in each case
     #[arg(long, default_value_t = 100)]
     pairs: u32,
@@ -55,7 +71,14 @@ const FIRST_RECORD_PATIENCE: Duration = Duration::from_millis(500);
 pub fn bench(args: &BenchArgs) -> Result<(), Error> {
     setup::setup(setup::Purpose::Test)?;
     crate::build::build(crate::build::Profile::Release)?;
-    let cases = args.case.map_or_else(|| Case::ALL.to_vec(), |case| vec![case]);
+    let cases = match args.what {
+        None => Case::ALL.to_vec(),
+        Some(What::Http50) => vec![Case::Http50],
+        Some(What::Http1) => vec![Case::Http1],
+        Some(What::Pool) => vec![Case::Pool],
+        Some(What::Alloc) => vec![Case::Alloc],
+        Some(What::Profile) => return profile::bench(args),
+    };
     let mut table = String::from(HEAD);
     let mut structure = String::from(structure::HEAD);
     let mut loads = Vec::new();

@@ -11,7 +11,7 @@ use std::{
 use crate::run::{Error, cache, root};
 
 /// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Case {
     /// Fifty connections, saturated
     Http50,

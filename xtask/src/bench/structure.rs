@@ -82,12 +82,12 @@ fn empty_run_ns() -> Result<f64, Error> {
 }
 
 /// Programs are counted while this lives.
-struct Stats {
+pub struct Stats {
     before: String,
 }
 
 impl Stats {
-    fn count() -> Result<Self, Error> {
+    pub fn count() -> Result<Self, Error> {
         let fail = |source| Error::io(STATS, source);
         let before = fs::read_to_string(STATS).map_err(fail)?;
         fs::write(STATS, "1").map_err(fail)?;
@@ -116,7 +116,7 @@ fn phases_seen() -> f64 {
 }
 
 /// Nanoseconds and runs so far of the programs that a process holds, by name: others may be tracing this machine too.
-fn run_times(pid: u32) -> Result<BTreeMap<String, (f64, f64)>, Error> {
+pub fn run_times(pid: u32) -> Result<BTreeMap<String, (f64, f64)>, Error> {
     let own = program_ids(pid);
     let output =
         Command::new("bpftool").args(["-j", "prog", "show"]).output().map_err(|source| Error::io("bpftool", source))?;

@@ -23,6 +23,13 @@ pub enum Tool {
     RunQLat,
     /// A program on `sched_switch` that does nothing: what the kernel's counting itself takes.
     Empty,
+    /// `agent profile`
+    Profile,
+    /// `agent profile --off-cpu`
+    OffCpu,
+    Perf,
+    /// V8's own profiler, which the server switches on and off at a signal.
+    Inspector,
 }
 
 impl Tool {
@@ -35,13 +42,27 @@ impl Tool {
             Self::OffCpuTime => "offcputime",
             Self::RunQLat => "runqlat",
             Self::Empty => "an empty program",
+            Self::Profile => "agent profile",
+            Self::OffCpu => "agent profile --off-cpu",
+            Self::Perf => "perf record -F 99 -g",
+            Self::Inspector => "V8's profiler",
         }
+    }
+
+    /// Whether it is the agent, by whichever command.
+    fn is_agent(self) -> bool {
+        matches!(self, Self::Agent | Self::Profile | Self::OffCpu)
     }
 
     /// Starts it on a process and waits until it is in place.
     pub fn attach(self, pid: u32) -> Result<Attached, Error> {
+        self.attach_all(&[pid])
+    }
+
+    /// The same on several, for those that can.
+    pub fn attach_all(self, pids: &[u32]) -> Result<Attached, Error> {
         let begin = Instant::now();
-        let pid = pid.to_string();
+        let pid = pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let mut command = match self {
             Self::Agent => {
                 let mut agent = Command::new(agent());
@@ -62,9 +83,28 @@ impl Tool {
             }
             Self::OffCpuTime => peer("offcputime", &["-p", &pid, "3600"]),
             Self::RunQLat => peer("runqlat", &["-p", &pid, "3600", "1"]),
+            Self::Profile | Self::OffCpu => {
+                let mut agent = Command::new(agent());
+                agent.arg("profile").args(pids.iter().map(|pid| format!("--pid={pid}"))).arg("-o").arg(ndjson());
+                if self == Self::OffCpu {
+                    agent.arg("--off-cpu");
+                }
+                agent
+            }
+            Self::Perf => {
+                let mut perf = Command::new("perf");
+                perf.args(["record", "-F", "99", "-g", "-e", "cpu-clock", "-p", &pid, "-o"]);
+                perf.arg(root().join("target/bench.perf"));
+                perf
+            }
+            Self::Inspector => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", "kill -USR2 $0; trap 'kill -USR2 $0; exit' INT; while sleep 0.1; do :; done", &pid]);
+                shell
+            }
         };
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        if self == Self::Agent {
+        if self.is_agent() {
             command.stderr(Stdio::piped());
         } else if matches!(self, Self::Bpftrace | Self::Empty) {
             command.stdout(Stdio::piped());
@@ -79,7 +119,12 @@ impl Tool {
                 std::thread::sleep(Duration::from_millis(1_500));
             }
             // They say nothing on being ready; loading and attaching takes them about half a second.
-            Self::OffCpuTime | Self::RunQLat => std::thread::sleep(Duration::from_millis(1_200)),
+            Self::Profile | Self::OffCpu => {
+                self.wait_for(attached.child.stderr.take(), "profiling")?;
+            }
+            Self::OffCpuTime | Self::RunQLat | Self::Perf | Self::Inspector => {
+                std::thread::sleep(Duration::from_millis(1_200))
+            }
         }
         // A tool that is gone costs nothing, which is not what it costs.
         if let Ok(Some(_)) = attached.child.try_wait() {

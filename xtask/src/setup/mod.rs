@@ -96,6 +96,7 @@ fn packages(purpose: Purpose) -> Vec<&'static str> {
             ("offcputime-bpfcc", "bpfcc-tools"),
             ("runqlat", "libbpf-tools"),
             ("bpftool", "bpftool"),
+            ("perf", "linux-perf"),
             // For targets in odd states.
             ("strace", "strace"),
             ("unshare", "util-linux"),

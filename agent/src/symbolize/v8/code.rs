@@ -13,7 +13,7 @@ use super::{
     layout::fixed,
 };
 use crate::{
-    limits::{V8_CODE_BYTES_MAX, V8_CODE_CANDIDATES_MAX, V8_CODES_MAX},
+    limits::{V8_CODE_BYTES_MAX, V8_CODE_CANDIDATES_MAX, V8_CODES_MAX, V8_ISOLATES_MAX},
     report::model::Tier,
     symbolize::memory::Memory,
     units::UserAddr,
@@ -50,14 +50,21 @@ pub struct Code {
 #[derive(Debug, Default)]
 pub struct Codes {
     by_start: BTreeMap<u64, Code>,
-    /// The map of all objects that hold instructions.
-    stream_map: Option<u64>,
+    /// The maps of objects that hold instructions: one an isolate, or one for all that share their constant objects.
+    stream_maps: Vec<u64>,
 }
 
 impl Codes {
     fn find(&self, pc: u64) -> Option<Code> {
         let (_, code) = self.by_start.range(..=pc).next_back()?;
         (pc < code.end).then_some(*code)
+    }
+
+    fn learn(&mut self, map: u64) {
+        if self.stream_maps.len() >= V8_ISOLATES_MAX {
+            self.stream_maps.clear();
+        }
+        self.stream_maps.push(map);
     }
 
     fn keep(&mut self, code: Code) {
@@ -90,13 +97,18 @@ impl<M: Memory> Heap<M> {
                 }
             }
         }
-        let code = self.scan(pc, mapped, codes)?;
+        // Most isolates have no map of their own: look for any other only where those that are known lead to nothing.
+        let known = !codes.stream_maps.is_empty();
+        let code = match self.scan(pc, mapped, codes, known) {
+            Err(_) if known => self.scan(pc, mapped, codes, false)?,
+            scanned => scanned?,
+        };
         codes.keep(code);
         Ok(code)
     }
 
     /// Goes back from an address until an object with instructions begins.
-    fn scan(&self, pc: u64, mapped: UserAddr, codes: &mut Codes) -> Result<Code, Refusal> {
+    fn scan(&self, pc: u64, mapped: UserAddr, codes: &mut Codes, only_known: bool) -> Result<Code, Refusal> {
         let lowest = mapped.0.max(pc.saturating_sub(V8_CODE_BYTES_MAX));
         let mut end = (pc & !7).checked_add(8).ok_or(Refusal::OutOfRange)?;
         let mut chunk_bytes = 4096_u64;
@@ -108,7 +120,8 @@ impl<M: Memory> Heap<M> {
             let words = chunk.as_chunks::<8>().0;
             for (index, word) in words.iter().enumerate().rev() {
                 let word = u64::from_le_bytes(*word);
-                if codes.stream_map.is_some_and(|map| map != word) || word & 3 != 1 || word >> 47 != 0 {
+                let is_known = codes.stream_maps.contains(&word);
+                if word & 3 != 1 || word >> 47 != 0 || only_known && !is_known {
                     continue;
                 }
                 candidates += 1;
@@ -117,7 +130,9 @@ impl<M: Memory> Heap<M> {
                 }
                 let at = Object(UserAddr(start + index as u64 * 8));
                 let Ok(code) = self.code_of_stream(at, word) else { continue };
-                codes.stream_map = Some(word);
+                if !is_known {
+                    codes.learn(word);
+                }
                 if (code.start..code.end).contains(&pc) {
                     return Ok(code);
                 }

@@ -224,6 +224,26 @@ impl<M: Memory> V8<M> {
         Ok(decoded)
     }
 
+    /// Names a function that awaits, at the place where it does.
+    pub fn suspended(&mut self, seen: Seen) -> Result<Decoded, Refusal> {
+        self.heap.begin();
+        let function = seen.function()?;
+        let mut decoded = Decoded::default();
+        let named = self.describe(function, &mut decoded.proofs)?;
+        let frame = match self.heap.body(function)? {
+            Body::Bytecode(bytecode) => {
+                let before = u64::from(self.heap.layout.bytecode_data) - 1;
+                let offset = seen.bytecode_offset.checked_sub(before).and_then(|offset| u32::try_from(offset).ok());
+                let position = offset.and_then(|offset| self.heap.position_in_bytecode(bytecode, offset).ok());
+                frame_of(&named, position.and_then(super::positions::Position::offset), None)
+            }
+            Body::Builtin => Frame { name: COMBINATOR.to_owned(), kind: FrameKind::Builtin, ..Frame::default() },
+            Body::Other => frame_of(&named, None, None),
+        };
+        decoded.frames.push(frame);
+        Ok(decoded)
+    }
+
     fn describe(&mut self, function: Object, proofs: &mut Vec<Proof>) -> Result<std::sync::Arc<Function>, Refusal> {
         let words = self.heap.words(function)?;
         proofs.push(Proof::of_function(function, words, &self.heap.layout));
@@ -233,6 +253,9 @@ impl<M: Memory> V8<M> {
 
 /// A name for functions that have none, as DevTools has it.
 const ANONYMOUS: &str = "(anonymous)";
+
+/// `Promise.all`, `Promise.allSettled`: which, its builtin number would say.
+const COMBINATOR: &str = "Promise combinator";
 
 /// And for those in evaluated code, as V8 has it.
 const EVALUATED: &str = "eval";

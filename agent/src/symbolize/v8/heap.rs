@@ -88,6 +88,12 @@ impl<M: Memory> Heap<M> {
         Self { memory, layout, types: RefCell::default(), meta: Cell::new(None), reads_left: Cell::new(V8_READS_MAX) }
     }
 
+    /// Forgets the types of maps: with a worker's heap its maps go, and others come to lie there.
+    pub fn forget(&self) {
+        self.types.borrow_mut().clear();
+        self.meta.set(None);
+    }
+
     /// Grants the reads that one frame is worth.
     pub fn begin(&self) {
         self.reads_left.set(V8_READS_MAX);

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-
 use super::frames::{Stack, stacks};
 use crate::{
     harness::{Bench, Trace, VERSIONS, Workload, bench, close, node, script},
@@ -54,7 +53,9 @@ fn check(bench: &Bench, version: &str) {
 #[test]
 fn a_blocking_call_is_named_by_its_line() {
     let Some(bench) = bench() else { return };
-    for version in std::env::var("ONLY").map_or(VERSIONS.to_vec(), |v| vec![VERSIONS.into_iter().find(|x| **x == v).unwrap()]) {
+    for version in
+        std::env::var("ONLY").map_or(VERSIONS.to_vec(), |v| vec![VERSIONS.into_iter().find(|x| **x == v).unwrap()])
+    {
         check(&bench, version);
     }
 }

@@ -110,7 +110,10 @@ impl Checker<'_> {
         if let Some(caller) = caller {
             let right = made.caller().map_or_else(
                 || caller.name == "runs",
-                |right| Made::of_name(&caller.name) == Some(right) && (caller.start_line || caller.line == Some(right.at + 1)),
+                |right| {
+                    Made::of_name(&caller.name) == Some(right)
+                        && (caller.start_line || caller.line == Some(right.at + 1))
+                },
             );
             if !right {
                 return Some("called by another".to_owned());
@@ -168,7 +171,12 @@ fn check(bench: &Bench, version: &str, seconds: &str) {
         "measured JavaScript frames in a compacted heap, node {version}: {frames} frames, {known_share:.2} % known, {} wrong; {collections} collections",
         wrong.len()
     ));
-    assert!(wrong.is_empty(), "node {version}: {} of {frames}\n{}", wrong.len(), wrong[..wrong.len().min(20)].join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "node {version}: {} of {frames}\n{}",
+        wrong.len(),
+        wrong[..wrong.len().min(20)].join("\n")
+    );
     assert!(frames > 1_000 && known_share > 80.0, "node {version}: {known} of {frames}");
 }
 
@@ -176,7 +184,9 @@ fn check(bench: &Bench, version: &str, seconds: &str) {
 fn a_heap_that_is_compacted_all_the_time_makes_no_frame_wrong() {
     let Some(bench) = bench() else { return };
     let seconds = if std::env::var_os("AGENT_TEST_FULL").is_some() { SECONDS_IN_FULL } else { SECONDS };
-    for version in std::env::var("ONLY").map_or(VERSIONS.to_vec(), |v| vec![VERSIONS.into_iter().find(|x| **x == v).unwrap()]) {
+    for version in
+        std::env::var("ONLY").map_or(VERSIONS.to_vec(), |v| vec![VERSIONS.into_iter().find(|x| **x == v).unwrap()])
+    {
         check(&bench, version, seconds);
     }
 }

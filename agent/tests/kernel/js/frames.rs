@@ -34,13 +34,14 @@ impl Frame {
         }
     }
 
+    /// Of a program that V8 runs, not of V8 itself.
     pub fn is_js(&self) -> bool {
-        self.kind == "js"
+        matches!(self.kind.as_str(), "js" | "wasm")
     }
 
     /// Nothing is claimed of it, but that JavaScript ran there.
     pub fn is_unknown(&self) -> bool {
-        self.is_js() && self.file.is_none() && self.name.starts_with('[')
+        self.kind == "js" && self.file.is_none() && self.name.starts_with('[')
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-
 use super::{
     frames::stacks,
     truth::{Tally, Truth, Verdict},
@@ -49,7 +48,9 @@ fn check(bench: &Bench, version: &str) {
 #[test]
 fn functions_scripts_and_lines_of_every_frame_are_those_of_error_stack() {
     let Some(bench) = bench() else { return };
-    for version in std::env::var("ONLY").map_or(VERSIONS.to_vec(), |v| vec![VERSIONS.into_iter().find(|x| **x == v).unwrap()]) {
+    for version in
+        std::env::var("ONLY").map_or(VERSIONS.to_vec(), |v| vec![VERSIONS.into_iter().find(|x| **x == v).unwrap()])
+    {
         check(&bench, version);
     }
 }

@@ -70,7 +70,7 @@ impl Truth {
     }
 
     fn on_stack(&self) -> Vec<&Site> {
-        self.sites.iter().filter(|site| matches!(site.kind.as_str(), "js" | "eval")).collect()
+        self.sites.iter().filter(|site| matches!(site.kind.as_str(), "js" | "eval" | "wasm")).collect()
     }
 
     fn awaiting(&self) -> Vec<&Site> {
@@ -133,6 +133,10 @@ fn same_name(frame: &Frame, site: &Site) -> bool {
 fn judge(frame: &Frame, site: &Site) -> Verdict {
     if frame.is_unknown() {
         return Verdict::Unknown;
+    }
+    if site.kind == "wasm" || frame.kind == "wasm" {
+        // That it is some is all that is claimed.
+        return if site.kind == frame.kind { Verdict::Equal } else { Verdict::Wrong };
     }
     let same_script = site.script.is_none() || frame.file == site.script;
     let named = same_name(frame, site);

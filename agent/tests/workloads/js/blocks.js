@@ -53,7 +53,9 @@ function runsAnother() {
 class Lock {
   constructor(cell) { this.cell = cell; }
   acquire() {
-    while (Atomics.compareExchange(this.cell, 0, FREE, LOCKED) !== FREE) Atomics.wait(this.cell, 0, LOCKED);
+    while (Atomics.compareExchange(this.cell, 0, FREE, LOCKED) !== FREE) {
+      timed('takesLock', here(), () => Atomics.wait(this.cell, 0, LOCKED));
+    }
   }
   release() {
     Atomics.store(this.cell, 0, FREE);
@@ -65,7 +67,7 @@ function takesLock(lock, turn) {
   Atomics.store(turn, 0, 1);
   Atomics.notify(turn, 0);
   Atomics.wait(turn, 0, 1);
-  timed('takesLock', here(), () => lock.acquire());
+  lock.acquire();
   lock.release();
 }
 

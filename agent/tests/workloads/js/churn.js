@@ -17,7 +17,7 @@ const collect = vm.runInNewContext('gc');
 const ACTIVE_SECONDS = Number(process.argv[2]);
 const ALIVE = 24;
 /** Between forced collections: each takes some milliseconds. */
-const COLLECT_MS = 60;
+const COLLECT_MS = 200;
 
 /** Where a script's functions begin: no two neighbours have the same lines. */
 const first = (script) => 2 + (script % 7);

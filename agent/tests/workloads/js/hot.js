@@ -1,11 +1,14 @@
 'use strict';
 // Keeps a CPU busy in functions of many kinds, in every tier of V8's, none of which waits or leaves JavaScript.
 //
-// Truth: the self times of functions by V8's own profiler, which runs meanwhile: [function, script, first line, microseconds].
+// Truth: samples of functions by V8's own profiler, which runs meanwhile: [function, script, first line, samples]. Samples, not
+// times: a thread that waits for a CPU is not sampled, and that time is not its function's.
+//
+//   node hot.js [CPU SECONDS]
 const { Session } = require('inspector');
-const { deadline, now, serve } = require('../truth.js');
+const { now, serve } = require('../truth.js');
 
-const ACTIVE_SECONDS = Number(process.argv[2] ?? 4);
+const ACTIVE_US = Number(process.argv[2] ?? 3) * 1e6;
 const numbers = Float64Array.from({ length: 512 }, (_, i) => i + 0.5);
 const objects = Array.from({ length: 256 }, (_, i) => (i % 2 ? { a: i, b: 1 } : { b: 2, a: i }));
 let sink = 0;
@@ -61,12 +64,12 @@ function mixed(n) {
 }
 
 /** Each made anew, so that it stays in the interpreter; too short for the loop to be compiled. */
-const coldText = 'let sum = 0; for (let i = 0; i < 60; i++) sum += i ^ n; return sum;';
-const COLD = 40;
+const coldText = 'let sum = 0; for (let i = 0; i < 400; i++) sum += i ^ n; return sum;';
+const COLD = 10;
 function makeCold() {
   return Array.from({ length: COLD }, (_, i) => new Function('n', `${coldText} // ${i} ${sink}`));
 }
-const COLD_AGE = 8;
+const COLD_AGE = 2;
 let colds = makeCold();
 let age = 0;
 function runsCold(times) {
@@ -94,7 +97,7 @@ function text(n) {
 /** Called by index, so that none is inlined into its caller: of code that was compiled before it began, V8's profiler cannot tell. */
 const jobs = [
   [floats, 500], [shapes, 300], [fibonacci, 23], [inlines, 40_000], [generates, 15_000], [vector.turn, 60_000],
-  [mixed, 50_000], [runsCold, 12], [text, 60_000], [walks, 40],
+  [mixed, 50_000], [runsCold, 8], [text, 60_000], [walks, 40],
 ];
 
 function turn() {
@@ -111,13 +114,12 @@ const post = (method, parameters) => new Promise((resolve, reject) => {
 function selfTimes(profile) {
   const nodes = new Map(profile.nodes.map((node) => [node.id, node.callFrame]));
   const times = new Map();
-  profile.samples.forEach((id, i) => {
+  for (const id of profile.samples) {
     const { functionName, url, lineNumber } = nodes.get(id);
     const key = JSON.stringify([functionName, url, lineNumber + 1]);
-    // A sample stands for the time that follows it.
-    times.set(key, (times.get(key) ?? 0) + (profile.timeDeltas[i + 1] ?? 0));
-  });
-  return [...times].map(([key, us]) => [...JSON.parse(key), us]);
+    times.set(key, (times.get(key) ?? 0) + 1);
+  }
+  return [...times].map(([key, samples]) => [...JSON.parse(key), samples]);
 }
 
 let done;
@@ -127,11 +129,11 @@ serve(() => finished, async () => {
   await post('Profiler.setSamplingInterval', { interval: 1_000 });
   await post('Profiler.start');
   const begin = now();
-  const end = deadline(ACTIVE_SECONDS);
+  const used = process.cpuUsage();
   await new Promise((resolve) => {
     (function again() {
       turn();
-      if (now() < end) setImmediate(again);
+      if (process.cpuUsage(used).user < ACTIVE_US) setImmediate(again);
       else resolve();
     })();
   });

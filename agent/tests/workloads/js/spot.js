@@ -7,7 +7,7 @@
 //   [function | null, method | null, script | null, line | null, kind]
 //
 // `method` is the property of the receiver that holds the function, which names one that has no name. `kind` is js, eval (no
-// script), builtin (no line) or async (not on the stack: awaits those above).
+// script), wasm, builtin (no line) or async (not on the stack: awaits those above).
 Error.stackTraceLimit = Infinity;
 
 const cell = new Int32Array(new SharedArrayBuffer(4));
@@ -26,15 +26,14 @@ function stop(spot) {
 function kindOf(site) {
   if (site.isAsync()) return 'async';
   if (site.getLineNumber() === null) return 'builtin';
+  if (site.getFileName()?.startsWith('wasm:')) return 'wasm';
   return site.isEval() ? 'eval' : 'js';
 }
 
 function frameOf(site) {
   const kind = kindOf(site);
   const method = kind === 'js' ? site.getMethodName() : null;
-  // What V8 calls code that has no name itself.
-  const name = kind === 'eval' && site.getFunctionName() === 'eval' ? null : site.getFunctionName();
-  return [name, method, site.getFileName() ?? null, site.getLineNumber(), kind];
+  return [site.getFunctionName(), method, site.getFileName() ?? null, site.getLineNumber(), kind];
 }
 
 function note(spot, error) {

@@ -1,0 +1,169 @@
+//! What profiles cost: beside none, beside `perf record`, and beside V8's own profiler in the same process.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use super::{
+    BenchArgs, HEAD, WARM_UP, load_average, row, run,
+    server::{Case, Server},
+    structure::{Stats, run_times},
+    tool::{Tool, ndjson},
+};
+use crate::run::{Error, cache, root, say};
+
+const INTRODUCTION: &str = "\
+# What profiles cost
+
+Written by `cargo xtask bench profile`, in the way of [RESULTS.md](RESULTS.md): ratios of neighbouring halves, with a tool attached and
+without, in one server process under steady load; *null* compares neighbours without any. Samples are 99 a second and CPU for each
+tool. V8's profiler is switched on and off inside the server; its own thread is part of the CPU a request. `perf record` has kernel
+and user stacks by frame pointers of the software clock, and no names for JavaScript. Off CPU, the server has one connection: each
+request is a switch or two, which makes some ten thousand a second where nothing else runs.
+";
+
+/// Runs the cases and writes the table.
+pub fn bench(args: &BenchArgs) -> Result<(), Error> {
+    let mut table = String::from(HEAD);
+    let mut loads = Vec::new();
+    for (case, tools) in
+        [(Case::Http50, [Tool::Profile, Tool::Perf, Tool::Inspector].as_slice()), (Case::Http1, &[Tool::OffCpu])]
+    {
+        let mut server = Server::start(case, &args.node)?;
+        std::thread::sleep(WARM_UP);
+        for &tool in tools {
+            say(&format!("{}, {}: {} pairs of {} ms", case.name(), tool.name(), args.pairs, args.half));
+            let figures = run(&mut server, tool, args.pairs, args)?;
+            row(&mut table, case, tool, &figures);
+        }
+        loads.push(load_average());
+        eprintln!("{table}");
+    }
+    let walk = walk(&args.node)?;
+    let fifty = fifty(&args.node)?;
+    let text = format!(
+        "{INTRODUCTION}\nNode.js {}, halves of {} ms. Load average of the machine after each case: {}.\n\n{table}\n{walk}\n{fifty}",
+        args.node,
+        args.half,
+        loads.join(", "),
+    );
+    let path = root().join("agent/benches/PROFILE.md");
+    fs::write(&path, text).map_err(|source| Error::io("agent/benches/PROFILE.md", source))?;
+    say(&format!("wrote {}", path.display()));
+    Ok(())
+}
+
+/// Node.js running a script of its own; ends when dropped.
+struct Node(Child);
+
+impl Node {
+    fn start(version: &str, script: &str) -> Result<Self, Error> {
+        let node = cache().join("node").join(version).join("bin/node");
+        let mut command = Command::new(node);
+        command.args(["-e", script]).stdin(Stdio::null()).stdout(Stdio::null());
+        command.spawn().map(Self).map_err(|source| Error::io("node", source))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Spins at the end of a recursion, so that each sample has as many frames.
+fn deep(depth: u32) -> String {
+    format!(
+        "function dive(n) {{ if (n > 0) return dive(n - 1) + 1; const end = Date.now() + 50; while (Date.now() < end); return 0; }} \
+         setInterval(dive, 51, {depth})"
+    )
+}
+
+/// How long samples are counted.
+const SPAN: Duration = Duration::from_secs(4);
+
+/// What a frame costs in the kernel: samples of shallow and of deep stacks, by the kernel's count of the program's run time.
+fn walk(version: &str) -> Result<String, Error> {
+    let mut text = String::from(
+        "Of the sampler, by the kernel's own count of its run time (`kernel.bpf_stats_enabled`): a sample's cost, by the depth of the \
+         stack. The agent's CPU is that of decoding and writing them.\n\n\
+         | recursion | samples/s | frames/s walked | ns a sample | ns a frame | agent's CPU | agent's CPU a frame |\n|---|---|---|---|---|---|---|\n",
+    );
+    for depth in [4, 100, 400] {
+        let node = Node::start(version, &deep(depth))?;
+        std::thread::sleep(Duration::from_secs(1));
+        let _stats = Stats::count()?;
+        let attached = Tool::Profile.attach(node.0.id())?;
+        std::thread::sleep(Duration::from_secs(1));
+        let (begin, cpu, frames) = (run_times(attached.pid())?, attached.cpu_seconds(), frames_walked());
+        std::thread::sleep(SPAN);
+        let (end, cpu, frames) = (run_times(attached.pid())?, attached.cpu_seconds() - cpu, frames_walked() - frames);
+        attached.detach();
+        let of = |times: &std::collections::BTreeMap<String, (f64, f64)>| {
+            let sampler = times.iter().filter(|(name, _)| name.starts_with("sample"));
+            sampler.fold((0.0, 0.0), |sum, (_, (ns, runs))| (sum.0 + ns, sum.1 + runs))
+        };
+        let ((ns0, runs0), (ns1, runs1)) = (of(&begin), of(&end));
+        let (ns, runs, seconds) = (ns1 - ns0, runs1 - runs0, SPAN.as_secs_f64());
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "| {depth} | {:.0} | {:.0} | {:.0} | {:.0} | {:.1} % | {:.2} µs |",
+            runs / seconds,
+            frames / seconds,
+            ns / runs,
+            ns / frames,
+            cpu / seconds * 100.0,
+            cpu / frames * 1e6,
+        );
+    }
+    Ok(text)
+}
+
+/// Frames that the kernel half has walked, by the agent's last record of itself.
+fn frames_walked() -> f64 {
+    let text = fs::read_to_string(ndjson()).unwrap_or_default();
+    let records = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let walked = records.filter(|record| record.get("type").and_then(Value::as_str) == Some("agent"));
+    walked.filter_map(|record| find(&record, "frames_walked")).sum()
+}
+
+/// A number by its key, wherever in a record it is.
+fn find(value: &Value, key: &str) -> Option<f64> {
+    match value {
+        Value::Object(map) => map.get(key).and_then(Value::as_f64).or_else(|| map.values().find_map(|v| find(v, key))),
+        Value::Array(list) => list.iter().find_map(|v| find(v, key)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
+    }
+}
+
+/// Processes of the last case.
+const PROCESSES: usize = 50;
+
+/// Memory and CPU of one agent that profiles fifty processes.
+fn fifty(version: &str) -> Result<String, Error> {
+    say("fifty processes");
+    let work =
+        "setInterval(() => { let sum = 0; for (let i = 0; i < 20000; i++) sum += JSON.stringify({ i }).length; }, 100)";
+    let nodes = (0..PROCESSES).map(|_| Node::start(version, work)).collect::<Result<Vec<_>, _>>()?;
+    std::thread::sleep(Duration::from_secs(3));
+    let pids: Vec<u32> = nodes.iter().map(|node| node.0.id()).collect();
+    let begin = Instant::now();
+    let attached = Tool::Profile.attach_all(&pids)?;
+    let attach = begin.elapsed();
+    std::thread::sleep(SPAN * 3);
+    let (cpu, memory) = (attached.cpu_seconds(), attached.peak_mb());
+    attached.detach();
+    Ok(format!(
+        "Fifty Node.js processes at once, profiled for {} s: {memory:.0} MB of memory at most; attached within {:.1} s; {cpu:.1} s of CPU in all.\n",
+        (SPAN * 3).as_secs(),
+        attach.as_secs_f64(),
+    ))
+}
