@@ -21,8 +21,6 @@ pub enum Tool {
     Bpftrace,
     OffCpuTime,
     RunQLat,
-    /// A program on `sched_switch` that does nothing: what the kernel's counting itself takes.
-    Empty,
     /// `agent profile`
     Profile,
     /// `agent profile --off-cpu`
@@ -30,6 +28,8 @@ pub enum Tool {
     Perf,
     /// V8's own profiler, which the server switches on and off at a signal.
     Inspector,
+    /// A program on `sched_switch` that does nothing: what the kernel's counting itself takes.
+    Empty,
 }
 
 impl Tool {
@@ -41,11 +41,11 @@ impl Tool {
             Self::Bpftrace => "bpftrace script",
             Self::OffCpuTime => "offcputime",
             Self::RunQLat => "runqlat",
-            Self::Empty => "an empty program",
             Self::Profile => "agent profile",
             Self::OffCpu => "agent profile --off-cpu",
             Self::Perf => "perf record -F 99 -g",
             Self::Inspector => "V8's profiler",
+            Self::Empty => "an empty program",
         }
     }
 
@@ -122,9 +122,7 @@ impl Tool {
             Self::Profile | Self::OffCpu => {
                 self.wait_for(attached.child.stderr.take(), "profiling")?;
             }
-            Self::OffCpuTime | Self::RunQLat | Self::Perf | Self::Inspector => {
-                std::thread::sleep(Duration::from_millis(1_200))
-            }
+            Self::OffCpuTime | Self::RunQLat | Self::Perf | Self::Inspector => std::thread::sleep(Duration::from_millis(1_200)),
         }
         // A tool that is gone costs nothing, which is not what it costs.
         if let Ok(Some(_)) = attached.child.try_wait() {

@@ -49,7 +49,7 @@ fn of_v8(truths: &serde_json::Value) -> Shares {
 fn own(stack: &Stack) -> Option<String> {
     let frame = stack.js().next()?;
     let file = frame.file.as_deref()?;
-    if file.starts_with("eval at makeCold") {
+    if file.starts_with("eval at ") {
         return Some(COLD.to_owned());
     }
     file.ends_with("/hot.js").then(|| frame.name.rsplit('.').next().unwrap_or_default().to_owned())
@@ -82,10 +82,6 @@ fn check(bench: &Bench, version: &str) {
     let truth = of_v8(&workload.truths());
     let agent = shares(samples(&records, &stacks).filter_map(|(stack, samples)| Some((own(stack)?, samples))));
     say(&format!("node {version}, V8: {truth:.1?}, agent: {agent:.1?}"));
-    for (stack, samples) in samples(&records, &stacks).filter(|(stack, _)| stack.truncated.is_some()) {
-        let names: Vec<_> = stack.frames.iter().map(|frame| &frame.name).collect();
-        say(&format!("TRUNC {samples} {:?} {names:?}", stack.truncated));
-    }
     let mut hottest: Vec<_> = truth.iter().collect();
     hottest.sort_by(|a, b| b.1.total_cmp(a.1));
     assert!(hottest.len() >= HOTTEST, "{hottest:?}");

@@ -152,21 +152,55 @@ fn judge(frame: &Frame, site: &Site) -> Verdict {
     }
 }
 
-/// Verdicts on a stack's frames; those missing or too many are wrong. A function that calls itself is judged once, by its worst
-/// frame: four hundred frames of one recursion are not worth more than a call.
-fn judge_all<'a>(frames: &[&Frame], sites: &[&'a Site]) -> Vec<(Verdict, Option<&'a Site>, Option<Frame>)> {
-    let length = frames.len().max(sites.len());
-    let mut verdicts: Vec<(Verdict, Option<&Site>, Option<Frame>)> = Vec::new();
-    for index in 0..length {
-        let (frame, site) = (frames.get(index).copied(), sites.get(index).copied());
+/// Wrappers around WebAssembly are frames of their own, which V8's call sites do not have.
+fn without_wrappers(stack: &Stack) -> Vec<&Frame> {
+    let frames: Vec<&Frame> = stack.js().collect();
+    let is_wasm = |frame: &&&Frame| frame.kind == "wasm" || frame.is_unknown();
+    let mut kept: Vec<&Frame> = Vec::new();
+    let mut rest = frames.as_slice();
+    while let [first, others @ ..] = rest {
+        let run = rest.iter().take_while(is_wasm).count();
+        match rest[..run].iter().find(|frame| frame.kind == "wasm") {
+            Some(wasm) => {
+                kept.push(wasm);
+                rest = &rest[run..];
+            }
+            None => {
+                kept.push(first);
+                rest = others;
+            }
+        }
+    }
+    kept
+}
+
+type Judged<'a> = (Verdict, Option<&'a Site>, Option<Frame>);
+
+/// Verdicts on a stack's frames, outermost first; those missing or too many are wrong, but for what was inlined into code that is
+/// said not to be known. A function that calls itself is judged once, by its worst frame: four hundred frames of one
+/// recursion are not worth more than a call.
+fn judge_all<'a>(frames: &[&Frame], sites: &[&'a Site]) -> Vec<Judged<'a>> {
+    let mut verdicts: Vec<Judged> = Vec::new();
+    let mut sites = sites.iter().rev().copied().peekable();
+    let mut frames = frames.iter().rev().copied().peekable();
+    let mut is_code_known = true;
+    while frames.peek().is_some() || sites.peek().is_some() {
+        let (frame, site) = (frames.peek().copied(), sites.next());
         let verdict = frame.zip(site).map_or(Verdict::Wrong, |(frame, site)| judge(frame, site));
+        let judged = if verdict == Verdict::Wrong && !is_code_known && site.is_some() {
+            (Verdict::Unknown, site, None)
+        } else {
+            is_code_known = frame.is_none_or(|frame| frame.tier.is_some());
+            frames.next();
+            (verdict, site, frame.cloned())
+        };
         match verdicts.last_mut() {
             Some(last) if last.1 == site && site.is_some() => {
-                if verdict > last.0 {
-                    *last = (verdict, site, frame.cloned());
+                if judged.0 > last.0 {
+                    *last = judged;
                 }
             }
-            _ => verdicts.push((verdict, site, frame.cloned())),
+            _ => verdicts.push(judged),
         }
     }
     verdicts
@@ -190,10 +224,10 @@ pub struct Tally {
 impl Tally {
     /// Adds a stack that was taken at one of the spots. Which one is for the frames to say: the one of which most are equal.
     pub fn add(&mut self, stack: &Stack, truths: &[Truth]) {
-        let frames: Vec<&Frame> = stack.js().collect();
+        let frames = without_wrappers(stack);
         let equal = |truth: &&Truth| {
             let sites = truth.on_stack();
-            let likeness: usize = frames.iter().zip(&sites).map(|(frame, site)| judge(frame, site).likeness()).sum();
+            let likeness: usize = judge_all(&frames, &sites).iter().map(|(verdict, ..)| verdict.likeness()).sum();
             // Of two that are as like, the one with fewer others; of those, the one with as many async frames that agree.
             let awaiting = stack.awaiting().zip(truth.awaiting());
             let awaited: usize = awaiting.map(|(frame, site)| judge(frame, site).likeness()).sum();
@@ -253,9 +287,10 @@ impl Tally {
         self.verdicts.values().sum()
     }
 
-    /// Percent.
+    /// Percent of those that have a name in V8's description of their code: a name that is computed is a property of the
+    /// function's object alone.
     pub fn equal_share(&self) -> f64 {
-        self.count(Verdict::Equal) as f64 / (self.frames() as f64).max(1.0) * 100.0
+        self.count(Verdict::Equal) as f64 / ((self.frames() - self.count(Verdict::Unnamed)) as f64).max(1.0) * 100.0
     }
 
     /// The first differences, one a line.
