@@ -1,14 +1,13 @@
 //! Where a V8 keeps what: offsets, instance types and encodings, by its version.
 //!
 //! A row holds what the `v8dbg_*` constants of a file do not say, or do not say in each version; what they do say overrides it.
-//! Between two rows the older one holds; a V8 that is newer than all rows gets the newest, and the check of the live process
-//! ([`super::check`]) decides whether that is good enough.
+//! Between two rows the older one holds; a V8 that is newer than all rows gets the newest: each
+//! object's type is checked before it is read, so that a row that does not fit gives no names rather than wrong ones.
 //!
 //! Offsets count from an object's untagged address. All are of builds for x86-64 without pointer compression, as Node.js is built;
 //! each number was read off the binaries or taken from the sources of that version (`src/objects/*.tq`, `*.h`).
 //!
-//! To add a version: run `agent doctor` on it. Where it says that the heap does not look as expected, compare the constants
-//! (`nm -D node | grep v8dbg_`) and the sources with the row before.
+//! To add a version: compare its constants (`nm -D node | grep v8dbg_`) and its sources with the row before.
 
 use std::collections::BTreeMap;
 
