@@ -49,6 +49,8 @@ pub struct FunctionInfo {
     pub untrusted_data: Option<u32>,
     pub name: u32,
     pub script: u32,
+    /// The number of the function's literal follows.
+    pub flags: u32,
 }
 
 /// `Code`.
@@ -150,6 +152,7 @@ pub mod fixed {
     pub const SCRIPT_NAME: u32 = 16;
     pub const SCRIPT_LINE_OFFSET: u32 = 24;
     pub const SCRIPT_COLUMN_OFFSET: u32 = 32;
+    pub const SCRIPT_ID: u32 = 64;
     pub const SCRIPT_EVAL_FROM_SHARED: u32 = 72;
     pub const SCRIPT_EVAL_FROM_POSITION: u32 = 80;
     /// `DebugInfo::script`, in the place of a function's script while it is debugged; its function lies before it.
@@ -297,6 +300,7 @@ fn overrides(layout: &mut Layout) -> Vec<Override<'_>> {
             &mut function_info.script,
         ),
         of_offset(&["class_SharedFunctionInfo__function_data__Object"], &mut function_info.data),
+        of_offset(&["class_SharedFunctionInfo__flags__int"], &mut function_info.flags),
         of_offset(&["class_Code__flags__uint32_t"], &mut code.flags),
         of_offset(&["class_Code__instruction_size__int"], &mut code.size),
         of_offset(
