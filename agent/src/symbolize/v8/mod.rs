@@ -24,6 +24,7 @@
 
 pub mod code;
 pub mod deopt;
+pub mod fixture;
 pub mod frames;
 pub mod function;
 pub mod heap;
