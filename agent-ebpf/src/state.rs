@@ -311,6 +311,4 @@ pub mod global {
     pub const HAS_BPF_LOOP: &str = "HAS_BPF_LOOP";
     /// Time on CPU that a sample stands for.
     pub const SAMPLE_PERIOD_NS: &str = "SAMPLE_PERIOD_NS";
-    /// Unread bytes in a ring from which on its reader is woken; below, it looks by itself in good time.
-    pub const RING_WAKEUP_BYTES: &str = "RING_WAKEUP_BYTES";
 }

@@ -10,7 +10,7 @@ use aya_ebpf::{
     maps::RingBuf,
 };
 
-use super::{globals, maps};
+use super::maps;
 
 #[inline(always)]
 pub fn now_ns() -> u64 {
@@ -68,10 +68,14 @@ pub fn count_hit(slot: u32) {
     }
 }
 
+/// A ring with so much in it wakes its reader, who else comes by at his own pace.
+const WAKEUP_BYTES: u64 = 64 << 10;
+
 /// Waking the reader costs more than the record: do it when enough lies there, else let the reader come by itself.
 #[inline(always)]
-fn wakeup(ring: &RingBuf) -> u64 {
-    if ring.query(u64::from(BPF_RB_AVAIL_DATA)) >= globals::RING_WAKEUP_BYTES.load() {
+fn wakeup(family: u32, ring: &RingBuf) -> u64 {
+    // A stack cannot wait: the collector moves what its frames point at. There are few, as each crosses but once.
+    if family == family::STACK || ring.query(u64::from(BPF_RB_AVAIL_DATA)) >= WAKEUP_BYTES {
         u64::from(BPF_RB_FORCE_WAKEUP)
     } else {
         u64::from(BPF_RB_NO_WAKEUP)
@@ -87,7 +91,7 @@ pub fn send<T: Copy + 'static>(family: u32, fill: impl FnOnce(*mut T)) {
         return;
     };
     fill(entry.as_mut_ptr());
-    entry.submit(wakeup(ring));
+    entry.submit(wakeup(family, ring));
     count_family(family, false);
 }
 
@@ -101,7 +105,7 @@ pub fn send_bytes(family: u32, bytes: *const u8, len: u64) -> bool {
             core::ptr::from_ref(ring).cast_mut().cast(),
             bytes.cast_mut().cast(),
             len,
-            wakeup(ring),
+            wakeup(family, ring),
         )
     };
     count_family(family, status != 0);

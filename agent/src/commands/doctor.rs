@@ -197,7 +197,6 @@ fn object_checks() -> Vec<Check> {
         parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples],
         sample_hz: 1,
         bounded_loops: false,
-        wakeup_bytes: u64::MAX,
     };
     let uring = tracefs::find().map(|place| tracefs::UringFields::read(&place)).unwrap_or_default();
     match Probes::load(&settings, types.as_ref(), &uring) {

@@ -37,9 +37,6 @@ use crate::{
     units::Pid,
 };
 
-/// A stack is decoded at once, while the objects that it points at are where they were: at these rates a wake-up for each is nothing.
-const WAKEUP_BYTES: u64 = 0;
-
 /// Runs the command and returns the exit code.
 #[must_use]
 pub fn run(args: &ProfileArgs) -> u8 {
@@ -139,7 +136,6 @@ fn mission(args: &ProfileArgs) -> Mission {
         parts,
         sample_hz,
         bounded_loops: false,
-        wakeup_bytes: WAKEUP_BYTES,
     };
     let config = TraceConfig {
         window_ns: nanoseconds(args.window),

@@ -19,9 +19,6 @@ use crate::{
     units::Pid,
 };
 
-/// A ring with so much in it wakes its reader, who else comes by at his own pace.
-const WAKEUP_BYTES: u64 = 64 << 10;
-
 /// Default thresholds of stays off CPU: event-loop threads, and all others.
 pub const LOOP_OFF_CPU_MIN: Duration = Duration::from_micros(100);
 pub const OTHER_OFF_CPU_MIN: Duration = Duration::from_millis(1);
@@ -90,7 +87,6 @@ fn settings(args: &TraceArgs) -> Settings {
         parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples],
         sample_hz: args.sample_hz,
         bounded_loops: args.bounded_loops,
-        wakeup_bytes: WAKEUP_BYTES,
     }
 }
 

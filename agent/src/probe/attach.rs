@@ -103,8 +103,6 @@ pub struct Settings {
     pub sample_hz: u32,
     /// Do without `bpf_loop`, even where there is one, for tests.
     pub bounded_loops: bool,
-    /// Unread bytes in a ring from which on the reader is woken; 0 is at once.
-    pub wakeup_bytes: u64,
 }
 
 /// A tracepoint that could not be attached, and why.
@@ -163,7 +161,6 @@ impl Probes {
         loader.override_global(global::HAS_TASK_REGS, &has_task_regs, true);
         loader.override_global(global::HAS_BPF_LOOP, &has_loop, true);
         loader.override_global(global::SAMPLE_PERIOD_NS, &period_ns, true);
-        loader.override_global(global::RING_WAKEUP_BYTES, &settings.wakeup_bytes, true);
         if let Some(types) = types {
             loader.override_global(global::TASK_PID, &types.task_pid, true);
             loader.override_global(global::TASK_TGID, &types.task_tgid, true);
