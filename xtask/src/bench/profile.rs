@@ -104,8 +104,7 @@ fn walk(version: &str) -> Result<String, Error> {
         std::thread::sleep(Duration::from_secs(1));
         let (begin, cpu, frames) = (run_times(attached.pid())?, attached.cpu_seconds(), frames_walked());
         std::thread::sleep(SPAN);
-        let (end, cpu, frames) =
-            (run_times(attached.pid())?, attached.cpu_seconds() - cpu, frames_walked() - frames);
+        let (end, cpu, frames) = (run_times(attached.pid())?, attached.cpu_seconds() - cpu, frames_walked() - frames);
         attached.detach();
         let of = |times: &std::collections::BTreeMap<String, (f64, f64)>| {
             let sampler = times.iter().filter(|(name, _)| name.starts_with("sample"));
@@ -151,7 +150,8 @@ const PROCESSES: usize = 50;
 /// Memory and CPU of one agent that profiles fifty processes.
 fn fifty(version: &str) -> Result<String, Error> {
     say("fifty processes");
-    let work = "setInterval(() => { let sum = 0; for (let i = 0; i < 20000; i++) sum += JSON.stringify({ i }).length; }, 100)";
+    let work =
+        "setInterval(() => { let sum = 0; for (let i = 0; i < 20000; i++) sum += JSON.stringify({ i }).length; }, 100)";
     let nodes = (0..PROCESSES).map(|_| Node::start(version, work)).collect::<Result<Vec<_>, _>>()?;
     std::thread::sleep(Duration::from_secs(3));
     let pids: Vec<u32> = nodes.iter().map(|node| node.0.id()).collect();

@@ -122,7 +122,9 @@ impl Tool {
             Self::Profile | Self::OffCpu => {
                 self.wait_for(attached.child.stderr.take(), "profiling")?;
             }
-            Self::OffCpuTime | Self::RunQLat | Self::Perf | Self::Inspector => std::thread::sleep(Duration::from_millis(1_200)),
+            Self::OffCpuTime | Self::RunQLat | Self::Perf | Self::Inspector => {
+                std::thread::sleep(Duration::from_millis(1_200))
+            }
         }
         // A tool that is gone costs nothing, which is not what it costs.
         if let Ok(Some(_)) = attached.child.try_wait() {
