@@ -7,9 +7,12 @@
 //! | when the stack was taken | now | what may be used |
 //! |---|---|---|
 //! | between collections | no other has begun | anything whose words are there; what is not known may be read |
-//! | between collections | one has begun | what was read under the same count, without looking |
-//! | within one | whatever | what was read before it and whose words are there: that has not moved |
+//! | between collections | one has begun | what was read under the same count; what was read before, and whose words are there |
+//! | within one | whatever | what was read before, and whose words are there |
 //! | not counted | not counted | anything whose words are there; what is not known may be read |
+//!
+//! What was there before and is there after was there in between: an object and the two that it points to do not all move away and
+//! back.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -25,6 +28,19 @@ pub struct Asked {
     pub seen: Seen,
     /// It has called the frame above; otherwise it is the innermost, and was interrupted or has called the kernel.
     pub has_called: bool,
+}
+
+impl Entry {
+    /// Whether it can be right, and whether its words have to be looked at for that.
+    fn judge(&self, trust: Trust) -> (bool, bool) {
+        // Counts go up by one or two a collection, and the difference of two that are near tells their order.
+        let is_before = |taken: u32| self.read.is_some_and(|read| taken.wrapping_sub(read) < 1 << 31);
+        match trust {
+            Trust::Heap { .. } => (true, true),
+            Trust::Past { majors } if self.read == Some(majors) || self.seen == Some(majors) => (true, false),
+            Trust::Past { majors } | Trust::Within { majors } => (is_before(majors), true),
+        }
+    }
 }
 
 impl Asked {
@@ -48,10 +64,10 @@ pub type Frames = Arc<[Arc<Frame>]>;
 pub enum Trust {
     /// The heap is as it was when the stack was taken; the count of collections, where there is one.
     Heap { majors: Option<u32> },
-    /// The heap has changed since: only what was read under this count.
+    /// The heap has changed since: only what was read under this count, or before.
     Past { majors: u32 },
-    /// The stack was taken while the heap changed: only what was read before, and is as it was.
-    Within { before: u32 },
+    /// The stack was taken while the heap changed, at this count: only what was read before.
+    Within { majors: u32 },
 }
 
 impl Trust {
@@ -60,7 +76,7 @@ impl Trust {
     pub fn new(taken: u32, now: Option<u32>) -> Self {
         let Some(now) = now else { return Self::Heap { majors: None } };
         if taken % 2 == 1 {
-            Self::Within { before: taken.wrapping_sub(1) }
+            Self::Within { majors: taken }
         } else if taken == now {
             Self::Heap { majors: Some(now) }
         } else {
@@ -78,7 +94,9 @@ struct Entry {
     frames: Frames,
     /// None for a frame that does not rest on a heap.
     proofs: Box<[Proof]>,
-    majors: Option<u32>,
+    /// Under which counts it was read first, and seen last.
+    read: Option<u32>,
+    seen: Option<u32>,
     /// Which stack it was last looked at for, where its parts begin then, and what came of it.
     stack: u64,
     first_part: usize,
@@ -102,11 +120,7 @@ impl Kept {
             let Some(entry) = self.entries.get_mut(one).filter(|entry| entry.stack != self.stacks) else { continue };
             entry.stack = self.stacks;
             entry.first_part = self.parts.len();
-            let (can_be_right, looks) = match trust {
-                Trust::Heap { .. } => (true, true),
-                Trust::Past { majors } => (entry.majors == Some(majors), false),
-                Trust::Within { before } => (entry.majors == Some(before), true),
-            };
+            let (can_be_right, looks) = entry.judge(trust);
             entry.holds = can_be_right || entry.proofs.is_empty();
             if can_be_right && looks {
                 self.parts.extend(entry.proofs.iter().map(Proof::part));
@@ -128,7 +142,7 @@ impl Kept {
                 && parts.len() >= entry.proofs.len();
             entry.first_part = usize::MAX;
             if let (true, Trust::Heap { majors }) = (entry.holds, trust) {
-                entry.majors = majors;
+                entry.seen = majors;
             }
         }
         entry.holds.then(|| Arc::clone(&entry.frames))
@@ -141,7 +155,8 @@ impl Kept {
         let entry = Entry {
             frames: Arc::clone(frames),
             proofs: proofs.into(),
-            majors,
+            read: majors,
+            seen: majors,
             stack: 0,
             first_part: usize::MAX,
             holds: true,
@@ -197,7 +212,8 @@ mod tests {
     #[test]
     fn of_a_stack_that_is_older_than_a_collection_only_old_names_are_right() {
         check(2, Some(3), true, true);
-        check(4, Some(5), false, false);
+        check(4, Some(5), false, true);
+        check(4, Some(5), true, false);
         check(0, Some(1), false, false);
     }
 
@@ -206,6 +222,7 @@ mod tests {
         check(3, Some(3), false, true);
         check(3, Some(4), false, true);
         check(3, Some(3), true, false);
-        check(5, Some(5), false, false);
+        check(5, Some(5), false, true);
+        check(1, Some(5), false, false);
     }
 }

@@ -80,6 +80,8 @@ impl<M: Memory> V8<M> {
         let mut decoded = Decoded::default();
         let named = self.describe(function, &mut decoded.proofs)?;
         match self.heap.body(function)? {
+            // It lost its script while it was looked at.
+            Body::Bytecode(_) if named.script.is_none() => return Err(Refusal::Changed),
             Body::Bytecode(bytecode) => {
                 let interpreted = self.interpreter_offset(seen, bytecode, &symbol.name);
                 if interpreted.is_none() || !is_interpreter(&symbol.name) {
@@ -247,7 +249,11 @@ impl<M: Memory> V8<M> {
     fn describe(&mut self, function: Object, proofs: &mut Vec<Proof>) -> Result<std::sync::Arc<Function>, Refusal> {
         let words = self.heap.words(function)?;
         proofs.push(Proof::of_function(function, words, &self.heap.layout));
-        self.heap.function(function, &mut self.functions, 0)
+        let named = self.heap.function(function, &mut self.functions, 0)?;
+        if let Some(script) = &named.script {
+            proofs.extend(script.at.and_then(|at| Proof::of_script(at, script.id)));
+        }
+        Ok(named)
     }
 }
 

@@ -9,6 +9,7 @@ use super::{
     heap::{Heap, Object, Refusal, Tagged},
     layout::fixed,
     positions::{Position, position_at},
+    proof::LITERAL_ID,
     script::Script,
 };
 use crate::{
@@ -32,7 +33,7 @@ pub struct Function {
 /// Functions and scripts that were read.
 #[derive(Debug, Default)]
 pub struct Functions {
-    functions: HashMap<Object, ([u64; 2], Arc<Function>)>,
+    functions: HashMap<Object, ([u64; 3], Arc<Function>)>,
     scripts: HashMap<Object, Arc<Script>>,
     lines: usize,
 }
@@ -72,10 +73,11 @@ pub enum Body {
 }
 
 impl<M: Memory> Heap<M> {
-    /// The words of a function by which it is told from others: name and script.
-    pub fn identity(&self, words: &[u64; WORDS]) -> [u64; 2] {
+    /// What of a function tells it from others, within its script.
+    fn identity(&self, words: &[u64; WORDS]) -> [u64; 3] {
         let field = |offset: u32| words.get(offset as usize / 8).copied().unwrap_or(0);
-        [field(self.layout.function_info.name), field(self.layout.function_info.script)]
+        let info = self.layout.function_info;
+        [field(info.name), field(info.script), field(info.flags) & LITERAL_ID]
     }
 
     /// The function at an address: the one that is known, if it is still the same.
@@ -86,13 +88,14 @@ impl<M: Memory> Heap<M> {
             return Err(Refusal::OtherType);
         }
         let identity = self.identity(&words);
+        let [name, script, _] = identity.map(Tagged);
+        let script = self.script_of(script, functions, depth)?;
         if let Some((known, function)) = functions.functions.get(&at)
             && *known == identity
+            && function.script.as_ref().map(Arc::as_ptr) == script.as_ref().map(Arc::as_ptr)
         {
             return Ok(Arc::clone(function));
         }
-        let [name, script] = identity.map(Tagged);
-        let script = self.script_of(script, functions, depth)?;
         let (mut name, mut start) = self.name(name)?;
         if let Ok(data) = self.uncompiled(&words) {
             start = start.or(self.u32(data.field(fixed::UNCOMPILED_START)?).ok());

@@ -1,14 +1,13 @@
 //! Where a V8 keeps what: offsets, instance types and encodings, by its version.
 //!
 //! A row holds what the `v8dbg_*` constants of a file do not say, or do not say in each version; what they do say overrides it.
-//! Between two rows the older one holds; a V8 that is newer than all rows gets the newest, and the check of the live process
-//! ([`super::check`]) decides whether that is good enough.
+//! Between two rows the older one holds; a V8 that is newer than all rows gets the newest: each
+//! object's type is checked before it is read, so that a row that does not fit gives no names rather than wrong ones.
 //!
 //! Offsets count from an object's untagged address. All are of builds for x86-64 without pointer compression, as Node.js is built;
 //! each number was read off the binaries or taken from the sources of that version (`src/objects/*.tq`, `*.h`).
 //!
-//! To add a version: run `agent doctor` on it. Where it says that the heap does not look as expected, compare the constants
-//! (`nm -D node | grep v8dbg_`) and the sources with the row before.
+//! To add a version: compare its constants (`nm -D node | grep v8dbg_`) and its sources with the row before.
 
 use std::collections::BTreeMap;
 
@@ -50,6 +49,8 @@ pub struct FunctionInfo {
     pub untrusted_data: Option<u32>,
     pub name: u32,
     pub script: u32,
+    /// The number of the function's literal follows.
+    pub flags: u32,
 }
 
 /// `Code`.
@@ -151,6 +152,7 @@ pub mod fixed {
     pub const SCRIPT_NAME: u32 = 16;
     pub const SCRIPT_LINE_OFFSET: u32 = 24;
     pub const SCRIPT_COLUMN_OFFSET: u32 = 32;
+    pub const SCRIPT_ID: u32 = 64;
     pub const SCRIPT_EVAL_FROM_SHARED: u32 = 72;
     pub const SCRIPT_EVAL_FROM_POSITION: u32 = 80;
     /// `DebugInfo::script`, in the place of a function's script while it is debugged; its function lies before it.
@@ -298,6 +300,7 @@ fn overrides(layout: &mut Layout) -> Vec<Override<'_>> {
             &mut function_info.script,
         ),
         of_offset(&["class_SharedFunctionInfo__function_data__Object"], &mut function_info.data),
+        of_offset(&["class_SharedFunctionInfo__flags__int"], &mut function_info.flags),
         of_offset(&["class_Code__flags__uint32_t"], &mut code.flags),
         of_offset(&["class_Code__instruction_size__int"], &mut code.size),
         of_offset(

@@ -13,7 +13,7 @@
 //! at run time                                └ optimised: positions, DeoptimizationData ─ SharedFunctionInfos
 //! ```
 //!
-//! [`layout`] says where a version keeps all that, [`check`] whether this process does; [`heap`] and [`strings`] read words and
+//! [`layout`] says where a version keeps all that; [`heap`] and [`strings`] read words and
 //! text; [`script`], [`function`], [`code`], [`positions`] and [`deopt`] know one kind of object each; [`frames`] puts them together.
 //!
 //! # What can be trusted
@@ -24,6 +24,7 @@
 
 pub mod code;
 pub mod deopt;
+pub mod fixture;
 pub mod frames;
 pub mod function;
 pub mod heap;

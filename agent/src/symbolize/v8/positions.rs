@@ -132,3 +132,121 @@ fn bytecode_bytes(bytecodes: &[u8], at: usize, layout: &Layout) -> Result<usize,
     let second = get(at.checked_add(1).ok_or(Refusal::Damaged)?)?;
     layout.bytecode_bytes(second, scale).map(|bytes| usize::from(bytes) + 1).ok_or(Refusal::Damaged)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Writes an integer as V8 does.
+    fn unsigned(mut value: u64, into: &mut Vec<u8>) {
+        while value >= 0x80 {
+            into.push(u8::try_from(value & 0x7f).unwrap_or(0) | 0x80);
+            value >>= 7;
+        }
+        into.push(u8::try_from(value).unwrap_or(0));
+    }
+
+    fn zigzag(value: i64, into: &mut Vec<u8>) {
+        unsigned((value << 1 ^ value >> 63).cast_unsigned(), into);
+    }
+
+    /// A table of code offsets (from -1), whether a statement begins, and raw positions.
+    fn table(entries: &[(i64, bool, u64)], encoding: PositionsEncoding) -> Vec<u8> {
+        let (mut bytes, mut at, mut raw) = (Vec::new(), -1, 0);
+        for (offset, is_statement, position) in entries {
+            let delta = offset - at;
+            match encoding {
+                PositionsEncoding::Signed => zigzag(if *is_statement { delta } else { -delta - 1 }, &mut bytes),
+                PositionsEncoding::Flagged => {
+                    unsigned(delta.cast_unsigned() << 2 | u64::from(*is_statement), &mut bytes);
+                }
+            }
+            zigzag(position.cast_signed() - raw, &mut bytes);
+            (at, raw) = (*offset, position.cast_signed());
+        }
+        bytes
+    }
+
+    fn at(offset: u32, inlining: Option<u32>) -> u64 {
+        u64::from(offset + 1) << 1 | inlining.map_or(0, |id| u64::from(id + 1) << 31)
+    }
+
+    #[test]
+    fn the_last_position_at_or_before_an_offset_counts() {
+        let entries = [
+            (-1, true, at(7, None)),
+            (0, true, at(10, None)),
+            (5, false, at(300_000, Some(2))),
+            (9, true, at(0, None)),
+        ];
+        for encoding in [PositionsEncoding::Signed, PositionsEncoding::Flagged] {
+            let table = table(&entries, encoding);
+            let find =
+                |offset| position_at(&table, encoding, offset, 20).unwrap().map(|at| (at.offset(), at.inlining()));
+            assert_eq!(find(0), Some((Some(10), None)));
+            assert_eq!(find(4), Some((Some(10), None)));
+            assert_eq!(find(5), Some((Some(300_000), Some(2))));
+            assert_eq!(find(100), Some((Some(0), None)));
+            assert_eq!(position_at(&table, encoding, 100, 8), Err(Refusal::Damaged), "beyond the code");
+        }
+    }
+
+    #[test]
+    fn a_position_of_no_script_is_none() {
+        assert_eq!(Position(1).offset(), None);
+        assert_eq!(Position(0).offset(), None);
+    }
+
+    #[test]
+    fn baseline_code_is_walked_bytecode_by_bytecode() {
+        let mut layout = Layout::row([11, 3, 244]).unwrap();
+        // Prefixes, then bytecodes of 2 bytes, of 3 where they are wide.
+        layout.bytecode_sizes = [vec![1, 1, 1, 1], vec![2; 6], vec![0; 4], vec![3; 6], vec![0; 4], vec![5; 6]].concat();
+        // A bytecode, a wide one, another.
+        let bytecodes = [5, 0, 0, 6, 0, 0, 7, 0];
+        let lengths = [20, 10, 30, 5];
+        let at = |offset| bytecode_at(&lengths, &bytecodes, &layout, offset);
+        assert_eq!([at(0), at(19), at(20), at(29)], [Ok(0); 4], "what sets up the frame, and the first");
+        assert_eq!([at(30), at(59)], [Ok(2); 2]);
+        assert_eq!([at(60), at(64)], [Ok(6); 2]);
+        assert_eq!(bytecode_at(&[1, 1, 1], &[250, 0], &layout, 2), Err(Refusal::Damaged), "no bytecode");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            deltas in proptest::collection::vec((0_i64..5000, any::<bool>(), 0_u32..1 << 29, proptest::option::of(0_u32..60_000)), 1..40),
+            wanted in 0_u64..100_000,
+        ) {
+            let mut offset = -1;
+            let entries: Vec<(i64, bool, u64)> = deltas.iter().map(|(delta, is_statement, position, inlining)| {
+                offset += delta;
+                (offset, *is_statement, at(*position, *inlining))
+            }).collect();
+            let expected = entries.iter().rev().find(|(offset, ..)| *offset <= wanted.cast_signed()).map(|(.., raw)| *raw);
+            for encoding in [PositionsEncoding::Signed, PositionsEncoding::Flagged] {
+                let found = position_at(&table(&entries, encoding), encoding, wanted, 1 << 20);
+                prop_assert_eq!(found, Ok(expected.map(Position)));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200), code in proptest::collection::vec(any::<u8>(), 0..64), offset: u64) {
+            for version in [[9, 4, 146], [14, 6, 202]] {
+                let mut layout = Layout::row(version).unwrap();
+                layout.bytecode_sizes = vec![2; 600];
+                let _ = position_at(&bytes, layout.encoding, offset, offset);
+                let _ = bytecode_at(&bytes, &code, &layout, offset);
+            }
+        }
+
+        #[test]
+        fn integers_are_read_as_they_were_written(value: i64) {
+            let mut bytes = Vec::new();
+            zigzag(value, &mut bytes);
+            prop_assert_eq!(Vlq(&bytes).zigzag(), Ok(value));
+        }
+    }
+}

@@ -1,10 +1,18 @@
 //! What a kept name rests on: a few words of the heap that must still be there.
 
-use super::{code::Code, function::WORDS, heap::Object, layout::Layout};
+use super::{
+    code::Code,
+    function::WORDS,
+    heap::Object,
+    layout::{Layout, fixed},
+};
 use crate::{
     symbolize::memory::{PART_BYTES, Part},
     units::UserAddr,
 };
+
+/// The number of a function literal lies above the flags.
+pub const LITERAL_ID: u64 = 0xffff_ffff_0000_0000;
 
 /// The words at an address, and which bits of them count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,15 +23,31 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// A function is the same while its map, name and script are; what it runs may change.
+    /// A function is the same while its map, name, script and number within the script are; what it runs may change. With the
+    /// script's own number ([`Self::of_script`]) no two are alike: addresses alone come back, as an allocator that is asked for the
+    /// same again gives the same again.
     pub fn of_function(at: Object, words: [u64; WORDS], layout: &Layout) -> Self {
         let mut masks = [0; WORDS];
-        for offset in [0, layout.function_info.name, layout.function_info.script] {
+        for (offset, bits) in [
+            (0, u64::MAX),
+            (layout.function_info.name, u64::MAX),
+            (layout.function_info.script, u64::MAX),
+            (layout.function_info.flags, LITERAL_ID),
+        ] {
             if let Some(mask) = masks.get_mut(offset as usize / 8) {
-                *mask = u64::MAX;
+                *mask |= bits;
             }
         }
         Self { at: at.0, words, masks }
+    }
+
+    /// A script is the same while its number is: V8 counts them.
+    pub fn of_script(at: Object, id: u64) -> Option<Self> {
+        let mut words = [0; WORDS];
+        let mut masks = [0; WORDS];
+        *words.first_mut()? = id;
+        *masks.first_mut()? = u64::MAX;
+        Some(Self { at: at.field(fixed::SCRIPT_ID).ok()?, words, masks })
     }
 
     /// Code is the same while all words of it are, but for flags that say what will become of it.

@@ -24,7 +24,7 @@ const V9_4: Layout = Layout {
         uncompiled: (157, 158),
         function_info_wrapper: None,
     },
-    function_info: FunctionInfo { data: 8, untrusted_data: None, name: 16, script: 32 },
+    function_info: FunctionInfo { data: 8, untrusted_data: None, name: 16, script: 32, flags: 48 },
     code: CodeObject {
         deopt: 16,
         positions: 24,
@@ -80,7 +80,7 @@ const V10_0: Layout = Layout {
         uncompiled: (217, 220),
         function_info_wrapper: None,
     },
-    function_info: FunctionInfo { data: 8, untrusted_data: None, name: 16, script: 32 },
+    function_info: FunctionInfo { data: 8, untrusted_data: None, name: 16, script: 32, flags: 48 },
     code: CodeObject {
         deopt: 16,
         positions: 24,
@@ -136,7 +136,7 @@ const V11_1: Layout = Layout {
         uncompiled: (220, 223),
         function_info_wrapper: None,
     },
-    function_info: FunctionInfo { data: 8, untrusted_data: None, name: 16, script: 32 },
+    function_info: FunctionInfo { data: 8, untrusted_data: None, name: 16, script: 32, flags: 48 },
     code: CodeObject {
         deopt: 16,
         positions: 24,
@@ -192,7 +192,7 @@ const V12_3: Layout = Layout {
         uncompiled: (200, 203),
         function_info_wrapper: None,
     },
-    function_info: FunctionInfo { data: 8, untrusted_data: None, name: 16, script: 32 },
+    function_info: FunctionInfo { data: 8, untrusted_data: None, name: 16, script: 32, flags: 48 },
     code: CodeObject {
         deopt: 8,
         positions: 16,
@@ -248,7 +248,7 @@ const V13_4: Layout = Layout {
         uncompiled: (175, 178),
         function_info_wrapper: Some(195),
     },
-    function_info: FunctionInfo { data: 8, untrusted_data: Some(16), name: 24, script: 40 },
+    function_info: FunctionInfo { data: 8, untrusted_data: Some(16), name: 24, script: 40, flags: 56 },
     code: CodeObject {
         deopt: 8,
         positions: 16,
@@ -304,7 +304,7 @@ const V14_1: Layout = Layout {
         uncompiled: (174, 177),
         function_info_wrapper: Some(195),
     },
-    function_info: FunctionInfo { data: 8, untrusted_data: Some(16), name: 24, script: 40 },
+    function_info: FunctionInfo { data: 8, untrusted_data: Some(16), name: 24, script: 40, flags: 56 },
     code: CodeObject {
         deopt: 8,
         positions: 16,

@@ -34,6 +34,9 @@ pub struct Script {
     pub source_units: u32,
     /// It was made by `eval` or `new Function`.
     pub is_evaluated: bool,
+    /// Where it is, and its number as V8 keeps it.
+    pub at: Option<Object>,
+    pub id: u64,
     identity: [u64; IDENTITY.len()],
     /// The first unit of each line.
     lines: Vec<u32>,
@@ -78,7 +81,8 @@ impl<M: Memory> Heap<M> {
         if let Some(known) = functions.script(at).filter(|known| known.identity == identity) {
             return Ok(known);
         }
-        let script = Arc::new(Script { identity, ..self.read_script(at, &words, functions, depth)? });
+        let id = words.get(fixed::SCRIPT_ID as usize / 8).copied().unwrap_or(0);
+        let script = Arc::new(Script { at: Some(at), id, identity, ..self.read_script(at, &words, functions, depth)? });
         functions.keep_script(at, &script);
         Ok(script)
     }
