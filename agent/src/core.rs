@@ -20,7 +20,7 @@ use stacks::{Needed, Stacks};
 use crate::{
     aggregate::{
         histogram::Histogram,
-        off_cpu::{Group, Totals},
+        off_cpu::{self, Group, Totals},
         process::ProcessFigures,
         run_queue::{Latencies, RunQueueBook},
         turns::{Pause, SlowTurn},
@@ -226,7 +226,8 @@ impl Core {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         process.book.pool.in_flight(pid.0, &tick.works, &mut self.counters);
         let to = process.exited.map_or(tick.now, |exited| exited.min(tick.now));
-        let figures = process.book.close(to, threads, run_queue, &mut self.counters);
+        let mut figures = process.book.close(to, threads, run_queue, &mut self.counters);
+        figures.rename_stacks(|id| self.stacks.alias(id));
         process.gc_pauses = 0;
         process.life_lines = 0;
         let gone = process.exited.is_some();
@@ -310,10 +311,15 @@ impl Core {
         for pid in pids {
             let Some(process) = self.processes.get_mut(&pid) else { continue };
             let measure = process.profile();
-            let open = if measure.is_some() { Vec::new() } else { process.book.close_open() };
-            let away = process.book.close_away();
+            let mut open = if measure.is_some() { Vec::new() } else { process.book.close_open() };
+            let mut away = process.book.close_away();
             // Where switches are not followed, nobody knows who came back meanwhile.
-            let away = if measure == Some(Measure::OnCpu) { Vec::new() } else { away };
+            if measure == Some(Measure::OnCpu) {
+                away.clear();
+            }
+            let alias = |id| self.stacks.alias(id);
+            open.iter_mut().for_each(|turn| turn.rename_stacks(&alias));
+            off_cpu::rename_stacks(&mut away, alias);
             for turn in &open {
                 self.slow_turn(pid, turn);
             }

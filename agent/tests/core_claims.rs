@@ -12,7 +12,7 @@ use agent::{
     export::text::{Style, render},
     report::{
         Body, Record,
-        model::{EndReason, LoopWindow, Process, StackId, Window},
+        model::{EndReason, Frame, LoopWindow, Process, StackId, Window},
         summary::Summary,
     },
     units::{MonoNs, Pid},
@@ -289,7 +289,8 @@ fn a_stack_that_no_line_speaks_of_has_no_line() {
     let main = Thread::new(PID, BEGIN);
     for id in [77, 78] {
         run.record(family::STACK, &synthetic::user_stack(PID, BEGIN, id, &[id]));
-        run.step(Input::Symbolized { stack: StackId(id), frames: vec![Arc::default()], truncated: None });
+        let frame = Frame { name: format!("f{id}"), ..Frame::default() };
+        run.step(Input::Symbolized { stack: StackId(id), frames: vec![Arc::new(frame)], truncated: None });
     }
     run.tick(&[&main], BEGIN + 1000 * MS);
     assert!(stacks_shown(&run).is_empty());
@@ -328,4 +329,25 @@ fn a_slow_turn_says_where_it_was_on_cpu() {
     });
     let on_cpu: Vec<_> = slow.unwrap().on_cpu.iter().map(|place| (place.samples, place.user_stack)).collect();
     assert_eq!(on_cpu, [(2, Some(StackId(3))), (1, Some(StackId(2)))]);
+}
+
+#[test]
+fn stacks_that_say_the_same_are_one() {
+    let mut run = Run::new();
+    let main = Thread::new(PID, BEGIN);
+    let frame =
+        |line, column| Arc::new(Frame { name: "f".into(), line: Some(line), column: Some(column), ..Frame::default() });
+    for (id, line, column) in [(77, 5, 1), (78, 5, 9), (79, 6, 1)] {
+        run.record(family::STACK, &synthetic::user_stack(PID, BEGIN, id, &[id]));
+        run.step(Input::Symbolized { stack: StackId(id), frames: vec![frame(line, column)], truncated: None });
+        run.record(family::SAMPLE, synthetic::sample(PID, BEGIN + id, id).as_bytes());
+    }
+    run.tick(&[&main], BEGIN + 1000 * MS);
+    assert_eq!(stacks_shown(&run), [StackId(77), StackId(79)]);
+    let profile = run.records.iter().find_map(|record| match &record.body {
+        Body::Profile(profile) => Some(profile),
+        _ => None,
+    });
+    let samples: Vec<_> = profile.unwrap().stacks.iter().map(|place| (place.user_stack, place.samples)).collect();
+    assert_eq!(samples, [(Some(StackId(77)), 2), (Some(StackId(79)), 1)]);
 }

@@ -107,6 +107,23 @@ impl Stay {
     }
 }
 
+impl Group {
+    #[must_use]
+    pub fn renamed(self, alias: &impl Fn(u64) -> u64) -> Self {
+        Self { user_stack: self.user_stack.map(alias), kernel_stack: self.kernel_stack.map(alias), ..self }
+    }
+}
+
+/// Puts groups whose stacks say the same together; longest first, as they were.
+pub fn rename_stacks(groups: &mut Vec<(Group, Totals)>, alias: impl Fn(u64) -> u64) {
+    let mut together = BTreeMap::<Group, Totals>::new();
+    for (group, totals) in groups.drain(..) {
+        together.entry(group.renamed(&alias)).or_default().merge(&totals);
+    }
+    groups.extend(together);
+    groups.sort_by_key(|&(group, totals)| (Reverse(totals.total_ns), group));
+}
+
 /// The groups of a window.
 #[derive(Clone, Debug, Default)]
 pub struct OffCpuWindow {

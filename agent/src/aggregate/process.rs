@@ -8,7 +8,7 @@ use super::{
     gc::{self, Gc},
     histogram::Histogram,
     ledger::{self, Reading, ThreadBook, ThreadFigures},
-    off_cpu::{Group, OffCpuWindow, Stay, Totals},
+    off_cpu::{self, Group, OffCpuWindow, Stay, Totals},
     profile::{SampleFigures, SamplePlace, SampleWindow},
     thread_pool::{PoolBook, PoolFigures},
     turns::{LoopBook, Pause, SlowTurn, TurnFigures},
@@ -47,6 +47,17 @@ pub struct ProcessFigures {
     pub run_queue: BTreeMap<Class, Histogram>,
     /// Loops that have run for long without a poll: time so far.
     pub stuck: Vec<(Tid, u64)>,
+}
+
+impl ProcessFigures {
+    /// Speaks of one stack where several say the same.
+    pub fn rename_stacks(&mut self, alias: impl Fn(u64) -> u64) {
+        self.samples.rename_stacks(&alias);
+        off_cpu::rename_stacks(&mut self.off_cpu, &alias);
+        for turn in &mut self.slow_turns {
+            turn.rename_stacks(&alias);
+        }
+    }
 }
 
 /// A process that is traced.

@@ -16,6 +16,13 @@ pub struct SamplePlace {
     pub kernel_stack: Option<u64>,
 }
 
+impl SamplePlace {
+    #[must_use]
+    pub fn renamed(self, alias: &impl Fn(u64) -> u64) -> Self {
+        Self { user_stack: self.user_stack.map(alias), kernel_stack: self.kernel_stack.map(alias) }
+    }
+}
+
 /// What samples are told apart by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SampleKey {
@@ -39,6 +46,21 @@ pub struct SampleFigures {
     pub stacks: Vec<(SampleKey, SampleTotals)>,
     /// Samples beyond the limit on stacks.
     pub other: u64,
+}
+
+impl SampleFigures {
+    /// Puts samples of stacks that say the same together.
+    pub fn rename_stacks(&mut self, alias: impl Fn(u64) -> u64) {
+        let mut together = BTreeMap::<SampleKey, SampleTotals>::new();
+        for (key, totals) in self.stacks.drain(..) {
+            let place = key.place.renamed(&alias);
+            let sum = together.entry(SampleKey { place, ..key }).or_default();
+            sum.samples += totals.samples;
+            sum.gc_samples += totals.gc_samples;
+        }
+        self.stacks = together.into_iter().collect();
+        self.stacks.sort_by_key(|&(key, totals)| (Reverse(totals.samples), key));
+    }
 }
 
 #[derive(Clone, Debug, Default)]

@@ -40,6 +40,20 @@ impl SlowTurn {
     pub fn busy_ns(&self) -> u64 {
         self.polled.since(self.started).0
     }
+
+    /// Speaks of one stack where several say the same, and of those with the most samples.
+    pub fn rename_stacks(&mut self, alias: &impl Fn(u64) -> u64) {
+        for stay in &mut self.stays {
+            stay.group = stay.group.renamed(alias);
+        }
+        let mut together = BTreeMap::<SamplePlace, u64>::new();
+        for (place, n) in self.samples.drain(..) {
+            *together.entry(place.renamed(alias)).or_default() += n;
+        }
+        self.samples = together.into_iter().collect();
+        self.samples.sort_by_key(|&(place, n)| (Reverse(n), place));
+        self.samples.truncate(SLOW_TURN_STACKS_MAX);
+    }
 }
 
 /// A pause, with its end.
@@ -225,7 +239,6 @@ impl LoopBook {
         }
         turn.samples = samples.into_iter().collect();
         turn.samples.sort_by_key(|&(place, n)| (Reverse(n), place));
-        turn.samples.truncate(SLOW_TURN_STACKS_MAX);
     }
 }
 

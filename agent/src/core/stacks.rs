@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
 
@@ -51,6 +52,10 @@ pub enum Needed {
 pub struct Stacks {
     kept: BTreeMap<u64, Kept>,
     shown: BTreeSet<u64>,
+    /// By what they say: the first stack that said it.
+    said: BTreeMap<u64, u64>,
+    /// Stacks that say what another one says: a sample that was taken an instruction further is no other place.
+    same: BTreeMap<u64, u64>,
     /// Frames that stacks share.
     frames: HashSet<Arc<Frame>>,
 }
@@ -59,7 +64,7 @@ impl Stacks {
     /// Takes a stack in; the question for its names, where they must be looked up at once.
     pub fn keep(&mut self, pid: Pid, at: MonoNs, stack: decode::Stack, counters: &mut Counters) -> Option<Output> {
         let decode::Stack { id, frames } = stack;
-        if self.shown.contains(&id) || self.kept.contains_key(&id) {
+        if self.shown.contains(&id) || self.kept.contains_key(&id) || self.same.contains_key(&id) {
             return None;
         }
         if self.kept.len() >= STACKS_MAX {
@@ -73,6 +78,12 @@ impl Stacks {
         };
         self.kept.insert(id, Kept { pid, at, space, needed: false, stage });
         question
+    }
+
+    /// The stack that is to be spoken of in this one's place: the first that said the same.
+    #[must_use]
+    pub fn alias(&self, id: u64) -> u64 {
+        self.same.get(&id).copied().unwrap_or(id)
     }
 
     /// A line speaks of this stack.
@@ -103,9 +114,17 @@ impl Stacks {
         frames: Vec<Arc<Frame>>,
         truncated: Option<Truncated>,
     ) -> Option<(Pid, MonoNs, Body)> {
-        let kept = self.kept.get_mut(&id.0)?;
+        let kept = self.kept.get(&id.0)?;
         if kept.needed {
             return self.show(id.0, frames, truncated);
+        }
+        if let Some(first) = self.first_that_says(kept.pid, id.0, &frames, truncated) {
+            self.kept.remove(&id.0);
+            if self.same.len() >= STACKS_SHOWN_MAX {
+                self.same.pop_first();
+            }
+            self.same.insert(id.0, first);
+            return None;
         }
         if self.frames.len() >= FRAMES_DISTINCT_MAX {
             self.frames.clear();
@@ -117,7 +136,31 @@ impl Stacks {
                 frame
             }
         });
-        kept.stage = Stage::Named(shared.collect(), truncated);
+        let stage = Stage::Named(shared.collect(), truncated);
+        if let Some(kept) = self.kept.get_mut(&id.0) {
+            kept.stage = stage;
+        }
+        None
+    }
+
+    /// Another stack that said the same before; else, this is the first.
+    fn first_that_says(
+        &mut self,
+        pid: Pid,
+        id: u64,
+        frames: &[Arc<Frame>],
+        truncated: Option<Truncated>,
+    ) -> Option<u64> {
+        let said = meaning(pid, frames, truncated);
+        if let Some(&first) = self.said.get(&said)
+            && (self.shown.contains(&first) || self.kept.contains_key(&first))
+        {
+            return Some(first);
+        }
+        if self.said.len() >= STACKS_SHOWN_MAX {
+            self.said.pop_first();
+        }
+        self.said.insert(said, id);
         None
     }
 
@@ -129,4 +172,17 @@ impl Stacks {
         self.shown.insert(id);
         Some((pid, at, Body::Stack(Stack { id: StackId(id), space, frames, truncated })))
     }
+}
+
+/// What a stack says to a reader: all but where in its line a frame was, which is kept of the first.
+fn meaning(pid: Pid, frames: &[Arc<Frame>], truncated: Option<Truncated>) -> u64 {
+    // The same in each run, so that a recording gives the same ids again.
+    let mut hasher = DefaultHasher::new();
+    (pid, truncated, frames.len()).hash(&mut hasher);
+    for frame in frames {
+        let Frame { name, kind, module, inlined, file, line, column: _, start_line, function_line, tier } =
+            frame.as_ref();
+        (name, kind, module, inlined, file, line, start_line, function_line, tier).hash(&mut hasher);
+    }
+    hasher.finish()
 }

@@ -38,7 +38,7 @@ pub struct Stack {
 }
 
 /// Why a stack does not reach down to where its thread began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Truncated {
     /// It is deeper than the walk goes.
