@@ -20,6 +20,12 @@ use crate::records::Records;
 
 /// The official binaries that the agent supports.
 pub const VERSIONS: [&str; 5] = ["18.20.8", "20.20.2", "22.23.3", "24.21.0", "26.10.0"];
+/// Those of them that are tested: all, or the one that `AGENT_TEST_NODE` names.
+pub fn versions() -> Vec<&'static str> {
+    let only = std::env::var("AGENT_TEST_NODE").ok();
+    VERSIONS.into_iter().filter(|version| only.as_deref().is_none_or(|only| only == *version)).collect()
+}
+
 /// Where one version is enough.
 pub const VERSION: &str = "22.23.3";
 

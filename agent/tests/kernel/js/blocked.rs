@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::frames::{Stack, stacks};
 use crate::{
-    harness::{Bench, Trace, VERSIONS, Workload, bench, close, node, script},
+    harness::{Bench, Trace, Workload, bench, close, node, script, versions},
     records::{Records, get, list, number, text},
 };
 
@@ -52,9 +52,7 @@ fn check(bench: &Bench, version: &str) {
 #[test]
 fn a_blocking_call_is_named_by_its_line() {
     let Some(bench) = bench() else { return };
-    for version in
-        std::env::var("ONLY").map_or(VERSIONS.to_vec(), |v| vec![VERSIONS.into_iter().find(|x| **x == v).unwrap()])
-    {
+    for version in versions() {
         check(&bench, version);
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use serde_json::Value;
 
 use super::frames::{Frame, Stack};
-use crate::records::{list, number, text};
+use crate::records::{list, text};
 
 /// A call site.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,7 +53,6 @@ impl fmt::Display for Site {
 pub struct Truth {
     pub spot: String,
     pub sites: Vec<Site>,
-    pub times: f64,
 }
 
 impl Truth {
@@ -64,7 +63,6 @@ impl Truth {
             .map(|spot| Self {
                 spot: text(spot, "spot").to_owned(),
                 sites: list(spot, "frames").iter().map(Site::read).collect(),
-                times: number(spot, "times"),
             })
             .collect()
     }
@@ -186,11 +184,16 @@ fn judge_all<'a>(frames: &[&Frame], sites: &[&'a Site]) -> Vec<Judged<'a>> {
     let mut is_code_known = true;
     while frames.peek().is_some() || sites.peek().is_some() {
         let (frame, site) = (frames.peek().copied(), sites.next());
-        let verdict = frame.zip(site).map_or(Verdict::Wrong, |(frame, site)| judge(frame, site));
+        let verdict = match (frame, site) {
+            (Some(frame), Some(site)) => judge(frame, site),
+            // Of which stack it is is not known either.
+            (Some(frame), None) if frame.is_unknown() => Verdict::Unknown,
+            (Some(_), None) | (None, _) => Verdict::Wrong,
+        };
         let judged = if verdict == Verdict::Wrong && !is_code_known && site.is_some() {
             (Verdict::Unknown, site, None)
         } else {
-            is_code_known = frame.is_none_or(|frame| frame.tier.is_some());
+            is_code_known = frame.is_none_or(|frame| frame.tier.is_some() || frame.kind == "wasm");
             frames.next();
             (verdict, site, frame.cloned())
         };
@@ -227,7 +230,9 @@ impl Tally {
         let frames = without_wrappers(stack);
         let equal = |truth: &&Truth| {
             let sites = truth.on_stack();
-            let likeness: usize = judge_all(&frames, &sites).iter().map(|(verdict, ..)| verdict.likeness()).sum();
+            let judged = judge_all(&frames, &sites);
+            let likeness: usize =
+                judged.iter().filter(|judged| judged.2.is_some()).map(|judged| judged.0.likeness()).sum();
             // Of two that are as like, the one with fewer others; of those, the one with as many async frames that agree.
             let awaiting = stack.awaiting().zip(truth.awaiting());
             let awaited: usize = awaiting.map(|(frame, site)| judge(frame, site).likeness()).sum();

@@ -139,7 +139,10 @@ scenarios.iterator = () => [...new Members()];
 scenarios.forOf = () => { for (const one of new Members()) if (one) return one; };
 scenarios.madeUp = () => Members.madeUp(1);
 
-const makeClass = () => class { static now = stop('static field'); static { stop('static block'); } };
+const makeClass = () => class {
+  static now = stop('static field');
+  static { stop('static block'); }
+};
 scenarios.staticBlock = () => makeClass();
 
 // Calls that go through V8's own functions.
@@ -248,7 +251,11 @@ function trunk(n) {
 scenarios.inlined = () => trunk(1);
 scenarios.inlinedMap = () => [1].map((n) => trunk(n));
 
-const shapes = [{ go: () => stop('shape 0') }, { a: 1, go: () => stop('shape 1') }, { b: 1, go: () => stop('shape 2') }];
+const shapes = [
+  { go: () => stop('shape 0') },
+  { a: 1, go: () => stop('shape 1') },
+  { b: 1, go: () => stop('shape 2') },
+];
 scenarios.polymorphic = () => shapes.forEach((shape) => shape.go());
 
 /** A loop that is hot in one call: its frame is replaced on the stack. */
