@@ -161,6 +161,7 @@ fn writes_stack_pointer(instruction: &Instruction) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -64,21 +64,21 @@ impl Symbolizer {
         self.enter(pid);
         let now = self.majors(pid);
         let trust = Trust::new(stack.major_gcs, now);
-        let mut asked = self.asked(pid, stack, trust);
-        let truncated = self.truncated(pid, stack.end, &asked);
-        let on_stack = asked.len();
-        asked.extend(stack.awaits.iter().map(|frame| Asked::suspended(*frame)));
+        let mut all = self.asked(pid, stack, trust);
+        let truncated = self.truncated(pid, stack.end, &all);
+        let on_stack = all.len();
+        all.extend(stack.awaits.iter().map(|frame| Asked::suspended(*frame)));
         let space = self.spaces.entry(pid).or_default();
         let memory = space.v8.get().map(|v8| &v8.heap.memory);
-        let mut named = space.kept.find(&asked, trust, memory);
-        self.name_the_others(pid, &asked, &mut named, trust);
-        let (on_stack, awaits) = named.split_at(on_stack.min(named.len()));
+        let mut named = space.kept.find(&all, trust, memory);
+        self.name_the_others(pid, &all, &mut named, trust);
+        let (running, awaiting) = named.split_at(on_stack.min(named.len()));
         let names =
             |named: &[Option<Frames>]| named.iter().flatten().flat_map(|frames| frames.to_vec()).collect::<Vec<_>>();
-        let mut frames = names(on_stack);
-        if !awaits.is_empty() {
+        let mut frames = names(running);
+        if !awaiting.is_empty() {
             frames.push(Arc::clone(&self.awaits));
-            frames.extend(names(awaits));
+            frames.extend(names(awaiting));
         }
         Named { frames, truncated }
     }

@@ -257,7 +257,7 @@ impl<M: Memory> V8<M> {
     }
 }
 
-/// A name for functions that have none, as DevTools has it.
+/// A name for functions that have none, as Chrome has it.
 const ANONYMOUS: &str = "(anonymous)";
 
 /// `Promise.all`, `Promise.allSettled`: which, its builtin number would say.
@@ -289,6 +289,7 @@ fn wasm_frame() -> Frame {
 }
 
 /// Code of the interpreter itself: it says nothing beside the function that it runs.
+#[must_use]
 pub fn is_interpreter(builtin: &str) -> bool {
     builtin.ends_with("Handler")
         || builtin.starts_with("InterpreterEntryTrampoline")

@@ -10,6 +10,7 @@ use super::{
     function::Functions,
     heap::{Heap, Object, Refusal, Tagged},
     layout::fixed,
+    positions::Position,
 };
 use crate::{
     limits::{V8_EVAL_DEPTH_MAX, V8_LINES_MAX, V8_NAME_UNITS_MAX, V8_SOURCE_UNITS_MAX},
@@ -155,7 +156,7 @@ impl<M: Memory> Heap<M> {
         // A negative one is an offset in the bytecode: V8 translates it when it must.
         let position = match u32::try_from(position) {
             Ok(position) => Some(position),
-            Err(_) => self.bytecode_position(from, position.unsigned_abs()).ok().and_then(|position| position.offset()),
+            Err(_) => self.bytecode_position(from, position.unsigned_abs()).ok().and_then(Position::offset),
         };
         let name = if function.name.is_empty() { "<anonymous>" } else { &function.name };
         let within = function.script.as_ref();
