@@ -44,6 +44,13 @@ impl Functions {
         self.scripts.get(&at).cloned()
     }
 
+    /// The script that frames call by this name; of several the one that was loaded last.
+    #[must_use]
+    pub fn script_of_file(&self, file: &str) -> Option<Arc<Script>> {
+        let named = self.scripts.values().filter(|script| script.file.as_deref() == Some(file));
+        named.max_by_key(|script| script.id).cloned()
+    }
+
     pub fn keep_script(&mut self, at: Object, script: &Arc<Script>) {
         if self.scripts.len() >= V8_SCRIPTS_MAX || self.lines >= V8_LINES_KEPT_MAX {
             self.scripts.clear();

@@ -28,8 +28,6 @@ const IDENTITY: [usize; 5] = [1, 2, 8, 9, 10];
 pub struct Script {
     /// A path, a URL, or where it was evaluated; `None` if V8 does not say.
     pub file: Option<String>,
-    /// `//# sourceMappingURL=`, if it has one and it is not long.
-    pub source_map_url: Option<String>,
     /// Where the source is, as of when the script was read.
     pub source: Option<Object>,
     pub source_units: u32,
@@ -106,7 +104,6 @@ impl<M: Memory> Heap<M> {
         let source = field(fixed::SCRIPT_SOURCE).object().ok().filter(|source| self.is_string(*source));
         let mut script = Script {
             file,
-            source_map_url: text(url_at + 8),
             source,
             is_evaluated,
             line_offset: offset(fixed::SCRIPT_LINE_OFFSET),
