@@ -199,3 +199,9 @@ pub const PROLOGUE_LOOKED_AT_BYTES: usize = 256;
 
 /// Isolates of one process whose maps are told apart: the main one and its workers.
 pub const V8_ISOLATES_MAX: usize = 64;
+
+/// UTF-16 units of a source mapping's URL: one with the map in it is a third longer than the map, and a bundle's has ten million.
+pub const V8_SOURCE_MAP_UNITS_MAX: u32 = 32 << 20;
+
+/// UTF-16 units of a source's tail that are read.
+pub const V8_SOURCE_TAIL_UNITS_MAX: u32 = 1 << 20;

@@ -89,9 +89,10 @@ impl Symbolizer {
             return None;
         }
         leaf.words.into_iter().find(|word| {
-            let Some(mapping) = self.mapping(pid, word.wrapping_sub(1)) else { return false };
-            let within = Seen { pc: word.wrapping_sub(1), ..seen };
-            is_compiled_at_run_time(&mapping) && self.v8(pid).is_some_and(|v8| v8.is_code_of(within, mapping.start))
+            let pc = word.wrapping_sub(1);
+            let mapping = self.mapping(pid, pc);
+            let floor = self.code_floor(pid, pc, mapping.as_ref());
+            floor.is_some_and(|floor| self.v8(pid).is_some_and(|v8| v8.is_code_of(Seen { pc, ..seen }, floor)))
         })
     }
 
@@ -160,6 +161,7 @@ fn writes_stack_pointer(instruction: &Instruction) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -71,11 +71,10 @@ impl Memory for LiveMemory {
         let wanted = into.len();
         match system::read_vectors(self.pid, &mut [(at, into)]) {
             Ok(bytes) if bytes == wanted => Ok(()),
-            Ok(_) => Err(Unreadable(at)),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied || is_unsupported(&error) => {
                 self.read_file(at, into)
             }
-            Err(_) => Err(Unreadable(at)),
+            Ok(_) | Err(_) => Err(Unreadable(at)),
         }
     }
 
@@ -171,6 +170,7 @@ impl Memory for Fixture {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -12,6 +12,7 @@ mod leaf;
 mod lines;
 pub mod memory;
 mod module;
+mod scripts;
 mod user;
 pub mod v8;
 

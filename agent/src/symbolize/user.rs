@@ -16,10 +16,11 @@ use super::{
 };
 use crate::{
     decode::{UserFrames, WalkEnd},
+    limits::V8_CODE_BYTES_MAX,
     report::model::{Frame, FrameKind, Truncated},
     symbolize::Named,
     target::procfs::Mapping,
-    units::Pid,
+    units::{Pid, UserAddr},
 };
 
 /// Counts the collections of a process, from any thread.
@@ -63,21 +64,21 @@ impl Symbolizer {
         self.enter(pid);
         let now = self.majors(pid);
         let trust = Trust::new(stack.major_gcs, now);
-        let mut asked = self.asked(pid, stack, trust);
-        let truncated = self.truncated(pid, stack.end, &asked);
-        let on_stack = asked.len();
-        asked.extend(stack.awaits.iter().map(|frame| Asked::suspended(*frame)));
+        let mut all = self.asked(pid, stack, trust);
+        let truncated = self.truncated(pid, stack.end, &all);
+        let on_stack = all.len();
+        all.extend(stack.awaits.iter().map(|frame| Asked::suspended(*frame)));
         let space = self.spaces.entry(pid).or_default();
         let memory = space.v8.get().map(|v8| &v8.heap.memory);
-        let mut named = space.kept.find(&asked, trust, memory);
-        self.name_the_others(pid, &asked, &mut named, trust);
-        let (on_stack, awaits) = named.split_at(on_stack.min(named.len()));
+        let mut named = space.kept.find(&all, trust, memory);
+        self.name_the_others(pid, &all, &mut named, trust);
+        let (running, awaiting) = named.split_at(on_stack.min(named.len()));
         let names =
             |named: &[Option<Frames>]| named.iter().flatten().flat_map(|frames| frames.to_vec()).collect::<Vec<_>>();
-        let mut frames = names(on_stack);
-        if !awaits.is_empty() {
+        let mut frames = names(running);
+        if !awaiting.is_empty() {
             frames.push(Arc::clone(&self.awaits));
-            frames.extend(names(awaits));
+            frames.extend(names(awaiting));
         }
         Named { frames, truncated }
     }
@@ -141,12 +142,13 @@ impl Symbolizer {
         if asked.is_suspended() {
             return self.suspended(pid, asked, heap);
         }
-        let Some(mapping) = self.mapping(pid, at) else {
+        let mapping = self.mapping(pid, at);
+        if let Some(floor) = self.code_floor(pid, at, mapping.as_ref()) {
+            return self.run_time(pid, asked, floor, heap);
+        }
+        let Some(mapping) = mapping else {
             return Answer::passing(unknown(at.saturating_add(u64::from(asked.has_called))));
         };
-        if is_compiled_at_run_time(&mapping) {
-            return self.run_time(pid, asked, &mapping, heap);
-        }
         if !mapping.is_file() {
             let name = mapping.path.to_string_lossy().into_owned();
             return Answer::lasting(Frame { name, kind: FrameKind::Native, ..Frame::default() });
@@ -191,10 +193,10 @@ impl Symbolizer {
     }
 
     /// Names code that V8 made.
-    fn run_time(&mut self, pid: Pid, asked: Asked, mapping: &Mapping, heap: bool) -> Answer {
+    fn run_time(&mut self, pid: Pid, asked: Asked, floor: UserAddr, heap: bool) -> Answer {
         let seen = asked.seen;
         let decoded = heap.then(|| self.v8(pid)).flatten().and_then(|v8| {
-            let decoded = v8.run_time(seen, mapping.start);
+            let decoded = v8.run_time(seen, floor);
             // The frame of a function that has called is set up: its function is in it.
             let decoded =
                 decoded.or_else(|because| if asked.has_called { v8.function_only(seen) } else { Err(because) });
@@ -203,8 +205,20 @@ impl Symbolizer {
         if let Some(decoded) = decoded {
             return decoded.into();
         }
+        let is_mapped = self.mapping(pid, seen.pc).is_some();
         let space = self.spaces.entry(pid).or_default();
-        Answer::passing(space.perf_map.frame(pid, seen.pc).unwrap_or_else(javascript))
+        let unnamed =
+            || if is_mapped { javascript() } else { unknown(seen.pc.saturating_add(u64::from(asked.has_called))) };
+        Answer::passing(space.perf_map.frame(pid, seen.pc).unwrap_or_else(unnamed))
+    }
+
+    /// How far down code may begin that was made at run time and holds an address; `None` if the address is in other code. What is in
+    /// no mapping yet that is known, is in a new one: V8 makes them faster than maps may be read.
+    pub(super) fn code_floor(&mut self, pid: Pid, at: u64, mapping: Option<&Mapping>) -> Option<UserAddr> {
+        match mapping {
+            Some(mapping) => is_compiled_at_run_time(mapping).then_some(mapping.start),
+            None => self.v8(pid).is_some().then(|| UserAddr(at.saturating_sub(V8_CODE_BYTES_MAX))),
+        }
     }
 
     /// Why a stack does not reach down to where its thread began.

@@ -22,6 +22,8 @@ use crate::{
 /// Words of a `Code` that are read, which say which one it is.
 const WORDS: usize = 8;
 
+const PAGE_BYTES: u64 = 4096;
+
 /// What a `Code` is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -111,12 +113,20 @@ impl<M: Memory> Heap<M> {
     fn scan(&self, pc: u64, mapped: UserAddr, codes: &mut Codes, only_known: bool) -> Result<Code, Refusal> {
         let lowest = mapped.0.max(pc.saturating_sub(V8_CODE_BYTES_MAX));
         let mut end = (pc & !7).checked_add(8).ok_or(Refusal::OutOfRange)?;
-        let mut chunk_bytes = 4096_u64;
+        let mut chunk_bytes = PAGE_BYTES;
         let mut candidates = 0;
         while end > lowest {
             let start = lowest.max(end.saturating_sub(chunk_bytes)) & !7;
             let bytes = usize::try_from(end - start).map_err(|_| Refusal::OutOfRange)?;
-            let chunk = self.bytes(UserAddr(start), bytes, bytes)?;
+            let chunk = match self.bytes(UserAddr(start), bytes, bytes) {
+                Ok(chunk) => chunk,
+                // It may reach below what is mapped.
+                Err(Refusal::Unreadable) if chunk_bytes > PAGE_BYTES => {
+                    chunk_bytes = PAGE_BYTES;
+                    continue;
+                }
+                Err(because) => return Err(because),
+            };
             let words = chunk.as_chunks::<8>().0;
             for (index, word) in words.iter().enumerate().rev() {
                 let word = u64::from_le_bytes(*word);

@@ -90,6 +90,7 @@ pub fn decode(version: [u32; 3], bytes: &[u8]) {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use proptest::prelude::*;
 
@@ -125,15 +126,15 @@ mod tests {
         BASE + word * 8 + 1
     }
 
-    fn chars(text: &[u8; 8]) -> u64 {
-        u64::from_le_bytes(*text)
+    fn chars(text: [u8; 8]) -> u64 {
+        u64::from_le_bytes(text)
     }
 
     #[test]
     fn strings_of_all_kinds_are_read() {
         let two_bytes = u64::from_le_bytes([0xe5, 0x65, 0x2c, 0x67, b'!', 0, 0, 0]);
         let (heap, objects) = strings(&[
-            (8, 8, vec![chars(b"one byte"), 0]),
+            (8, 8, vec![chars(*b"one byte"), 0]),
             // Two bytes a unit, internalised: the type is 0.
             (0, 3, vec![two_bytes, 0]),
             // The sum of the two.

@@ -111,11 +111,13 @@ impl<M: Memory> V8<M> {
     }
 
     fn stub(&self, marker: u32, symbol: Frame) -> Frame {
+        if self.is_wasm(marker) { Frame { kind: FrameKind::Wasm, ..symbol } } else { symbol }
+    }
+
+    /// WebAssembly, or what goes between it and JavaScript.
+    fn is_wasm(&self, marker: u32) -> bool {
         let types = self.heap.layout.frames;
-        if [types.wasm, types.js_to_wasm, types.wasm_to_js].contains(&marker) {
-            return Frame { kind: FrameKind::Wasm, ..symbol };
-        }
-        symbol
+        [types.wasm, types.js_to_wasm, types.wasm_to_js].contains(&marker)
     }
 
     /// The offset in the bytecode, where the frame is one of the interpreter's.
@@ -130,8 +132,7 @@ impl<M: Memory> V8<M> {
     /// Names a frame whose address is in code made at run time, in a mapping that begins at `mapped`.
     pub fn run_time(&mut self, seen: Seen, mapped: UserAddr) -> Result<Decoded, Refusal> {
         self.heap.begin();
-        let types = self.heap.layout.frames;
-        if seen.marker() == Some(types.wasm) {
+        if seen.marker().is_some_and(|marker| self.is_wasm(marker)) {
             return Ok(Decoded { frames: vec![wasm_frame()], proofs: Vec::new() });
         }
         let code = self.heap.code_at(seen.pc, mapped, &mut self.codes)?;
@@ -147,17 +148,12 @@ impl<M: Memory> V8<M> {
                     decoded.frames.insert(0, Frame { inlined: depth > 0, ..frame });
                 }
             }
-            Kind::Other => decoded.frames.push(self.other(seen)),
+            Kind::Other => {
+                let name = "[regexp]".to_owned();
+                decoded.frames.push(Frame { name, kind: FrameKind::Builtin, ..Frame::default() });
+            }
         }
         Ok(decoded)
-    }
-
-    fn other(&self, seen: Seen) -> Frame {
-        let types = self.heap.layout.frames;
-        if seen.marker().is_some_and(|marker| [types.js_to_wasm, types.wasm_to_js].contains(&marker)) {
-            return wasm_frame();
-        }
-        Frame { name: "[regexp]".to_owned(), kind: FrameKind::Builtin, ..Frame::default() }
     }
 
     /// Baseline code knows its bytecode but not its function; the frame's function must have this very bytecode.
@@ -257,7 +253,7 @@ impl<M: Memory> V8<M> {
     }
 }
 
-/// A name for functions that have none, as DevTools has it.
+/// A name for functions that have none, as Chrome has it.
 const ANONYMOUS: &str = "(anonymous)";
 
 /// `Promise.all`, `Promise.allSettled`: which, its builtin number would say.
@@ -289,6 +285,7 @@ fn wasm_frame() -> Frame {
 }
 
 /// Code of the interpreter itself: it says nothing beside the function that it runs.
+#[must_use]
 pub fn is_interpreter(builtin: &str) -> bool {
     builtin.ends_with("Handler")
         || builtin.starts_with("InterpreterEntryTrampoline")

@@ -33,14 +33,22 @@ pub struct Function {
 /// Functions and scripts that were read.
 #[derive(Debug, Default)]
 pub struct Functions {
-    functions: HashMap<Object, ([u64; 3], Arc<Function>)>,
+    by_address: HashMap<Object, ([u64; 3], Arc<Function>)>,
     scripts: HashMap<Object, Arc<Script>>,
     lines: usize,
 }
 
 impl Functions {
+    #[must_use]
     pub fn script(&self, at: Object) -> Option<Arc<Script>> {
         self.scripts.get(&at).cloned()
+    }
+
+    /// The script that frames call by this name; of several the one that was loaded last.
+    #[must_use]
+    pub fn script_of_file(&self, file: &str) -> Option<Arc<Script>> {
+        let named = self.scripts.values().filter(|script| script.file.as_deref() == Some(file));
+        named.max_by_key(|script| script.id).cloned()
     }
 
     pub fn keep_script(&mut self, at: Object, script: &Arc<Script>) {
@@ -90,7 +98,7 @@ impl<M: Memory> Heap<M> {
         let identity = self.identity(&words);
         let [name, script, _] = identity.map(Tagged);
         let script = self.script_of(script, functions, depth)?;
-        if let Some((known, function)) = functions.functions.get(&at)
+        if let Some((known, function)) = functions.by_address.get(&at)
             && *known == identity
             && function.script.as_ref().map(Arc::as_ptr) == script.as_ref().map(Arc::as_ptr)
         {
@@ -114,10 +122,10 @@ impl<M: Memory> Heap<M> {
             (Name::Own(name) | Name::Inferred(name), ..) => name,
         };
         let function = Arc::new(Function { name: text, script, start });
-        if functions.functions.len() >= V8_FUNCTIONS_MAX {
-            functions.functions.clear();
+        if functions.by_address.len() >= V8_FUNCTIONS_MAX {
+            functions.by_address.clear();
         }
-        functions.functions.insert(at, (identity, Arc::clone(&function)));
+        functions.by_address.insert(at, (identity, Arc::clone(&function)));
         Ok(function)
     }
 
@@ -269,7 +277,7 @@ struct ScopeFlags(u64);
 impl ScopeFlags {
     /// A small integer until 12.x, then 32 bits as they are.
     fn of(word: u64) -> Self {
-        Self(if word & 0xffff_ffff == 0 { word >> 32 } else { word })
+        Self(if word.trailing_zeros() >= 32 { word >> 32 } else { word })
     }
 
     /// Words about a class variable.

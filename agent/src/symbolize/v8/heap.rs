@@ -48,7 +48,7 @@ impl Tagged {
     #[must_use]
     pub fn smi(self) -> Option<i32> {
         // Only the upper half counts, and the lower is zero.
-        (self.0 & 0xffff_ffff == 0).then(|| u32::try_from(self.0 >> 32).unwrap_or(0).cast_signed())
+        (self.0.trailing_zeros() >= 32).then(|| u32::try_from(self.0 >> 32).unwrap_or(0).cast_signed())
     }
 
     /// The object that it points to, weakly or not.
@@ -57,7 +57,7 @@ impl Tagged {
         const USER_END: u64 = 1 << 47;
         let addr = self.0 & !TAG;
         // The first page is never mapped, and objects are aligned.
-        let plausible = self.0 & 1 == 1 && addr & 7 == 0 && (4096..USER_END).contains(&addr);
+        let plausible = self.0 & 1 == 1 && addr.is_multiple_of(8) && (4096..USER_END).contains(&addr);
         plausible.then_some(Object(UserAddr(addr))).ok_or(Refusal::NoObject)
     }
 }

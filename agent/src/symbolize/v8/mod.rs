@@ -45,7 +45,7 @@ use super::memory::Memory;
 /// The V8 of one process.
 pub struct V8<M> {
     pub heap: Heap<M>,
-    functions: Functions,
+    pub(super) functions: Functions,
     codes: Codes,
 }
 

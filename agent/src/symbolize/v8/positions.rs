@@ -134,6 +134,7 @@ fn bytecode_bytes(bytecodes: &[u8], at: usize, layout: &Layout) -> Result<usize,
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use proptest::prelude::*;
 

@@ -26,6 +26,7 @@ impl Proof {
     /// A function is the same while its map, name, script and number within the script are; what it runs may change. With the
     /// script's own number ([`Self::of_script`]) no two are alike: addresses alone come back, as an allocator that is asked for the
     /// same again gives the same again.
+    #[must_use]
     pub fn of_function(at: Object, words: [u64; WORDS], layout: &Layout) -> Self {
         let mut masks = [0; WORDS];
         for (offset, bits) in [
@@ -42,6 +43,7 @@ impl Proof {
     }
 
     /// A script is the same while its number is: V8 counts them.
+    #[must_use]
     pub fn of_script(at: Object, id: u64) -> Option<Self> {
         let mut words = [0; WORDS];
         let mut masks = [0; WORDS];
@@ -69,6 +71,7 @@ impl Proof {
 
     /// All of these words, as they are.
     #[cfg(test)]
+    #[must_use]
     pub fn of_words(at: UserAddr, words: [u64; WORDS]) -> Self {
         Self { at, words, masks: [u64::MAX; WORDS] }
     }

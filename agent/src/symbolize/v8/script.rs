@@ -10,6 +10,7 @@ use super::{
     function::Functions,
     heap::{Heap, Object, Refusal, Tagged},
     layout::fixed,
+    positions::Position,
 };
 use crate::{
     limits::{V8_EVAL_DEPTH_MAX, V8_LINES_MAX, V8_NAME_UNITS_MAX, V8_SOURCE_UNITS_MAX},
@@ -27,8 +28,6 @@ const IDENTITY: [usize; 5] = [1, 2, 8, 9, 10];
 pub struct Script {
     /// A path, a URL, or where it was evaluated; `None` if V8 does not say.
     pub file: Option<String>,
-    /// `//# sourceMappingURL=`, if it has one and it is not long.
-    pub source_map_url: Option<String>,
     /// Where the source is, as of when the script was read.
     pub source: Option<Object>,
     pub source_units: u32,
@@ -105,7 +104,6 @@ impl<M: Memory> Heap<M> {
         let source = field(fixed::SCRIPT_SOURCE).object().ok().filter(|source| self.is_string(*source));
         let mut script = Script {
             file,
-            source_map_url: text(url_at + 8),
             source,
             is_evaluated,
             line_offset: offset(fixed::SCRIPT_LINE_OFFSET),
@@ -155,7 +153,7 @@ impl<M: Memory> Heap<M> {
         // A negative one is an offset in the bytecode: V8 translates it when it must.
         let position = match u32::try_from(position) {
             Ok(position) => Some(position),
-            Err(_) => self.bytecode_position(from, position.unsigned_abs()).ok().and_then(|position| position.offset()),
+            Err(_) => self.bytecode_position(from, position.unsigned_abs()).ok().and_then(Position::offset),
         };
         let name = if function.name.is_empty() { "<anonymous>" } else { &function.name };
         let within = function.script.as_ref();

@@ -150,7 +150,9 @@ impl<M: Memory> Heap<M> {
             let bytes = chunk.get_mut(..units * width).ok_or(Refusal::OutOfRange)?;
             self.read(at, bytes)?;
             if run.one_byte {
-                bytes.iter().for_each(|byte| each(u16::from(*byte)));
+                for byte in bytes {
+                    each(u16::from(*byte));
+                }
             } else {
                 bytes.as_chunks::<2>().0.iter().for_each(|unit| each(u16::from_le_bytes(*unit)));
             }
