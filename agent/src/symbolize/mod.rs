@@ -9,6 +9,7 @@ mod jit;
 mod kernel;
 mod lines;
 mod module;
+pub mod source_map;
 
 use std::{
     collections::HashMap,

@@ -21,6 +21,7 @@ mod gc;
 mod harness;
 mod luck;
 mod peer;
+mod profile;
 mod records;
 mod sched;
 mod stacks;
