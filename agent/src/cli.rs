@@ -171,6 +171,10 @@ pub struct TraceArgs {
     #[arg(long, value_name = "HZ", default_value = "99", value_parser = clap::value_parser!(u32).range(..=10_000))]
     pub sample_hz: u32,
 
+    /// Directory with source maps (*.map), for scripts that were translated or bundled; maps beside or in scripts are found anyway
+    #[arg(long, value_name = "DIR")]
+    pub source_maps: Option<PathBuf>,
+
     /// Split time on CPU by phase of the event loop
     #[arg(long, value_enum, default_value = "auto")]
     pub phases: Phases,

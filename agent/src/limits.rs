@@ -205,3 +205,16 @@ pub const V8_SOURCE_MAP_UNITS_MAX: u32 = 32 << 20;
 
 /// UTF-16 units of a source's tail that are read.
 pub const V8_SOURCE_TAIL_UNITS_MAX: u32 = 1 << 20;
+
+/// Bytes of one source map: those of large bundles have 20 MiB, and a mapping of two bytes becomes one of 24 in memory.
+pub const SOURCE_MAP_BYTES_MAX: u64 = 32 << 20;
+
+/// Bytes of all source maps that are kept at a time, as they are in their files.
+pub const SOURCE_MAPS_BYTES_MAX: u64 = 96 << 20;
+
+/// Scripts of which it is remembered whether they have a map: 200 B x 16 384 = 3 MiB.
+pub const SOURCE_MAPPED_SCRIPTS_MAX: usize = 16_384;
+
+/// Files in a directory of source maps, and how deep it is searched.
+pub const SOURCE_MAP_FILES_MAX: usize = 65_536;
+pub const SOURCE_MAP_DEPTH_MAX: usize = 16;

@@ -4,6 +4,7 @@
 
 use std::{
     io::{IsTerminal, Write},
+    path::PathBuf,
     pin::pin,
     time::Duration,
 };
@@ -95,6 +96,8 @@ pub struct Mission {
     pub config: TraceConfig,
     pub duration: Option<Duration>,
     pub quiet: bool,
+    /// Where the user keeps maps of translated scripts.
+    pub source_maps: Option<PathBuf>,
     /// What is done to a process, in a word for people.
     pub doing: &'static str,
     /// One line about a record, where somebody watches.
@@ -194,7 +197,7 @@ impl Driver {
         examine: fn(Pid) -> Result<Subject, SubjectError>,
     ) -> Result<Self, DriverError> {
         let (to_core, answers) = mpsc::unbounded_channel();
-        let symbols = Symbols::start(to_core, session.collections()?)
+        let symbols = Symbols::start(to_core, session.collections()?, mission.source_maps.clone())
             .map_err(|error| DriverError::Output(format!("cannot start the symbol thread: {error}")))?;
         Ok(Self {
             core: Core::new(),

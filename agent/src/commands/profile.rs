@@ -154,6 +154,7 @@ fn mission(args: &ProfileArgs) -> Mission {
         config,
         duration: args.duration,
         quiet: args.quiet,
+        source_maps: args.source_maps.clone(),
         doing: "profiling",
         live: progress,
     }

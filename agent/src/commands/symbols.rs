@@ -2,7 +2,11 @@
 
 use std::{
     collections::VecDeque,
-    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
     thread::JoinHandle,
 };
 
@@ -11,7 +15,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::{
     core::{Input, Output},
     probe::maps::Collections,
-    symbolize::{GcClock, Named, Symbolizer},
+    report::model::StackId,
+    symbolize::{GcClock, Named, Symbolizer, source_map::SourceMaps},
     units::Pid,
 };
 
@@ -24,17 +29,24 @@ pub struct Symbols {
     pending: u64,
     /// Of which: about classes of work.
     pending_classes: u64,
-    thread: JoinHandle<()>,
+    threads: [JoinHandle<()>; 2],
 }
 
 impl Symbols {
-    /// Answers go to `answers` as inputs for the core.
-    pub fn start(answers: UnboundedSender<Input>, collections: Collections) -> std::io::Result<Self> {
+    /// Answers go to `answers` as inputs for the core. Source maps are in the directory, if there is one, or with their scripts.
+    pub fn start(
+        answers: UnboundedSender<Input>,
+        collections: Collections,
+        source_maps: Option<PathBuf>,
+    ) -> std::io::Result<Self> {
         let (questions, inbox) = sync_channel(QUESTIONS_MAX);
-        let thread = std::thread::Builder::new()
-            .name("agent-symbols".into())
-            .spawn(move || answer_all(&inbox, &answers, collections))?;
-        Ok(Self { questions, pending: 0, pending_classes: 0, thread })
+        let (named, to_map) = sync_channel(QUESTIONS_MAX);
+        let mapped = answers.clone();
+        let start = |name: &str| std::thread::Builder::new().name(name.into());
+        // Apart: reading a large map takes a while, and stacks must be named before the collector has moved what they point at.
+        let maps = start("agent-maps").spawn(move || map_all(&to_map, &mapped, source_maps.as_deref()))?;
+        let symbols = start("agent-symbols").spawn(move || answer_all(&inbox, &answers, &named, collections))?;
+        Ok(Self { questions, pending: 0, pending_classes: 0, threads: [symbols, maps] })
     }
 
     /// Asks; a question that finds the queue full is answered with nothing at once.
@@ -71,8 +83,10 @@ impl Symbols {
 
     pub fn finish(self) {
         drop(self.questions);
-        // A panic there was reported by its own hook; the names are missing, nothing else.
-        let _ = self.thread.join();
+        for thread in self.threads {
+            // A panic there was reported by its own hook; the names are missing, nothing else.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -82,7 +96,30 @@ impl GcClock for Collections {
     }
 }
 
-fn answer_all(inbox: &Receiver<Output>, answers: &UnboundedSender<Input>, collections: Collections) {
+/// A stack whose frames are as V8 has them.
+struct NamedStack {
+    pid: Pid,
+    stack: StackId,
+    named: Named,
+}
+
+/// Puts frames back into the sources that their scripts were made of.
+fn map_all(inbox: &Receiver<NamedStack>, answers: &UnboundedSender<Input>, directory: Option<&Path>) {
+    let mut maps = SourceMaps::new(directory);
+    while let Ok(NamedStack { pid, stack, named: Named { frames, truncated } }) = inbox.recv() {
+        let frames = frames.into_iter().map(|frame| maps.apply(pid, &frame).map_or(frame, Arc::new)).collect();
+        if answers.send(Input::Symbolized { stack, frames, truncated }).is_err() {
+            return;
+        }
+    }
+}
+
+fn answer_all(
+    inbox: &Receiver<Output>,
+    answers: &UnboundedSender<Input>,
+    stacks: &SyncSender<NamedStack>,
+    collections: Collections,
+) {
     // Made here, as it keeps what it reads to its own thread.
     let mut symbolizer = Symbolizer::new(Box::new(collections));
     let mut later = VecDeque::new();
@@ -91,8 +128,11 @@ fn answer_all(inbox: &Receiver<Output>, answers: &UnboundedSender<Input>, collec
         let answer = match question {
             Output::Record(_) => continue,
             Output::NeedSymbols { stack, pid, frames } => {
-                let Named { frames, truncated } = symbolizer.symbolize(pid, &frames);
-                Input::Symbolized { stack, frames, truncated }
+                let named = symbolizer.symbolize(pid, &frames);
+                if stacks.send(NamedStack { pid, stack, named }).is_err() {
+                    return;
+                }
+                continue;
             }
             Output::NeedWorkClass { pid, vtable } => {
                 Input::WorkClass { pid, vtable, class: symbolizer.work_class(pid, vtable) }

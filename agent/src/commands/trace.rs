@@ -74,6 +74,7 @@ fn mission(args: &TraceArgs) -> Mission {
         config,
         duration: args.duration,
         quiet: args.quiet,
+        source_maps: args.source_maps.clone(),
         doing: "tracing",
         live: |record, _, style| text::live_line(record, style),
     }

@@ -180,9 +180,20 @@ fn meaning(pid: Pid, frames: &[Arc<Frame>], truncated: Option<Truncated>) -> u64
     let mut hasher = DefaultHasher::new();
     (pid, truncated, frames.len()).hash(&mut hasher);
     for frame in frames {
-        let Frame { name, kind, module, inlined, file, line, column: _, start_line, function_line, tier } =
-            frame.as_ref();
-        (name, kind, module, inlined, file, line, start_line, function_line, tier).hash(&mut hasher);
+        let Frame {
+            name,
+            kind,
+            module,
+            inlined,
+            file,
+            line,
+            column: _,
+            start_line,
+            function_line,
+            function_column,
+            tier,
+        } = frame.as_ref();
+        (name, kind, module, inlined, file, line, start_line, function_line, function_column, tier).hash(&mut hasher);
     }
     hasher.finish()
 }

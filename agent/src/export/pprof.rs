@@ -178,6 +178,9 @@ fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
+/// Name, file, line and column.
+type FunctionKey = (String, Option<String>, Option<u32>, Option<u32>);
+
 /// The tables, as they fill.
 #[derive(Default)]
 struct Builder {
@@ -186,7 +189,7 @@ struct Builder {
     mappings: Vec<Mapping>,
     known_mappings: BTreeMap<String, u64>,
     functions: Vec<Function>,
-    known_functions: BTreeMap<(String, Option<String>, Option<u32>), u64>,
+    known_functions: BTreeMap<FunctionKey, u64>,
     locations: Vec<Location>,
     known_locations: BTreeMap<(Step, u64), u64>,
     samples: Vec<Sample>,
@@ -232,6 +235,7 @@ impl Builder {
                 name: format!("[{}]", stack.state.name()),
                 file: None,
                 line: None,
+                column: None,
                 module: None,
             };
             let step =
@@ -261,7 +265,7 @@ impl Builder {
 
     fn function(&mut self, function: &Called, times: &str) -> u64 {
         let name = if function.name.is_empty() { "?" } else { &function.name }.to_owned() + times;
-        let key = (name, function.file.clone(), function.line);
+        let key = (name, function.file.clone(), function.line, function.column);
         if let Some(known) = self.known_functions.get(&key) {
             return *known;
         }

@@ -128,6 +128,8 @@ pub struct Function {
     pub file: Option<String>,
     /// Of JavaScript: where the function begins, or the line that ran, where that is all that is known.
     pub line: Option<u32>,
+    /// Likewise: bundles have all of their functions on one line.
+    pub column: Option<u32>,
     /// Of native code.
     pub module: Option<String>,
 }
@@ -140,6 +142,9 @@ impl Function {
         if let Some(file) = &self.file {
             let short = short_file(file);
             let _ = match self.line {
+                Some(line) if self.column.is_some_and(|column| column >= COLUMN_OF_MACHINES) => {
+                    write!(label, " ({}:{line}:{})", clean(short), self.column.unwrap_or(1))
+                }
                 Some(line) => write!(label, " ({}:{line})", clean(short)),
                 None => write!(label, " ({})", clean(short)),
             };
@@ -147,6 +152,9 @@ impl Function {
         label
     }
 }
+
+/// No function that somebody wrote begins as far to the right.
+const COLUMN_OF_MACHINES: u32 = 300;
 
 /// The last part of a path, and all of a name that is none.
 #[must_use]
@@ -323,6 +331,9 @@ pub fn blamed<F: Borrow<Function>, I: Iterator<Item = F>>(inner: impl Fn() -> I)
 struct Functions {
     list: Vec<Function>,
     known: HashMap<Function, u32>,
+    /// Of each: the first that is the same but for what ran it. Recursion goes through all tiers.
+    alike: Vec<u32>,
+    known_alike: HashMap<Function, u32>,
 }
 
 impl Functions {
@@ -332,7 +343,14 @@ impl Functions {
         }
         let number = u32::try_from(self.list.len()).unwrap_or(u32::MAX);
         self.list.push(function.clone());
-        self.known.insert(function, number);
+        self.known.insert(function.clone(), number);
+        let kind = if function.kind.is_javascript() { Kind::Js } else { function.kind };
+        let alike = *self.known_alike.entry(Function { kind, ..function }).or_insert(number);
+        self.alike.push(alike);
         number
+    }
+
+    fn alike(&self, number: u32) -> u32 {
+        self.alike.get(number as usize).copied().unwrap_or(number)
     }
 }

@@ -13,6 +13,7 @@ mod lines;
 pub mod memory;
 mod module;
 mod scripts;
+pub mod source_map;
 mod user;
 pub mod v8;
 

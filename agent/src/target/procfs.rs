@@ -212,6 +212,12 @@ pub fn executable_identity(pid: Pid) -> Option<FileIdentity> {
     Some(FileIdentity { device: metadata.dev(), inode: metadata.ino() })
 }
 
+/// The way to what the process has as its root directory.
+#[must_use]
+pub fn root(pid: Pid) -> PathBuf {
+    path_of(pid, "root")
+}
+
 /// Threads of the process, in order of their ids; those that end meanwhile are left out.
 pub fn threads(pid: Pid) -> Result<Vec<Thread>, ProcError> {
     let mut threads = Vec::new();

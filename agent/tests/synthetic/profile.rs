@@ -30,6 +30,7 @@ pub fn js(name: &str, file: &str, line: u32, tier: Tier) -> Frame {
         line: Some(line),
         column: Some(7),
         function_line: Some(line - 1),
+        function_column: Some(15),
         tier: Some(tier),
         ..Frame::default()
     }

@@ -253,9 +253,23 @@ impl Builder<'_> {
             steps.push(self.step(plain(Kind::Note, why)));
         }
         if self.view.fold_recursion {
-            steps = folded(&steps);
+            steps = self.folded(&steps);
         }
         self.put(thread, state, steps, truncated, weight);
+    }
+
+    fn folded(&self, steps: &[Step]) -> Vec<Step> {
+        let functions: Vec<u32> = steps.iter().map(|step| self.functions.alike(step.function)).collect();
+        let mut all = steps.iter();
+        let mut shown = Vec::new();
+        for part in fold(&functions) {
+            // Of frames that are one, the outermost says which line ran.
+            let times = Times { least: part.times, most: part.times };
+            shown.extend(all.by_ref().take(part.items.len()).map(|step| Step { times, ..*step }));
+            let more = part.items.len() * (part.times as usize).saturating_sub(1);
+            all.by_ref().take(more).for_each(drop);
+        }
+        shown
     }
 
     fn put(&mut self, thread: Thread, state: State, steps: Vec<Step>, truncated: Option<Truncated>, weight: Weight) {
@@ -366,7 +380,7 @@ fn as_called(frames: &[Arc<Frame>]) -> Vec<&Frame> {
 }
 
 fn plain(kind: Kind, name: &str) -> Function {
-    Function { kind, name: name.to_owned(), file: None, line: None, module: None }
+    Function { kind, name: name.to_owned(), file: None, line: None, column: None, module: None }
 }
 
 /// What a frame is part of, and the line that ran.
@@ -401,23 +415,11 @@ pub fn function(frame: &Frame) -> (Function, Option<u32>) {
         name,
         file: frame.file.clone().filter(|_| is_javascript),
         line: frame.function_line.or(frame.line).filter(|_| is_javascript),
+        // Of a line that ran, the column is of no function.
+        column: if frame.start_line { frame.column } else { frame.function_column }.filter(|_| is_javascript),
         module: frame.module.clone(),
     };
     (function, frame.line.filter(|_| !frame.start_line))
-}
-
-fn folded(steps: &[Step]) -> Vec<Step> {
-    let functions: Vec<u32> = steps.iter().map(|step| step.function).collect();
-    let mut all = steps.iter();
-    let mut shown = Vec::new();
-    for part in fold(&functions) {
-        // Of frames that are one, the outermost says which line ran.
-        let times = Times { least: part.times, most: part.times };
-        shown.extend(all.by_ref().take(part.items.len()).map(|step| Step { times, ..*step }));
-        let more = part.items.len() * (part.times as usize).saturating_sub(1);
-        all.by_ref().take(more).for_each(drop);
-    }
-    shown
 }
 
 /// Stacks that differ in how deep they recurse share their frames.

@@ -176,7 +176,9 @@ impl Sums {
 /// Between two versions of a program lines move, and names stay.
 fn comparable(function: &Function) -> Function {
     let is_named = !function.name.is_empty() && !function.name.contains("anonymous");
-    Function { line: function.line.filter(|_| !is_named), kind: tier_kind(function.kind), ..function.clone() }
+    let Function { kind, name, file, line, column, module } = function.clone();
+    let (line, column) = if is_named { (None, None) } else { (line, column) };
+    Function { kind: tier_kind(kind), name, file, line, column, module }
 }
 
 /// A function that V8 has optimised since is the same.

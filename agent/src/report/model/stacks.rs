@@ -71,6 +71,9 @@ pub struct Frame {
     /// Where the function begins, where that is known beside the line that runs: what tells functions of one name apart.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub function_line: Option<u32>,
+    /// The column to it, from 1: bundles have all of their functions on one line.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub function_column: Option<u32>,
     /// Of JavaScript: what ran it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tier: Option<Tier>,
