@@ -149,7 +149,7 @@ impl<M: Memory> V8<M> {
                 }
             }
             Kind::Other => {
-                let name = "[regexp]".to_owned();
+                let name = "[generated]".to_owned();
                 decoded.frames.push(Frame { name, kind: FrameKind::Builtin, ..Frame::default() });
             }
         }
