@@ -301,7 +301,7 @@ impl Core {
         let Some(id) = id else { return };
         match self.stacks.need(id, &mut self.counters) {
             Some(Needed::Question(question)) => self.out.push(question),
-            Some(Needed::Line(pid, at, body)) => self.record(at, pid, body),
+            Some(Needed::Line(pid, at, body)) => self.record(at, pid, *body),
             None => {}
         }
     }
@@ -318,7 +318,9 @@ impl Core {
                 away.clear();
             }
             let alias = |id| self.stacks.alias(id);
-            open.iter_mut().for_each(|turn| turn.rename_stacks(&alias));
+            for turn in &mut open {
+                turn.rename_stacks(&alias);
+            }
             off_cpu::rename_stacks(&mut away, alias);
             for turn in &open {
                 self.slow_turn(pid, turn);

@@ -129,10 +129,10 @@ pub const PERF_MAP_NAME_BYTES_MAX: usize = 512;
 /// Kernel symbols: a distribution's kernel with all its modules has 250 000.
 pub const KERNEL_SYMBOLS_MAX: usize = 1 << 20;
 
-/// Bytes of one file's `.eh_frame`: PostgreSQL has 800 KiB, Chromium 20 MiB.
+/// Bytes of one file's `.eh_frame`: the `postgres` server has 800 KiB, Chromium 20 MiB.
 pub const FRAME_TABLE_BYTES_MAX: u64 = 32 << 20;
 
-/// Rows of one file's unwind table: PostgreSQL has 81 000.
+/// Rows of one file's unwind table: `postgres` has 81 000.
 pub const UNWIND_FILE_ROWS_MAX: usize = 1 << 17;
 
 /// Reads of a V8 heap that one frame is worth: a function that is met for the first time takes about forty, with its script's source

@@ -80,7 +80,7 @@ pub fn kernel(args: &KernelArgs) -> Result<(), Error> {
     let mut tally = Tally::default();
     for series in series {
         let image = fetch(*series)?;
-        tally.add(&boot(*series, &image)?);
+        tally.add(boot(*series, &image)?);
     }
     eprintln!("{} passed, {} failed", tally.passed, tally.failed);
     if tally.failed > 0 || tally.passed == 0 {
@@ -212,7 +212,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, other: &Self) {
+    fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
     }

@@ -44,7 +44,7 @@ enum Stage {
 #[derive(Debug)]
 pub enum Needed {
     Question(Output),
-    Line(Pid, MonoNs, Body),
+    Line(Pid, MonoNs, Box<Body>),
 }
 
 /// Stacks by id, until their line is out.
@@ -102,7 +102,7 @@ impl Stacks {
             }
             Stage::Asked => None,
             Stage::Named(frames, truncated) => {
-                self.show(id, frames.into(), truncated).map(|(pid, at, body)| Needed::Line(pid, at, body))
+                self.show(id, frames.into(), truncated).map(|(pid, at, body)| Needed::Line(pid, at, Box::new(body)))
             }
         }
     }
@@ -129,12 +129,12 @@ impl Stacks {
         if self.frames.len() >= FRAMES_DISTINCT_MAX {
             self.frames.clear();
         }
-        let shared = frames.into_iter().map(|frame| match self.frames.get(&frame) {
-            Some(known) => Arc::clone(known),
-            None => {
-                self.frames.insert(Arc::clone(&frame));
-                frame
+        let shared = frames.into_iter().map(|frame| {
+            if let Some(known) = self.frames.get(&frame) {
+                return Arc::clone(known);
             }
+            self.frames.insert(Arc::clone(&frame));
+            frame
         });
         let stage = Stage::Named(shared.collect(), truncated);
         if let Some(kept) = self.kept.get_mut(&id.0) {

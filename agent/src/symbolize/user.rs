@@ -73,12 +73,12 @@ impl Symbolizer {
         let mut named = space.kept.find(&all, trust, memory);
         self.name_the_others(pid, &all, &mut named, trust);
         let (running, awaiting) = named.split_at(on_stack.min(named.len()));
-        let names =
+        let of =
             |named: &[Option<Frames>]| named.iter().flatten().flat_map(|frames| frames.to_vec()).collect::<Vec<_>>();
-        let mut frames = names(running);
+        let mut frames = of(running);
         if !awaiting.is_empty() {
             frames.push(Arc::clone(&self.awaits));
-            frames.extend(names(awaiting));
+            frames.extend(of(awaiting));
         }
         Named { frames, truncated }
     }

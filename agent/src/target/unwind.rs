@@ -116,7 +116,7 @@ fn base(register: Register, offset: i64) -> Option<u16> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use std::process::Command;
 

@@ -20,7 +20,7 @@ fn profile(bench: &Bench, file: &str, args: &[&str], workloads: &mut [&mut Workl
     for workload in workloads {
         workload.go();
     }
-    let status = process.wait(Duration::from_secs(60));
+    let status = process.wait(Duration::from_mins(1));
     assert!(status.success(), "{all:?}: {status}\n{}", process.err_text());
     path
 }
@@ -32,7 +32,7 @@ fn report(bench: &Bench, records: &str, file: &str, args: &[&str]) -> PathBuf {
     let mut all = vec!["report", from.to_str().unwrap(), "-o", path.to_str().unwrap()];
     all.extend_from_slice(args);
     let mut process = Process::spawn(&mut agent_command(&all));
-    let status = process.wait(Duration::from_secs(60));
+    let status = process.wait(Duration::from_mins(1));
     assert!(status.success(), "{all:?}: {status}\n{}", process.err_text());
     path
 }
@@ -70,7 +70,7 @@ fn one_profile_in_every_format_adds_up_to_the_same() {
     let mut bytes = Vec::new();
     std::io::Read::read_to_end(&mut GzDecoder::new(packed), &mut bytes).unwrap();
     let pprof = agent::export::pprof::Profile::decode(bytes.as_slice()).unwrap();
-    assert_eq!(pprof.sample.iter().map(|sample| sample.value[0]).sum::<i64>(), total as i64);
+    assert_eq!(pprof.sample.iter().map(|sample| sample.value[0]).sum::<i64>(), i64::try_from(total).unwrap());
     assert_eq!(pprof.period, 1_000_000_000 / 199);
     assert!(pprof.duration_nanos > 2_500_000_000 && pprof.time_nanos > 1_600_000_000_000_000_000);
 

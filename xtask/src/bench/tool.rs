@@ -123,7 +123,7 @@ impl Tool {
                 self.wait_for(attached.child.stderr.take(), "profiling")?;
             }
             Self::OffCpuTime | Self::RunQLat | Self::Perf | Self::Inspector => {
-                std::thread::sleep(Duration::from_millis(1_200))
+                std::thread::sleep(Duration::from_millis(1_200));
             }
         }
         // A tool that is gone costs nothing, which is not what it costs.

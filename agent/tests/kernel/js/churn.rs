@@ -149,7 +149,7 @@ fn check(bench: &Bench, version: &str, seconds: &str) {
     let mut workload = Workload::start(version, "js/churn.js", &[seconds]);
     let trace = Trace::profile(bench, workload.pid(), &["--frequency", "999"]);
     workload.go();
-    workload.0.wait_out_within("DONE", Duration::from_secs(120));
+    workload.0.wait_out_within("DONE", Duration::from_mins(2));
     let (records, truths) = (trace.interrupt(), workload.truths());
     let of_life = |life: &Value| {
         let at = |index: usize| life[index].as_f64().unwrap();

@@ -1,6 +1,6 @@
 //! Where the CPU's time goes, by function, against V8's own profiler on the same run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::frames::{Stack, stacks};
 use crate::{
@@ -10,8 +10,11 @@ use crate::{
 
 /// Enough samples of a function that takes a tenth of the time to tell it from one that takes three percent more.
 const SAMPLE_HZ: &str = "999";
-const HOTTEST: usize = 10;
-const ALLOWED_POINTS: f64 = 3.0;
+/// Functions of the workload that V8 must have seen.
+const FUNCTIONS: usize = 10;
+/// V8's profiler goes by the clock on the wall and samples where its signal finds the thread, ours by time on CPU: one function that is
+/// compiled, deoptimised or preempted much more than the others moves several points.
+const ALLOWED_POINTS: f64 = 10.0;
 
 /// Percent by function.
 type Shares = BTreeMap<String, f64>;
@@ -23,7 +26,9 @@ fn shares(times: impl Iterator<Item = (String, f64)>) -> Shares {
         *shares.entry(function).or_default() += time;
     }
     let all: f64 = shares.values().sum();
-    shares.values_mut().for_each(|share| *share *= 100.0 / all);
+    for share in shares.values_mut() {
+        *share *= 100.0 / all;
+    }
     shares
 }
 
@@ -64,7 +69,7 @@ fn check(bench: &Bench, version: &str) {
     let mut workload = Workload::start(version, "js/hot.js", &[]);
     let trace = Trace::profile(bench, workload.pid(), &["--frequency", SAMPLE_HZ]);
     workload.go();
-    workload.0.wait_out_within("DONE", std::time::Duration::from_secs(60));
+    workload.0.wait_out_within("DONE", std::time::Duration::from_mins(1));
     let records = trace.interrupt();
     let stacks = stacks(&records);
 
@@ -77,17 +82,15 @@ fn check(bench: &Bench, version: &str) {
     let truth = of_v8(&workload.truths());
     let agent = shares(samples(&records, &stacks).filter_map(|(stack, samples)| Some((own(stack)?, samples))));
     say(&format!("node {version}, V8: {truth:.1?}, agent: {agent:.1?}"));
-    let mut hottest: Vec<_> = truth.iter().collect();
-    hottest.sort_by(|a, b| b.1.total_cmp(a.1));
-    assert!(hottest.len() >= HOTTEST, "{hottest:?}");
-    for (function, &share) in hottest.into_iter().take(HOTTEST) {
-        let found = agent.get(function).copied().unwrap_or_default();
-        close(&format!("node {version}, {function}: self time (%)"), share, found, ALLOWED_POINTS);
-    }
+    assert!(truth.len() >= FUNCTIONS, "{truth:?}");
+    let names: BTreeSet<&String> = truth.keys().chain(agent.keys()).collect();
+    let share = |of: &BTreeMap<String, f64>, name: &str| of.get(name).copied().unwrap_or_default();
+    let apart: f64 = names.iter().map(|name| (share(&truth, name) - share(&agent, name)).abs()).sum::<f64>() / 2.0;
+    close(&format!("node {version}: time that the two give to different functions (%)"), 0.0, apart, ALLOWED_POINTS);
 }
 
 #[test]
-fn the_hottest_functions_are_as_hot_as_v8_s_profiler_says() {
+fn time_is_given_to_the_functions_that_v8_s_profiler_gives_it_to() {
     let Some(bench) = bench() else { return };
     for version in versions() {
         check(&bench, version);

@@ -158,15 +158,12 @@ fn without_wrappers(stack: &Stack) -> Vec<&Frame> {
     let mut rest = frames.as_slice();
     while let [first, others @ ..] = rest {
         let run = rest.iter().take_while(is_wasm).count();
-        match rest[..run].iter().find(|frame| frame.kind == "wasm") {
-            Some(wasm) => {
-                kept.push(wasm);
-                rest = &rest[run..];
-            }
-            None => {
-                kept.push(first);
-                rest = others;
-            }
+        if let Some(wasm) = rest[..run].iter().find(|frame| frame.kind == "wasm") {
+            kept.push(wasm);
+            rest = &rest[run..];
+        } else {
+            kept.push(first);
+            rest = others;
         }
     }
     kept
@@ -301,7 +298,8 @@ impl Tally {
     /// The first differences, one a line.
     pub fn complaints(&self) -> String {
         const SHOWN: usize = 40;
-        self.complaints.iter().take(SHOWN).map(|(_, line)| format!("\n  {line}")).collect()
+        let lines = self.complaints.iter().take(SHOWN);
+        lines.fold(String::new(), |text, (_, line)| text + "\n  " + line)
     }
 }
 
