@@ -108,17 +108,13 @@ impl Checker<'_> {
         if frame.line.is_some_and(|line| !lines.contains(&line)) || (frame.start_line && frame.line != Some(made.at)) {
             return Some("another line".to_owned());
         }
-        if let Some(caller) = caller {
-            let right = made.caller().map_or_else(
-                || caller.name == "runs",
-                |right| {
-                    Made::of_name(&caller.name) == Some(right)
-                        && (caller.start_line || caller.line == Some(right.at + 1))
-                },
-            );
-            if !right {
-                return Some("called by another".to_owned());
-            }
+        if let Some(caller) = caller
+            && !called_by(&made, caller)
+        {
+            // One frame is missing, all that are there are right: a position in optimised code that names the caller of what was
+            // inlined there.
+            let skipped = caller.inlined && made.caller().is_some_and(|between| called_by(&between, caller));
+            return (!skipped).then(|| "called by another".to_owned());
         }
         let life = self.lives.get(&made.script)?;
         let seen = Span { start: window_end - WINDOW_NS - SLACK_NS, end: window_end + SLACK_NS };
@@ -137,6 +133,18 @@ impl Checker<'_> {
             }
         }
     }
+}
+
+/// Whether a frame is of what calls a function, as far as it says on which line.
+fn called_by(made: &Made, caller: &Frame) -> bool {
+    made.caller().map_or_else(
+        || caller.name == "runs",
+        |right| {
+            let at = right.at + 1;
+            Made::of_name(&caller.name) == Some(right)
+                && (caller.start_line || caller.line.is_none_or(|line| line == at))
+        },
+    )
 }
 
 fn shown(frame: &Frame) -> String {
