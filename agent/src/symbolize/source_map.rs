@@ -13,7 +13,6 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Component, Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
 };
 
 use log::debug;
@@ -282,9 +281,9 @@ fn read_of_process(pid: Pid, path: &Path, started: Option<WallNs>) -> Option<Vec
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let file = openat2(&root, inner, flags, Mode::empty(), resolve).ok()?;
-    let changed = File::from(file.try_clone().ok()?).metadata().ok()?.modified().ok()?;
-    let latest = SystemTime::UNIX_EPOCH + Duration::from_nanos(started?.0.saturating_add(START_TOLERANCE_NS));
-    if changed > latest {
+    let status = fstat(&file).ok()?;
+    let changed = i128::from(status.st_mtime) * 1_000_000_000 + i128::from(status.st_mtime_nsec);
+    if changed > i128::from(started?.0.saturating_add(START_TOLERANCE_NS)) {
         debug!("pid={pid}: {} changed since the process began: its source map is not used", path.display());
         return None;
     }
@@ -305,6 +304,8 @@ fn read(file: OwnedFd) -> Option<Vec<u8>> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
 
     /// `function a(){return 1}` of `export function hashPassword() {\n  return 1;\n}` in `auth.ts`, as esbuild translates it.
