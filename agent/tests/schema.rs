@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use agent::report::{
     Body, Record,
-    model::{Process, SCHEMA_VERSION, Warning},
+    model::{Evidence, Finding, Growth, Process, SCHEMA_VERSION, Severity, StackId, Warning},
 };
 use serde_json::{Value, json};
 use synthetic::trace::{drive, inputs};
@@ -50,6 +50,24 @@ fn check(validator: &jsonschema::Validator, record: &Record) {
     }
 }
 
+fn finding() -> Finding {
+    Finding {
+        code: "a.b".into(),
+        severity: Severity::Critical,
+        confidence: 0.9,
+        title: "c".into(),
+        since: "2026-01-01T00:00:00.000000000Z".into(),
+        growth: Some(Growth { unit: "bytes".into(), slope: 1.0, per_second: 1.5, per_request: Some(0.5), r2: 1.0 }),
+        evidence: vec![Evidence {
+            text: "d".into(),
+            value: Some(1.0),
+            unit: Some("e".into()),
+            stack: Some(StackId(1)),
+        }],
+        next: vec!["f".into()],
+    }
+}
+
 #[test]
 fn lines_are_what_the_schema_says() {
     let validator = jsonschema::validator_for(&strict()).unwrap();
@@ -57,6 +75,7 @@ fn lines_are_what_the_schema_says() {
     let line = |body| Record { schema_version: SCHEMA_VERSION, time: records[0].time.clone(), pid: 7, body };
     let rare = [
         Body::Warning(Warning { code: "a".into(), message: "b".into() }),
+        Body::Finding(Box::new(finding())),
         Body::Process(Process::Fork { child_pid: 8 }),
         Body::Process(Process::Exec { name: "sh".into() }),
         Body::Process(Process::Exit { name: "node".into(), code: None, signal: Some(9), core_dumped: true }),

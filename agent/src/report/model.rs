@@ -4,6 +4,7 @@
 //! strings (JSON numbers lose bits above 2^53). A reader must tolerate keys and types that it does not know.
 
 mod account;
+mod finding;
 mod stacks;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use account::{AgentCost, End, EndReason, FamilyAccount, ProbeHits};
+pub use finding::{Evidence, Finding, Growth, Severity};
 pub use stacks::{
     Frame, FrameKind, OffCpu, OffCpuStack, OffCpuTotals, Profile, ProfileStack, Stack, StackId, Tier, Truncated,
 };
@@ -59,7 +61,9 @@ pub enum Body {
     Profile(Profile),
     /// A fork, an exec, an exit.
     Process(Process),
-    /// Something is wrong or poorer than it should be.
+    /// Something is wrong with the process, with evidence and what to do.
+    Finding(Box<Finding>),
+    /// Something is wrong with the trace, or poorer than it should be.
     Warning(Warning),
     /// What the agent itself cost in a window, and what it lost.
     Agent(Box<AgentCost>),

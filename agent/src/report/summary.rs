@@ -8,8 +8,8 @@ use super::{
     Body, Record,
     merge::{merge_cost, merge_gc, merge_ledger, merge_loop, merge_pool, merge_totals},
     model::{
-        AgentCost, Class, End, Gc, GcType, HeapLimit, LedgerPart, LoopWindow, OffCpu, OffCpuTotals, OffReason, Process,
-        Profile, ProfileStack, Role, SlowTurn, Stack, StackId, Target, ThreadPool, Warning, Window,
+        AgentCost, Class, End, Finding, Gc, GcType, HeapLimit, LedgerPart, LoopWindow, OffCpu, OffCpuTotals, OffReason,
+        Process, Profile, ProfileStack, Role, SlowTurn, Stack, StackId, Target, ThreadPool, Warning, Window,
     },
 };
 use crate::{aggregate::histogram::Histogram, limits};
@@ -22,6 +22,8 @@ pub struct Summary {
     /// Costs and losses; the agent's own lines only.
     pub agent: AgentCost,
     pub rss_bytes_max: u64,
+    /// What is wrong, worst first, with the process; as many as [`FINDINGS_MAX`].
+    pub findings: Vec<(u32, Finding)>,
     pub warnings: Vec<(String, u32, Warning)>,
     pub warnings_more: u64,
     /// Absent where the trace was cut short.
@@ -96,6 +98,9 @@ pub struct SampleTotals {
 /// Slow turns, warnings, and other lines that are kept whole.
 const KEPT_MAX: usize = 20;
 
+/// Findings over all processes: a rule makes one a process and cause.
+const FINDINGS_MAX: usize = 256;
+
 impl Summary {
     pub fn from_records<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
         let mut summary = Self::default();
@@ -118,6 +123,7 @@ impl Summary {
                     self.stacks.insert(stack.id, stack.clone());
                 }
             }
+            Body::Finding(finding) => self.finding(*pid, finding),
             Body::Warning(warning) => {
                 if self.warnings.len() < KEPT_MAX {
                     self.warnings.push((time.clone(), *pid, warning.clone()));
@@ -139,6 +145,13 @@ impl Summary {
             }
         }
     }
+
+    fn finding(&mut self, pid: u32, finding: &Finding) {
+        let rank = |finding: &Finding| (finding.severity, (finding.confidence * 1e6).round().to_bits());
+        let at = self.findings.partition_point(|(_, kept)| rank(kept) >= rank(finding));
+        self.findings.insert(at, (pid, finding.clone()));
+        self.findings.truncate(FINDINGS_MAX);
+    }
 }
 
 impl TargetSummary {
@@ -156,7 +169,8 @@ impl TargetSummary {
             Body::Profile(profile) => self.profile(profile),
             Body::Process(process) => self.process(time, process),
             // The windows' histograms hold every pause.
-            Body::GcPause(_) | Body::Stack(_) | Body::Warning(_) | Body::Agent(_) | Body::End(_) => {}
+            Body::GcPause(_) | Body::Stack(_) | Body::Finding(_) | Body::Warning(_) | Body::Agent(_) | Body::End(_) => {
+            }
         }
     }
 
