@@ -189,3 +189,5 @@ pub const V8_INLINING_DEPTH_MAX: usize = 64;
 
 /// Builds of V8 whose layout is kept: 2 KiB each.
 pub const V8_LAYOUTS_MAX: usize = 16;
+/// Handles of one loop that are counted: each is a read of its own of half a microsecond, so 30 ms at the very worst.
+pub const LOOP_HANDLES_MAX: usize = 65_536;
