@@ -73,6 +73,11 @@ impl Core {
             Input::TargetGone { pid, now } => self.target_gone(pid, now),
             Input::Records { family, bytes } => self.records(family, &bytes),
             Input::Tick(tick) => self.tick(&tick),
+            Input::Memory { pid, now, memory } => {
+                let stacks: Vec<_> = memory.sites.iter().map(|site| site.stack.0).collect();
+                self.record(now, pid, Body::Memory(memory));
+                stacks.into_iter().for_each(|stack| self.need(Some(stack)));
+            }
             Input::WorkClass { pid, vtable, class } => {
                 if let Some(process) = self.processes.get_mut(&pid) {
                     process.book.pool.learn(vtable, class.as_deref());
@@ -225,7 +230,8 @@ impl Core {
         process.gc_pauses = 0;
         process.life_lines = 0;
         let gone = process.exited.is_some();
-        let window = build::window(pid, &figures, tick.phases_seen_ns, process.pool_size());
+        let seen = build::Seen { phases_ns: tick.phases_seen_ns, requests_ns: tick.requests_seen_ns };
+        let window = build::window(pid, &figures, seen, process.pool_size());
         self.record(to, pid, Body::Window(Box::new(window)));
         for turn in figures.slow_turns {
             self.slow_turn(pid, &turn);

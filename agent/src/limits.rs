@@ -189,5 +189,11 @@ pub const V8_INLINING_DEPTH_MAX: usize = 64;
 
 /// Builds of V8 whose layout is kept: 2 KiB each.
 pub const V8_LAYOUTS_MAX: usize = 16;
+/// Sites (stacks that make handles or touch pages) that a window reports of a process, most kept first.
+pub const SITES_MAX: usize = 256;
+
+/// Handles of which it is looked at how they are held: half a microsecond each.
+pub const ALIVE_READ_MAX: usize = 2048;
+
 /// Handles of one loop that are counted: each is a read of its own of half a microsecond, so 30 ms at the very worst.
 pub const LOOP_HANDLES_MAX: usize = 65_536;

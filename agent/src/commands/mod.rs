@@ -4,6 +4,7 @@ mod asleep;
 mod cost;
 pub mod doctor;
 pub mod launch;
+mod lookout;
 pub mod report;
 mod session;
 mod sinks;

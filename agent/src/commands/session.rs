@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, fs::File, os::fd::AsRawFd, path::PathBuf, sync:
 
 use agent_ebpf::{
     abi::family,
-    spec::{Group, Tracepoint},
-    state::{Target, ThreadState, target_flag},
+    spec::{Group, Tracepoint, id},
+    state::{AliveKey, SiteKey, SiteState, Target, ThreadState, target_flag},
 };
 use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::cost;
 use crate::{
     core::{HitCost, Tick},
-    govern::{Action, PhaseDuty},
+    govern::{Action, PhaseDuty, Watch},
     intake::{Batch, Intake, IntakeError},
     probe::{
         attach::{AttachError, LoadError, Probes, Settings, TracepointSkip, Way},
@@ -82,6 +82,7 @@ pub struct Session {
     /// Uprobes that every file gets.
     groups: &'static [Group],
     duty: Option<PhaseDuty>,
+    requests: Requests,
     received: [u64; family::COUNT],
     flush: mpsc::Sender<oneshot::Sender<()>>,
     hit_cost: Option<HitCost>,
@@ -97,7 +98,12 @@ pub struct Session {
 
 impl Session {
     /// Loads the kernel half and attaches what does not depend on a target. Must be called inside the runtime.
-    pub fn start(settings: &Settings, groups: &'static [Group], phases: PhasesWanted) -> Result<Self, SessionError> {
+    pub fn start(
+        settings: &Settings,
+        groups: &'static [Group],
+        phases: PhasesWanted,
+        requests_wanted: RequestsWanted,
+    ) -> Result<Self, SessionError> {
         let mut degraded = Vec::new();
         let types = match KernelTypes::read() {
             Ok(types) => Some(types),
@@ -133,6 +139,7 @@ impl Session {
             files: Vec::new(),
             groups,
             duty,
+            requests: Requests::new(requests_wanted),
             received: [0; family::COUNT],
             flush,
             hit_cost: None,
@@ -160,13 +167,23 @@ impl Session {
                     self.phases_marked = monotonic_ns();
                 }
             }
+            if self.requests.is_attached() {
+                file.attach(Group::Requests, probes)?;
+                self.requests.mark(monotonic_ns(), !self.files.is_empty());
+            }
         }
         self.files.push(file);
         Ok(())
     }
 
     /// From now on, this process is traced.
-    pub fn add_target(&mut self, pid: Pid, functions: FunctionLayout, follow: bool) -> Result<(), SessionError> {
+    pub fn add_target(
+        &mut self,
+        pid: Pid,
+        functions: FunctionLayout,
+        handle_space: u32,
+        follow: bool,
+    ) -> Result<(), SessionError> {
         let target = Target {
             flags: if follow { target_flag::FOLLOW } else { 0 },
             vtable_back: THREAD_POOL_WORK_VTABLE_BACK,
@@ -175,10 +192,19 @@ impl Session {
             function_type_last: functions.types.1,
             major_gcs: 0,
             gcs: 0,
+            handle_space,
+            scope_implementer: 0,
+            scope_next: 0,
             reserved: 0,
         };
         self.maps.add_target(pid.0, target)?;
         Ok(())
+    }
+
+    /// How many collections there were in a process: full ones, and all.
+    #[must_use]
+    pub fn collections_of(&self, pid: Pid) -> Option<(u32, u32)> {
+        self.maps.collections_of(pid.0)
     }
 
     /// Reads how many collections there were in a process, from any thread.
@@ -231,11 +257,14 @@ impl Session {
     pub fn snapshot(&mut self, now: MonoNs) -> Result<Tick, SessionError> {
         let snapshot = self.maps.snapshot(now)?;
         self.mark_phases(snapshot.now);
+        self.requests.mark(snapshot.now, self.requests.is_attached() && !self.files.is_empty());
+        self.requests.hits = snapshot.hits.get(id::MESSAGE_DONE as usize).copied().unwrap_or(0);
         let phases_seen_ns = std::mem::take(&mut self.phases_seen_ns);
         let hits = (0..).zip(&snapshot.hits).filter(|(_, hits)| **hits > 0).map(|(slot, hits)| (slot, *hits)).collect();
         Ok(Tick {
             now: snapshot.now,
             phases_seen_ns,
+            requests_seen_ns: std::mem::take(&mut self.requests.seen_ns),
             threads: snapshot.threads,
             works: snapshot.works,
             run_queue: snapshot.run_queue,
@@ -262,6 +291,68 @@ impl Session {
     pub fn govern(&mut self, turns: u64, window: Duration) {
         self.calibrate();
         self.decide(turns, window);
+        let now = monotonic_ns();
+        let action = self.requests.decide(window);
+        if action != Action::Keep {
+            self.requests.mark(now, action == Action::Detach);
+            self.apply(Group::Requests, action);
+            self.requests.mark(monotonic_ns(), false);
+        }
+    }
+
+    /// What was made where, since the trace began.
+    #[must_use]
+    pub fn sites(&self) -> Vec<(SiteKey, SiteState)> {
+        self.maps.sites()
+    }
+
+    /// Of what was made and is not gone, up to so many: where, and by which stack.
+    #[must_use]
+    pub fn alive(&self, most: usize) -> Vec<(AliveKey, u64)> {
+        self.maps.alive(most)
+    }
+
+    /// Begins or ends to look at who makes handles.
+    pub fn watch(&mut self, watch: Watch) {
+        match watch {
+            Watch::Keep => {}
+            Watch::Begin => {
+                self.apply(Group::Takers, Action::Attach);
+                self.apply(Group::Makers, Action::Attach);
+            }
+            Watch::Narrow => self.apply(Group::Makers, Action::Detach),
+            Watch::End => self.apply(Group::Takers, Action::Detach),
+        }
+    }
+
+    /// Likewise at who makes blocks of handle scopes.
+    pub fn watch_scopes(&mut self, watch: Watch) {
+        match watch {
+            Watch::Keep | Watch::End => {}
+            Watch::Begin => self.apply(Group::Scopes, Action::Attach),
+            Watch::Narrow => self.apply(Group::Scopes, Action::Detach),
+        }
+    }
+
+    /// Where the isolates of a process keep their handle scopes.
+    pub fn set_scopes(&mut self, pid: Pid, implementer: u32, next: u32) {
+        self.maps.set_scopes(pid.0, implementer, next);
+    }
+
+    fn apply(&mut self, group: Group, action: Action) {
+        let Some(probes) = &mut self.probes else { return };
+        let result = match action {
+            Action::Keep => Ok(()),
+            Action::Detach => {
+                probes.detach(group);
+                Ok(())
+            }
+            Action::Attach => self.files.iter().try_for_each(|file| file.attach(group, probes)),
+        };
+        if let Err(error) = result {
+            warn!("{group:?} probes: {error}");
+        }
+        debug!("{group:?} probes: {action:?}");
     }
 
     /// The same soon after the start: a loop that turns thousands of times a second shall not carry phase probes for a whole window.
@@ -278,19 +369,7 @@ impl Session {
             return;
         }
         self.mark_phases_as(monotonic_ns(), action == Action::Detach);
-        let Some(probes) = &mut self.probes else { return };
-        let result = match action {
-            Action::Keep => Ok(()),
-            Action::Detach => {
-                probes.detach(Group::Phases);
-                Ok(())
-            }
-            Action::Attach => self.files.iter().try_for_each(|file| file.attach(Group::Phases, probes)),
-        };
-        if let Err(error) = result {
-            warn!("phase probes: {error}");
-        }
-        debug!("phase probes: {action:?} after {ended} turns");
+        self.apply(Group::Phases, action);
         self.phases_marked = monotonic_ns();
     }
 
@@ -304,6 +383,9 @@ impl Session {
         if let Some(cost) = measured {
             info!("a uprobe hit costs {} ns here", cost.uprobe_ns);
             if let Some(duty) = &mut self.duty {
+                duty.set_hit_cost(Duration::from_nanos(cost.uprobe_ns));
+            }
+            if let Some(duty) = &mut self.requests.duty {
                 duty.set_hit_cost(Duration::from_nanos(cost.uprobe_ns));
             }
         }
@@ -334,6 +416,52 @@ pub enum PhasesWanted {
     Auto,
     Always,
     Never,
+}
+
+/// Whether HTTP requests are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestsWanted {
+    /// All the time where they are few, else for a window now and then.
+    Auto,
+    Never,
+}
+
+/// The probe at the end of each request: when it was attached, and what it cost.
+#[derive(Debug)]
+struct Requests {
+    duty: Option<PhaseDuty>,
+    marked: MonoNs,
+    seen_ns: u64,
+    hits: u64,
+    hits_before: u64,
+}
+
+impl Requests {
+    fn new(wanted: RequestsWanted) -> Self {
+        let duty = match wanted {
+            RequestsWanted::Auto => Some(PhaseDuty::once_each(UPROBE_COST)),
+            RequestsWanted::Never => None,
+        };
+        Self { duty, marked: monotonic_ns(), seen_ns: 0, hits: 0, hits_before: 0 }
+    }
+
+    fn is_attached(&self) -> bool {
+        self.duty.as_ref().is_some_and(PhaseDuty::is_attached)
+    }
+
+    /// Counts the time since the last mark, if the probe was attached in it.
+    fn mark(&mut self, now: MonoNs, was_attached: bool) {
+        if was_attached {
+            self.seen_ns += now.since(self.marked).0;
+        }
+        self.marked = now;
+    }
+
+    fn decide(&mut self, window: Duration) -> Action {
+        let hits = self.hits.saturating_sub(self.hits_before);
+        self.hits_before = self.hits;
+        self.duty.as_mut().map_or(Action::Keep, |duty| duty.step(hits, window))
+    }
 }
 
 fn tracepoint_degraded(skip: &TracepointSkip) -> Degraded {

@@ -25,7 +25,8 @@ use zerocopy::FromBytes;
 use super::{
     asleep,
     launch::Launched,
-    session::{PhasesWanted, Session, SessionError},
+    lookout::Lookout,
+    session::{PhasesWanted, RequestsWanted, Session, SessionError},
     sinks::{Destinations, Sinks},
     subject::{self, Subject, SubjectError},
     symbols::Symbols,
@@ -49,6 +50,9 @@ const NAMES_PATIENCE: Duration = Duration::from_secs(3);
 
 /// When the rate of turns is first looked at: two looks of the intake, and enough turns to count.
 const EARLY: Duration = Duration::from_millis(120);
+
+/// How often heaps are looked at: what is the least in a window is near what the last collection left.
+const GLANCE: Duration = Duration::from_millis(250);
 
 /// A ring with so much in it wakes its reader, who else comes by at his own pace.
 const WAKEUP_BYTES: u64 = 64 << 10;
@@ -116,7 +120,8 @@ async fn trace(args: &TraceArgs) -> Result<u8, TraceError> {
     };
     let destinations = destinations(args);
     let sinks = Sinks::open(&destinations).map_err(TraceError::Output)?;
-    let session = Session::start(&settings(args), &[Group::Gc, Group::Pool], phases(args.phases))?;
+    let session =
+        Session::start(&settings(args), &[Group::Gc, Group::Pool], phases(args.phases), RequestsWanted::Auto)?;
     let mut driver = Driver::new(args, session, sinks)?;
     driver.add(subject)?;
     if let Some(launched) = launched {
@@ -141,6 +146,7 @@ struct Driver {
     symbols: Symbols,
     answers: mpsc::UnboundedReceiver<Input>,
     summary: Summary,
+    lookout: Lookout,
     targets: Vec<Pid>,
     /// Turns that have ended, over all threads: the governor's measure.
     turns: u64,
@@ -164,6 +170,7 @@ impl Driver {
             symbols,
             answers,
             summary: Summary::default(),
+            lookout: Lookout::default(),
             targets: Vec::new(),
             turns: 0,
             window: args.window,
@@ -187,7 +194,8 @@ impl Driver {
         for file in subject.files {
             self.session.add_file(file)?;
         }
-        self.session.add_target(pid, subject.functions, self.follow)?;
+        self.session.add_target(pid, subject.functions, subject.handle_space, self.follow)?;
+        self.lookout.add(pid, subject.heaps);
         let mut facts = subject.facts;
         facts.since = monotonic_ns();
         self.session.add_threads(&asleep::states(pid, facts.since));
@@ -210,6 +218,8 @@ impl Driver {
         let deadline = duration.map(|duration| begin + duration);
         let mut windows = interval_at(begin + self.window, self.window);
         windows.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut glances = interval_at(begin + GLANCE, GLANCE);
+        glances.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut interrupt = signal(SignalKind::interrupt()).map_err(TraceError::Runtime)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(TraceError::Runtime)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(TraceError::Runtime)?;
@@ -228,6 +238,7 @@ impl Driver {
                     self.session.govern_early(self.turns, EARLY);
                 }
                 _ = windows.tick() => self.tick().await?,
+                _ = glances.tick() => self.lookout.glance(&self.session),
                 Some(answer) = self.answers.recv() => self.answer(answer),
                 Some(batch) = self.session.batches.recv() => self.take(batch),
             }
@@ -257,8 +268,20 @@ impl Driver {
         self.drain().await;
         self.session.settle(&mut tick);
         self.await_classes().await;
+        self.look(&tick);
         tick.thread_names = subject::thread_names(&self.targets);
         self.feed(Input::Tick(Box::new(tick)));
+    }
+
+    /// What each process holds as the window ends.
+    fn look(&mut self, tick: &Tick) {
+        let memories = self.lookout.look(&mut self.session, &tick.threads);
+        let (handles, scopes) = self.lookout.suspect(&memories);
+        self.session.watch(handles);
+        self.session.watch_scopes(scopes);
+        for (pid, memory) in memories {
+            self.feed(Input::Memory { pid, now: tick.now, memory: Box::new(memory) });
+        }
     }
 
     /// Waits for the classes of the window's work, each of which is asked for once: nothing else is taken in meanwhile.
@@ -335,6 +358,7 @@ impl Driver {
             return;
         }
         self.targets.retain(|known| *known != pid);
+        self.lookout.remove(pid);
         self.feed(Input::TargetGone { pid, now: monotonic_ns() });
     }
 

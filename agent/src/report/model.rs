@@ -5,6 +5,7 @@
 
 mod account;
 mod finding;
+mod memory;
 mod stacks;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use account::{AgentCost, End, EndReason, FamilyAccount, ProbeHits};
 pub use finding::{Evidence, Finding, Growth, Severity};
+pub use memory::{Heap, LoopHandles, Memory, Resident, Site, SiteKind};
 pub use stacks::{
     Frame, FrameKind, OffCpu, OffCpuStack, OffCpuTotals, Profile, ProfileStack, Stack, StackId, Tier, Truncated,
 };
@@ -59,6 +61,8 @@ pub enum Body {
     OffCpu(OffCpu),
     /// What ran on the CPUs in a window, by stack.
     Profile(Profile),
+    /// What a process held at the end of a window: memory and handles.
+    Memory(Box<Memory>),
     /// A fork, an exec, an exit.
     Process(Process),
     /// Something is wrong with the process, with evidence and what to do.
@@ -134,6 +138,9 @@ pub struct Window {
     pub duration_ns: u64,
     /// Of which the phase probes were attached.
     pub phases_seen_ns: u64,
+    /// Of which the ends of HTTP requests were watched.
+    #[serde(default)]
+    pub requests_seen_ns: u64,
     /// Threads that turn an event loop: the main thread first.
     pub loops: Vec<LoopWindow>,
     /// All other threads.
@@ -179,6 +186,9 @@ pub struct LoopWindow {
     pub events: u64,
     /// Synchronous file system requests: they ran on this thread.
     pub sync_fs: u64,
+    /// HTTP requests served, as far as they were watched: see [`Window::requests_seen_ns`].
+    #[serde(default)]
+    pub requests: u64,
     pub turns: u64,
     pub slow_turns: u64,
     /// `1 - poll_ns / wall_ns`.

@@ -8,8 +8,8 @@ use super::{
     Body, Record,
     merge::{merge_cost, merge_gc, merge_ledger, merge_loop, merge_pool, merge_totals},
     model::{
-        AgentCost, Class, End, Finding, Gc, GcType, HeapLimit, LedgerPart, LoopWindow, OffCpu, OffCpuTotals, OffReason,
-        Process, Profile, ProfileStack, Role, SlowTurn, Stack, StackId, Target, ThreadPool, Warning, Window,
+        AgentCost, Class, End, Finding, Gc, GcType, HeapLimit, LedgerPart, LoopWindow, Memory, OffCpu, OffCpuTotals,
+        OffReason, Process, Profile, ProfileStack, Role, SlowTurn, Stack, StackId, Target, ThreadPool, Warning, Window,
     },
 };
 use crate::{aggregate::histogram::Histogram, limits};
@@ -37,6 +37,7 @@ pub struct TargetSummary {
     pub windows: u64,
     pub duration_ns: u64,
     pub phases_seen_ns: u64,
+    pub requests_seen_ns: u64,
     /// End of the last window.
     pub last_time: String,
     /// The main thread first.
@@ -55,6 +56,8 @@ pub struct TargetSummary {
     pub samples_other: u64,
     /// Time on CPU that a sample stands for.
     pub sample_period_ns: u64,
+    /// The last look.
+    pub memory: Option<Memory>,
     pub heap_limits: Vec<(String, HeapLimit)>,
     pub threads_started: u64,
     pub threads_ended: u64,
@@ -138,6 +141,7 @@ impl Summary {
             | Body::HeapLimit(_)
             | Body::OffCpu(_)
             | Body::Profile(_)
+            | Body::Memory(_)
             | Body::Process(_) => {
                 if self.targets.len() < limits::TARGETS_MAX || self.targets.contains_key(pid) {
                     self.targets.entry(*pid).or_default().add(time, body);
@@ -167,6 +171,7 @@ impl TargetSummary {
             }
             Body::OffCpu(off_cpu) => self.off_cpu(off_cpu),
             Body::Profile(profile) => self.profile(profile),
+            Body::Memory(memory) => self.memory = Some((**memory).clone()),
             Body::Process(process) => self.process(time, process),
             // The windows' histograms hold every pause.
             Body::GcPause(_) | Body::Stack(_) | Body::Finding(_) | Body::Warning(_) | Body::Agent(_) | Body::End(_) => {
@@ -175,10 +180,12 @@ impl TargetSummary {
     }
 
     fn window(&mut self, time: &str, window: &Window) {
-        let Window { duration_ns, phases_seen_ns, loops, threads, thread_pool, gc, run_queue } = window;
+        let Window { duration_ns, phases_seen_ns, requests_seen_ns, loops, threads, thread_pool, gc, run_queue } =
+            window;
         self.windows += 1;
         self.duration_ns = self.duration_ns.saturating_add(*duration_ns);
         self.phases_seen_ns = self.phases_seen_ns.saturating_add(*phases_seen_ns);
+        self.requests_seen_ns = self.requests_seen_ns.saturating_add(*requests_seen_ns);
         time.clone_into(&mut self.last_time);
         for of_loop in loops {
             let key = (of_loop.role, of_loop.tid);

@@ -76,6 +76,8 @@ pub struct Machine<'a, S> {
     /// Old bytes of what was written since the outermost function called another.
     journal: Vec<(u64, u8)>,
     journaling: bool,
+    /// What the run has read, in order, where that was asked for: address and value.
+    loads: Option<Vec<(u64, u64)>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,7 +92,6 @@ struct Flags {
 /// Index of a register in the machine's array.
 mod number {
     pub const RAX: usize = 0;
-    pub const RCX: usize = 1;
     pub const RDX: usize = 2;
     pub const RSP: usize = 4;
     pub const RBP: usize = 5;
@@ -113,6 +114,7 @@ impl<'a, S: Source> Machine<'a, S> {
             depth: 0,
             journal: Vec::new(),
             journaling: false,
+            loads: None,
         }
     }
 
@@ -131,6 +133,14 @@ impl<'a, S: Source> Machine<'a, S> {
             at = self.outer_step(at)?;
         }
         Ok(self.get(number::RAX))
+    }
+
+    /// As [`Self::call`], and what the run read: address and value, in order.
+    pub fn call_and_watch(&mut self, function: UserAddr, arguments: [u64; 2]) -> Step<(u64, Vec<(u64, u64)>)> {
+        self.loads = Some(Vec::new());
+        let result = self.call(function, arguments);
+        let loads = self.loads.take().unwrap_or_default();
+        result.map(|result| (result, loads))
     }
 
     /// A word as it is now: of the process, or as the run left it.
@@ -340,7 +350,14 @@ impl<'a, S: Source> Machine<'a, S> {
     fn read(&mut self, instruction: &Instruction, operand: u32) -> Step<u64> {
         match instruction.op_kind(operand) {
             OpKind::Register => Ok(self.register(instruction.op_register(operand))),
-            OpKind::Memory => self.load(self.address(instruction), Self::size(instruction, operand)),
+            OpKind::Memory => {
+                let at = self.address(instruction);
+                let value = self.load(at, Self::size(instruction, operand))?;
+                if let Some(loads) = &mut self.loads {
+                    loads.push((at, value));
+                }
+                Ok(value)
+            }
             _ => instruction.try_immediate(operand).map_err(|_| beyond(instruction)),
         }
     }

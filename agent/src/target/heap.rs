@@ -51,6 +51,28 @@ pub struct HeapFigures {
     pub scope_handles: Option<u64>,
 }
 
+/// How a global handle holds its object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    Strong,
+    /// The collector may free it.
+    Weak,
+}
+
+/// What the node of a global handle says: the state is in the low bits of its flags, at 11 (`GlobalHandles::Node`).
+#[must_use]
+pub fn hold(memory: &ProcessMemory, slot: UserAddr) -> Option<Hold> {
+    let mut flags = [0];
+    if !memory.read(UserAddr(slot.0.checked_add(11)?), &mut flags) {
+        return None;
+    }
+    match flags[0] & 3 {
+        1 => Some(Hold::Strong),
+        2 => Some(Hold::Weak),
+        _ => None,
+    }
+}
+
 /// The way to a process's heaps.
 #[derive(Debug)]
 pub struct HeapReader {
@@ -135,6 +157,30 @@ impl HeapReader {
         bytes.chunks_exact(8).filter_map(|word| word.try_into().ok().map(u64::from_le_bytes)).collect()
     }
 
+    /// Where an isolate keeps its handle scopes: offsets of the pointer to its `HandleScopeImplementer` and of `HandleScopeData::next`, told by
+    /// what `NumberOfHandles` reads.
+    pub fn scope_offsets(&mut self, isolate: UserAddr) -> Option<(u32, u32)> {
+        /// `HandleScopeImplementer::blocks_`: as the kernel half has it.
+        const BLOCKS_DATA: u64 = 8;
+        const BLOCKS_SIZE: u64 = 24;
+        const ISOLATE_BYTES_MAX: u64 = 1 << 20;
+        let function = self.handles?;
+        let mut machine = Machine::new(&self.memory, &mut self.decoded);
+        let (_, loads) = machine.call_and_watch(function, [isolate.0, 0]).ok()?;
+        let own = |at: u64| at.checked_sub(isolate.0).filter(|offset| *offset < ISOLATE_BYTES_MAX);
+        let (at, implementer) = *loads.first()?;
+        let implementer_at = own(at)?;
+        let read = |offset: u64| loads.iter().find(|&&(at, _)| at == implementer.wrapping_add(offset));
+        let (_, data) = *read(BLOCKS_DATA)?;
+        let (_, size) = *read(BLOCKS_SIZE)?;
+        // What is left after these: the end of the last block is in the array of blocks.
+        let is_block = |at: u64| (data..data.saturating_add(size.saturating_mul(8))).contains(&at);
+        let is_implementer = |at: u64| (implementer..implementer.saturating_add(64)).contains(&at);
+        let mut rest = loads.iter().skip(1).filter(|&&(at, _)| !is_block(at) && !is_implementer(at));
+        let next_at = own(rest.next()?.0)?;
+        Some((u32::try_from(implementer_at).ok()?, u32::try_from(next_at).ok()?))
+    }
+
     /// The figures of an isolate, as its own functions give them.
     pub fn read(&mut self, isolate: UserAddr) -> Option<HeapFigures> {
         let mut machine = Machine::new(&self.memory, &mut self.decoded);
@@ -170,7 +216,8 @@ impl HeapReader {
 
 impl HeapFigures {
     /// What only an isolate's figures are like.
-    fn is_plausible(&self) -> bool {
+    #[must_use]
+    pub fn is_plausible(&self) -> bool {
         const MB: u64 = 1 << 20;
         let (Some(total), Some(used), Some(limit)) = (self.total_bytes, self.used_bytes, self.limit_bytes) else {
             return false;
