@@ -2,6 +2,7 @@
 
 mod asleep;
 mod cost;
+mod diagnose;
 pub mod doctor;
 pub mod launch;
 mod lookout;
@@ -23,6 +24,7 @@ use crate::cli::{Cli, Command, exit};
 pub fn run(cli: &Cli) -> u8 {
     match &cli.command {
         Command::Trace(args) => trace::run(args),
+        Command::Diagnose(args) => diagnose::run(args),
         Command::Report(args) => report::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions { shell } => {

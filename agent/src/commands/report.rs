@@ -12,6 +12,7 @@ use super::trace::write_text;
 use crate::{
     cli::{Format, ReportArgs, exit},
     core::{Core, Output},
+    diagnose::Diagnosis,
     export::{ndjson, recording},
     report::{Record, summary::Summary},
 };
@@ -38,12 +39,17 @@ fn report(args: &ReportArgs) -> Result<(), String> {
         Format::Text => None,
         Format::Ndjson => Some(create(&args.output)?),
     };
-    let mut take = |record: &Record| match &mut lines {
+    let mut diagnosis = Diagnosis::default();
+    let mut put = |record: &Record| match &mut lines {
         None => {
             summary.add(record);
             Ok(())
         }
         Some(out) => ndjson::write_record(out, record).map_err(|error| format!("cannot write: {error}")),
+    };
+    let mut take = |record: &Record| {
+        diagnosis.before(record).iter().try_for_each(&mut put)?;
+        put(record)
     };
     if is_recording {
         replay(from, &mut take).map_err(|error| format!("{name}: {error}"))?;

@@ -98,12 +98,7 @@ pub struct Session {
 
 impl Session {
     /// Loads the kernel half and attaches what does not depend on a target. Must be called inside the runtime.
-    pub fn start(
-        settings: &Settings,
-        groups: &'static [Group],
-        phases: PhasesWanted,
-        requests_wanted: RequestsWanted,
-    ) -> Result<Self, SessionError> {
+    pub fn start(settings: &Settings, groups: &'static [Group], phases: PhasesWanted) -> Result<Self, SessionError> {
         let mut degraded = Vec::new();
         let types = match KernelTypes::read() {
             Ok(types) => Some(types),
@@ -139,7 +134,7 @@ impl Session {
             files: Vec::new(),
             groups,
             duty,
-            requests: Requests::new(requests_wanted),
+            requests: Requests::new(),
             received: [0; family::COUNT],
             flush,
             hit_cost: None,
@@ -385,9 +380,7 @@ impl Session {
             if let Some(duty) = &mut self.duty {
                 duty.set_hit_cost(Duration::from_nanos(cost.uprobe_ns));
             }
-            if let Some(duty) = &mut self.requests.duty {
-                duty.set_hit_cost(Duration::from_nanos(cost.uprobe_ns));
-            }
+            self.requests.duty.set_hit_cost(Duration::from_nanos(cost.uprobe_ns));
         }
         self.hit_cost = measured;
     }
@@ -418,18 +411,10 @@ pub enum PhasesWanted {
     Never,
 }
 
-/// Whether HTTP requests are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequestsWanted {
-    /// All the time where they are few, else for a window now and then.
-    Auto,
-    Never,
-}
-
 /// The probe at the end of each request: when it was attached, and what it cost.
 #[derive(Debug)]
 struct Requests {
-    duty: Option<PhaseDuty>,
+    duty: PhaseDuty,
     marked: MonoNs,
     seen_ns: u64,
     hits: u64,
@@ -437,16 +422,13 @@ struct Requests {
 }
 
 impl Requests {
-    fn new(wanted: RequestsWanted) -> Self {
-        let duty = match wanted {
-            RequestsWanted::Auto => Some(PhaseDuty::once_each(UPROBE_COST)),
-            RequestsWanted::Never => None,
-        };
+    fn new() -> Self {
+        let duty = PhaseDuty::once_each(UPROBE_COST);
         Self { duty, marked: monotonic_ns(), seen_ns: 0, hits: 0, hits_before: 0 }
     }
 
     fn is_attached(&self) -> bool {
-        self.duty.as_ref().is_some_and(PhaseDuty::is_attached)
+        self.duty.is_attached()
     }
 
     /// Counts the time since the last mark, if the probe was attached in it.
@@ -460,7 +442,7 @@ impl Requests {
     fn decide(&mut self, window: Duration) -> Action {
         let hits = self.hits.saturating_sub(self.hits_before);
         self.hits_before = self.hits;
-        self.duty.as_mut().map_or(Action::Keep, |duty| duty.step(hits, window))
+        self.duty.step(hits, window)
     }
 }
 

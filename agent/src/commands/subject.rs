@@ -1,6 +1,6 @@
 //! A process that is to be traced: what it is, and where its probes go.
 
-use std::{fs::File, io::ErrorKind, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fs::File, io::ErrorKind, path::Path, sync::Arc};
 
 use agent_ebpf::spec::{Component, Group, id};
 
@@ -101,6 +101,19 @@ pub fn examine(pid: Pid) -> Result<Subject, SubjectError> {
         facts,
         heaps,
     })
+}
+
+/// Every Node.js process of this host that may be looked at. Each program is looked into once.
+#[must_use]
+pub fn all() -> Vec<Pid> {
+    let mut known = BTreeMap::new();
+    let own = std::process::id();
+    let pids = procfs::processes().into_iter().filter(|pid| pid.0 != own);
+    pids.filter(|pid| {
+        let Ok(process) = procfs::Process::read(*pid) else { return false };
+        *known.entry(process.exe_identity).or_insert_with(|| NodeTarget::inspect(*pid).is_ok())
+    })
+    .collect()
 }
 
 /// Looks at a program that `pid` is about to become. One that is no Node.js itself, a script say, may become one: then its probes

@@ -23,10 +23,10 @@ use tokio::{
 use zerocopy::FromBytes;
 
 use super::{
-    asleep,
+    asleep, diagnose,
     launch::Launched,
     lookout::Lookout,
-    session::{PhasesWanted, RequestsWanted, Session, SessionError},
+    session::{PhasesWanted, Session, SessionError},
     sinks::{Destinations, Sinks},
     subject::{self, Subject, SubjectError},
     symbols::Symbols,
@@ -34,6 +34,7 @@ use super::{
 use crate::{
     cli::{Format, Phases, TraceArgs, exit},
     core::{Core, Input, Output, Tick},
+    diagnose::{Diagnosis, Thresholds},
     export::text::{self, Style},
     intake::Batch,
     probe::{attach::Settings, maps::monotonic_ns, tracefs},
@@ -92,12 +93,26 @@ impl TraceError {
 /// Runs the command and returns the exit code.
 #[must_use]
 pub fn run(args: &TraceArgs) -> u8 {
+    run_for(args, &Purpose::default())
+}
+
+/// What a trace is made for.
+#[derive(Clone, Debug, Default)]
+pub struct Purpose {
+    /// Only what is wrong is wanted, of these processes.
+    pub diagnose: Option<Vec<Pid>>,
+    pub thresholds: Thresholds,
+}
+
+/// Runs a trace and returns the exit code.
+#[must_use]
+pub fn run_for(args: &TraceArgs, purpose: &Purpose) -> u8 {
     // Before there is a second thread: mount namespaces belong to threads.
     if let Err(error) = tracefs::ensure() {
         warn!("{error}");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(TraceError::Runtime);
-    match runtime.and_then(|runtime| runtime.block_on(trace(args))) {
+    match runtime.and_then(|runtime| runtime.block_on(trace(args, purpose))) {
         Ok(code) => code,
         Err(error) => {
             say(&format!("agent: {error}"));
@@ -106,24 +121,28 @@ pub fn run(args: &TraceArgs) -> u8 {
     }
 }
 
-async fn trace(args: &TraceArgs) -> Result<u8, TraceError> {
+async fn trace(args: &TraceArgs, purpose: &Purpose) -> Result<u8, TraceError> {
     let launched = match args.run.split_first() {
         None => None,
         Some((program, _)) => Some(
             Launched::prepare(&args.run).map_err(|source| TraceError::Launch { command: program.clone(), source })?,
         ),
     };
-    let subject = match (&launched, args.pid) {
-        (Some(launched), _) => launched.subject()?,
-        (None, Some(pid)) => subject::examine(Pid(pid))?,
-        (None, None) => return Err(TraceError::Output("nothing to trace: give --pid or a command".into())),
+    let subjects = match (&launched, args.pid, &purpose.diagnose) {
+        (Some(launched), _, _) => vec![launched.subject()?],
+        (None, Some(pid), _) => vec![subject::examine(Pid(pid))?],
+        (None, None, Some(pids)) => pids.iter().map(|pid| subject::examine(*pid)).collect::<Result<_, _>>()?,
+        (None, None, None) => return Err(TraceError::Output("nothing to trace: give --pid or a command".into())),
     };
-    let destinations = destinations(args);
+    let destinations = destinations(args, purpose);
     let sinks = Sinks::open(&destinations).map_err(TraceError::Output)?;
-    let session =
-        Session::start(&settings(args), &[Group::Gc, Group::Pool], phases(args.phases), RequestsWanted::Auto)?;
+    let session = Session::start(&settings(args, purpose), &[Group::Gc, Group::Pool], phases(args.phases))?;
     let mut driver = Driver::new(args, session, sinks)?;
-    driver.add(subject)?;
+    driver.diagnosis = Diagnosis::new(purpose.thresholds);
+    driver.diagnoses = purpose.diagnose.is_some();
+    for subject in subjects {
+        driver.add(subject)?;
+    }
     if let Some(launched) = launched {
         launched.go();
     }
@@ -147,6 +166,9 @@ struct Driver {
     answers: mpsc::UnboundedReceiver<Input>,
     summary: Summary,
     lookout: Lookout,
+    diagnosis: Diagnosis,
+    /// Only what is wrong is wanted.
+    diagnoses: bool,
     targets: Vec<Pid>,
     /// Turns that have ended, over all threads: the governor's measure.
     turns: u64,
@@ -162,7 +184,7 @@ impl Driver {
         let (to_core, answers) = mpsc::unbounded_channel();
         let symbols = Symbols::start(to_core)
             .map_err(|error| TraceError::Output(format!("cannot start the symbol thread: {error}")))?;
-        let settings = settings(args);
+        let settings = settings(args, &Purpose::default());
         Ok(Self {
             core: Core::new(),
             session,
@@ -171,6 +193,8 @@ impl Driver {
             answers,
             summary: Summary::default(),
             lookout: Lookout::default(),
+            diagnosis: Diagnosis::default(),
+            diagnoses: false,
             targets: Vec::new(),
             turns: 0,
             window: args.window,
@@ -382,9 +406,14 @@ impl Driver {
     }
 
     fn put(&mut self, record: &Record) {
+        for finding in self.diagnosis.before(record) {
+            self.summary.add(&finding);
+            self.sinks.record(&finding);
+        }
         self.summary.add(record);
         self.sinks.record(record);
         if self.live
+            && !self.diagnoses
             && matches!(record.body, Body::Window(_))
             && let Some(line) = text::live_line(record, style(false))
         {
@@ -421,7 +450,7 @@ impl Driver {
             }
         }
         self.feed(Input::Stop { now: monotonic_ns(), reason: end.reason });
-        let Self { sinks, summary, symbols, .. } = self;
+        let Self { sinks, summary, symbols, diagnoses, .. } = self;
         symbols.finish();
         let outcome = sinks.finish();
         let mut code = end.code;
@@ -431,9 +460,15 @@ impl Driver {
         } else if !outcome.failures.is_empty() {
             code = exit::FAILED;
         }
-        if let Some(path) = &destinations.text
-            && let Err(error) = write_text(path, &summary)
-        {
+        if diagnoses && code == exit::OK {
+            code = diagnose::code(&summary);
+        }
+        let written = match &destinations.text {
+            Some(path) if diagnoses => diagnose::write(path, destinations.findings, &summary),
+            Some(path) => write_text(path, &summary),
+            None => Ok(()),
+        };
+        if let Err(error) = written {
             say(&format!("agent: {error}"));
             code = exit::FAILED;
         }
@@ -470,12 +505,16 @@ fn lives(batch: &Batch) -> Vec<Life> {
     events
 }
 
-fn settings(args: &TraceArgs) -> Settings {
+fn settings(args: &TraceArgs, purpose: &Purpose) -> Settings {
     Settings {
         loop_off_cpu_min: args.off_cpu_threshold.unwrap_or(LOOP_OFF_CPU_MIN),
         other_off_cpu_min: args.off_cpu_threshold.unwrap_or(OTHER_OFF_CPU_MIN),
         ring_bytes: args.ring_size,
-        parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples],
+        parts: if purpose.diagnose.is_some() {
+            &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples, Part::Faults]
+        } else {
+            &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples]
+        },
         sample_hz: args.sample_hz,
         bounded_loops: args.bounded_loops,
         wakeup_bytes: WAKEUP_BYTES,
@@ -491,7 +530,7 @@ fn phases(phases: Phases) -> PhasesWanted {
 }
 
 /// Where what goes: the format is what was asked for, else what the file's name says, else text.
-fn destinations(args: &TraceArgs) -> Destinations {
+fn destinations(args: &TraceArgs, purpose: &Purpose) -> Destinations {
     let by_name =
         args.output.extension().is_some_and(|ending| ending == "ndjson" || ending == "jsonl" || ending == "json");
     let format = args.format.unwrap_or(if by_name { Format::Ndjson } else { Format::Text });
@@ -499,8 +538,11 @@ fn destinations(args: &TraceArgs) -> Destinations {
         ndjson: args.ndjson.clone().into_iter().collect(),
         recording: args.recording.clone(),
         text: None,
+        findings: Format::Text,
     };
+    destinations.findings = format;
     match format {
+        _ if purpose.diagnose.is_some() => destinations.text = Some(args.output.clone()),
         Format::Text => destinations.text = Some(args.output.clone()),
         Format::Ndjson => destinations.ndjson.push(args.output.clone()),
     }
@@ -508,7 +550,7 @@ fn destinations(args: &TraceArgs) -> Destinations {
 }
 
 /// How to print: as wide as the terminal, with colours where somebody sees them.
-fn style(stdout: bool) -> Style {
+pub fn style(stdout: bool) -> Style {
     let terminal = if stdout { std::io::stdout().is_terminal() } else { std::io::stderr().is_terminal() };
     let columns = if stdout {
         rustix::termios::tcgetwinsize(std::io::stdout()).map(|size| size.ws_col)
@@ -531,7 +573,7 @@ pub fn write_text(path: &Path, summary: &Summary) -> Result<(), String> {
 }
 
 /// Talk goes to standard error; where even that is closed, nobody is there to talk to.
-fn say(line: &str) {
+pub fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 

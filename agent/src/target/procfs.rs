@@ -225,6 +225,15 @@ pub fn incarnation(pid: Pid) -> Option<Incarnation> {
     Some(Incarnation { start_ticks, start_stack, exe })
 }
 
+/// The ids of all processes, in order.
+#[must_use]
+pub fn processes() -> Vec<Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut pids: Vec<Pid> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid)).collect();
+    pids.sort_unstable();
+    pids
+}
+
 /// Threads of the process, in order of their ids; those that end meanwhile are left out.
 pub fn threads(pid: Pid) -> Result<Vec<Thread>, ProcError> {
     let mut threads = Vec::new();
