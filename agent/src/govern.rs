@@ -13,6 +13,9 @@ pub const PHASE_BUDGET: f64 = 0.005;
 /// Probes that a turn passes.
 const HITS_PER_TURN: f64 = 6.0;
 
+/// Hits a second of a probe that is hit once each time that are never too dear: 2000 x 2 µs = 0.4 % of a core.
+const FREE_HITS: f64 = 2000.0;
+
 /// Longest pause between two looks, in windows: the split by phase is never older than this.
 const OFF_WINDOWS_MAX: u32 = 30;
 
@@ -32,6 +35,8 @@ pub struct PhaseDuty {
     rest: u32,
     hit_cost: Duration,
     hits_each: f64,
+    /// Events a second below which nothing comes off, whatever a hit was measured to cost: on a busy machine that is mostly noise.
+    free_per_second: f64,
     always: bool,
 }
 
@@ -39,13 +44,13 @@ impl PhaseDuty {
     /// `hit_cost` is what one hit costs; probes start attached.
     #[must_use]
     pub fn new(hit_cost: Duration, always: bool) -> Self {
-        Self { attached: true, rest: 0, hit_cost, hits_each: HITS_PER_TURN, always }
+        Self { attached: true, rest: 0, hit_cost, hits_each: HITS_PER_TURN, free_per_second: 0.0, always }
     }
 
     /// The same for probes that are hit once by each of what [`Self::step`] is told of.
     #[must_use]
     pub fn once_each(hit_cost: Duration) -> Self {
-        Self { attached: true, rest: 0, hit_cost, hits_each: 1.0, always: false }
+        Self { attached: true, rest: 0, hit_cost, hits_each: 1.0, free_per_second: FREE_HITS, always: false }
     }
 
     /// A hit was measured to cost this.
@@ -87,6 +92,9 @@ impl PhaseDuty {
         }
         #[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
         let per_second = turns as f64 / window.as_secs_f64();
+        if per_second < self.free_per_second {
+            return 0.0;
+        }
         per_second * self.hits_each * self.hit_cost.as_secs_f64()
     }
 }

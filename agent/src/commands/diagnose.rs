@@ -69,6 +69,7 @@ fn trace_args(args: &DiagnoseArgs) -> TraceArgs {
         follow: false,
         window: args.window,
         ring_size: None,
+        bounded_loops: false,
         quiet: true,
         run: Vec::new(),
     }

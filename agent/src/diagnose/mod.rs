@@ -73,7 +73,15 @@ fn process_findings(process: &history::Process, thresholds: &Thresholds) -> Vec<
     let mut causes: Vec<Finding> = Vec::new();
     causes.extend(counts::global_handles(process, thresholds));
     causes.extend(counts::scope_handles(process, thresholds));
-    causes.extend(counts::loop_handles(process, thresholds));
+    if let Some(mut opened) = counts::loop_handles(process, thresholds) {
+        // What Node.js wraps a handle in is held by a global one: of that, only the maker is news.
+        if let Some(at) = causes.iter().position(|cause| wraps(cause, &opened)) {
+            let mut wrapper = causes.swap_remove(at);
+            opened.evidence.extend(wrapper.evidence.drain(..).filter(|line| line.stack.is_some()));
+            opened.next.splice(0..0, wrapper.next.into_iter().take(usize::from(opened.evidence.len() > 1)));
+        }
+        causes.push(opened);
+    }
     let js_heap = js_heap::rule(process, thresholds);
     let native = native::rule(process, thresholds);
     for effect in js_heap.into_iter().chain(native) {
@@ -84,6 +92,13 @@ fn process_findings(process: &history::Process, thresholds: &Thresholds) -> Vec<
     }
     causes.extend(cost::rule(process, thresholds));
     causes
+}
+
+/// No more than some global handles for each that was opened.
+fn wraps(cause: &Finding, opened: &Finding) -> bool {
+    const EACH: f64 = 4.0;
+    let (Some(global), Some(opened)) = (&cause.growth, &opened.growth) else { return false };
+    cause.code == "handles.global" && global.slope <= EACH * opened.slope
 }
 
 /// Things that stay keep memory: if there is no more of it for each than a thing may plausibly hold, that is where it goes.

@@ -6,7 +6,7 @@ use super::history::Process;
 use crate::report::model::{Evidence, Frame, FrameKind, Site, SiteKind, StackId};
 
 /// Frames by which two stacks are the same path.
-const PATH_FRAMES: usize = 24;
+const PATH_FRAMES: usize = 8;
 
 /// A path and what it made.
 #[derive(Clone, Debug)]
@@ -41,7 +41,8 @@ pub fn makers(process: &Process, kind: SiteKind) -> Vec<Maker> {
 fn path(frames: &[std::sync::Arc<Frame>]) -> Vec<String> {
     // Where nothing is known of a frame, the walk went astray: what follows says nothing.
     let known = frames.iter().take_while(|frame| frame.kind != FrameKind::Unknown || frame.module.is_some());
-    known.take(PATH_FRAMES).map(|frame| format!("{}:{}", frame.name, frame.line.unwrap_or(0))).collect()
+    // How JavaScript is run changes as it gets hot; what it does, does not.
+    known.filter(|frame| frame.kind != FrameKind::Builtin).take(PATH_FRAMES).map(|frame| frame.name.clone()).collect()
 }
 
 /// The function outside of Node.js that is nearest to the top: whose code it is.
