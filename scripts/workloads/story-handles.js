@@ -20,6 +20,8 @@ const addon = () => require(process.env.STORY_ADDON ?? path.join(__dirname, '../
 const NATIVE_BYTES = 4096;
 /// Entries of the healthy cache: full after ten seconds at 400 requests a second.
 const CACHE_MAX = 4000;
+/// Requests whose working memory lives on for a while, as that of slow requests does: it is old when it is garbage.
+const RECENT_MAX = 1000;
 
 let requests = 0;
 const held = [];
@@ -75,8 +77,10 @@ function remember() {
     // A burst each five seconds, which is given back.
     setInterval(() => { let burst = Array.from({ length: 50_000 }, (_, i) => ({ i, text: `burst ${i}` })); burst = null; }, 5000);
   }
+  const recent = [];
   return function handler(id) {
-    const session = { id, started: new Date(), history: Array.from({ length: 400 }, (_, i) => ({ i: id * i })) };
+    recent[id % RECENT_MAX] = Array.from({ length: 400 }, (_, i) => ({ i: id + i }));
+    const session = { id, started: new Date(), history: Array.from({ length: 100 }, (_, i) => ({ i: id * i })) };
     sessions.set(id, session);
     if (healthy) {
       if (sessions.size > CACHE_MAX) sessions.delete(sessions.keys().next().value);

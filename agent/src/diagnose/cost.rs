@@ -20,11 +20,12 @@ const SAMPLES_MIN: f64 = 20.0;
 pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
     let busy = |point: &Point| point.requests.filter(|requests| *requests >= thresholds.requests * point.length_s);
     let on_cpu = process.series(|point| Some(point.on_cpu_ns / busy(point)?));
-    let on_cpu_trend = Trend::of(&on_cpu)?;
+    let windows = on_cpu.len() as f64;
+    let on_cpu_trend = Trend::of(&smooth(&on_cpu))?;
     let items = dearest_work(process, thresholds, &busy);
     let dearer = |trend: &Trend, least: f64| {
         trend.span_s >= thresholds.span_s
-            && trend.points as f64 >= thresholds.windows
+            && windows >= thresholds.windows
             && trend.gained() >= least
             && trend.last >= thresholds.cost_ratio * trend.first
             && trend.goes_on(thresholds.still_growing)
@@ -69,6 +70,18 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
     Some(finding)
 }
 
+/// Medians of successive windows, about a dozen of them: what one collection or one busy neighbour costs is gone.
+fn smooth(series: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    const PARTS: usize = 12;
+    let size = (series.len() / PARTS).max(1);
+    let middle = |part: &[(f64, f64)]| {
+        let mut values: Vec<f64> = part.iter().map(|point| point.1).collect();
+        values.sort_by(f64::total_cmp);
+        Some((part.get(part.len() / 2)?.0, *values.get(values.len() / 2)?))
+    };
+    series.chunks(size).filter_map(middle).collect()
+}
+
 type Requests<'a> = &'a dyn Fn(&Point) -> Option<f64>;
 
 /// The kind of thread-pool work of which each request takes more and more.
@@ -81,9 +94,9 @@ fn dearest_work(process: &Process, thresholds: &Thresholds, busy: Requests<'_>) 
         });
     let trends = kinds.into_keys().filter_map(|kind| {
         let series = process.series(|point| Some(point.pool.get(kind).copied().unwrap_or(0) as f64 / busy(point)?));
-        let trend = Trend::of(&series)?;
+        let trend = Trend::of(&smooth(&series))?;
         let holds = trend.span_s >= thresholds.span_s
-            && trend.points as f64 >= thresholds.windows
+            && series.len() as f64 >= thresholds.windows
             && trend.gained() >= thresholds.cost_items
             && trend.last >= thresholds.cost_ratio * trend.first.max(0.5)
             && trend.r2 >= thresholds.r2
@@ -166,11 +179,11 @@ fn functions(process: &Process, finding: &mut Finding) {
             grown.push((each - then, then, now));
         }
     }
-    grown.sort_by(|a, b| {
-        (b.2.depth >= RECURSION_MIN, b.0)
-            .partial_cmp(&(a.2.depth >= RECURSION_MIN, a.0))
-            .unwrap_or(std::cmp::Ordering::Equal)
-    });
+    let rank = |&(more, _, now): &(f64, f64, &InFunction<'_>)| {
+        let own = now.frame.file.as_deref().is_some_and(|file| !file.starts_with("node:"));
+        (now.depth >= RECURSION_MIN, own && now.frame.name != "(anonymous)", more)
+    };
+    grown.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
     for (more, then, now) in grown.into_iter().take(SHOWN) {
         let each = more + then;
         let recursion =

@@ -160,7 +160,7 @@ pub fn loop_handles(process: &Process, thresholds: &Thresholds) -> Option<Findin
     let title = format!("{} are opened and never closed: {}", plural(kind), grown.rate());
     let mut finding = grown.finding(process, &format!("handles.libuv.{kind}"), title, "handles");
     finding.next = vec![
-        format!("find what opens {} and does not close() or destroy() them", plural(kind)),
+        format!("find what opens handles of type {kind} and does not close() or destroy() them"),
         "process.getActiveResourcesInfo() inside the process lists them by type".to_owned(),
     ];
     Some(finding)
@@ -170,15 +170,15 @@ fn plural(kind: &str) -> &'static str {
     match kind {
         "tcp" => "TCP sockets",
         "udp" => "UDP sockets",
-        "pipe" => "pipes",
-        "timer" => "timers",
-        "fs_event" => "file watchers",
-        "fs_poll" => "file pollers",
-        "process" => "child processes",
-        "signal" => "signal handlers",
-        "async" => "async handles",
-        "poll" => "polled descriptors",
-        "tty" => "terminals",
-        _ => "libuv handles",
+        "pipe" => "Pipes",
+        "timer" => "Timers",
+        "fs_event" => "File watchers",
+        "fs_poll" => "File pollers",
+        "process" => "Child processes",
+        "signal" => "Signal handlers",
+        "async" => "Async handles",
+        "poll" => "Polled descriptors",
+        "tty" => "Terminals",
+        _ => "Handles of libuv",
     }
 }

@@ -1,34 +1,60 @@
 //! Objects that JavaScript keeps: what full collections leave grows from one to the next.
 
 use super::{
-    history::{Point, Process},
+    history::Process,
     thresholds::Thresholds,
     trend::{Trend, round},
 };
 use crate::report::model::{Evidence, Finding, Heap, Severity};
 
+/// A full collection: what it left, and the most that there was since the one before.
+#[derive(Clone, Copy, Debug)]
+struct Collection {
+    at_s: f64,
+    left: f64,
+    most_before: f64,
+}
+
+/// Of the largest heap: others' collections come at other times.
 #[expect(clippy::cast_precision_loss, reason = "figures for trends")]
-fn after_major(point: &Point) -> Option<f64> {
-    let heaps = &point.memory.as_ref()?.heaps;
-    // Of the largest heap: others' collections come at other times.
-    let largest = heaps.iter().max_by_key(|heap| heap.used_bytes)?;
-    largest.used_bytes_after_major.map(|bytes| bytes as f64)
+fn collections(process: &Process) -> Vec<Collection> {
+    let mut collections = Vec::new();
+    let mut most = 0f64;
+    for point in &process.windows {
+        let heaps = point.memory.iter().flat_map(|memory| &memory.heaps);
+        let Some(largest) = heaps.max_by_key(|heap| heap.used_bytes) else { continue };
+        if let Some(left) = largest.used_bytes_after_major {
+            collections.push(Collection { at_s: point.at_s, left: left as f64, most_before: most.max(left as f64) });
+            most = 0.0;
+        }
+        most = most.max(largest.used_bytes.unwrap_or(0) as f64);
+    }
+    collections
+}
+
+/// Of what came between two collections, the share that the second one left. What only waits to be collected does not survive.
+fn survived(pair: (&Collection, &Collection)) -> f64 {
+    let (before, after) = pair;
+    let came = after.most_before - before.left;
+    if came <= 0.0 { 0.0 } else { (after.left - before.left) / came }
 }
 
 pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
-    let series = process.series(after_major);
-    let trend = Trend::of(&series)?;
+    let collections = collections(process);
+    let series: Vec<(f64, f64)> = collections.iter().map(|collection| (collection.at_s, collection.left)).collect();
+    let survivals: Vec<f64> = collections.iter().zip(collections.iter().skip(1)).map(survived).collect();
+    let trend = Trend::of(&series).or_else(|| of_two(&series))?;
     #[expect(clippy::cast_precision_loss, reason = "collections")]
-    let collections = series.len() as f64;
-    // A line needs as many as the thirds that it is cut into; and each must leave more than the one before, but for a little.
-    let slack = trend.gained() * 0.1;
-    let rises = series.iter().zip(series.iter().skip(1)).all(|(before, after)| after.1 > before.1 - slack);
+    let count = series.len() as f64;
+    // Two collections tell less than a line of them, so there must be no doubt that most of what came between them stayed.
+    let least = if series.len() < 3 { thresholds.survival * 4.0 } else { thresholds.survival };
     let holds = trend.span_s >= thresholds.span_s * 0.5
-        && collections >= thresholds.full_collections
+        && count >= thresholds.full_collections
         && trend.gained() >= thresholds.heap_bytes.max(thresholds.heap_share * trend.first)
         && trend.r2 >= thresholds.r2
         && trend.goes_on(thresholds.still_growing)
-        && rises;
+        && survivals.iter().all(|share| *share >= 0.0)
+        && survivals.last().is_some_and(|share| *share >= least);
     if !holds {
         return None;
     }
@@ -43,10 +69,12 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
         if requests > 0.0 { format!(", {} a request", bytes(trend.gained() / requests)) } else { String::new() };
     let mut evidence = vec![Evidence {
         text: format!(
-            "{} full collections left {} at first and {} at last, each more than the one before",
+            "{} full collections left {} at first and {} at last, each more than the one before; {:.0} % of what came before the last \
+             one stayed",
             series.len(),
             bytes(trend.first),
-            bytes(trend.last)
+            bytes(trend.last),
+            survivals.last().unwrap_or(&0.0) * 100.0
         ),
         value: Some(trend.last),
         unit: Some("bytes".to_owned()),
@@ -59,7 +87,7 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
     Some(Finding {
         code: "memory.js_heap".to_owned(),
         severity,
-        confidence: round((0.5 + 0.08 * collections.min(5.0) + 0.1 * trend.r2).min(0.97)),
+        confidence: round((0.4 + 0.1 * count.min(5.0) + 0.07 * trend.r2).min(0.97)),
         title: format!("JavaScript keeps objects: the heap grows by {} a minute after collection{per_request}", bytes(trend.slope * 60.0)),
         since: process.since(&series),
         growth: Some(trend.growth("bytes", requests)),
@@ -79,6 +107,23 @@ fn limit(process: &Process) -> Option<f64> {
         .max_by_key(|heap| heap.used_bytes)
         .and_then(|Heap { limit_bytes, .. }| *limit_bytes)
         .map(|bytes| bytes as f64)
+}
+
+/// A line through two points, which is always straight.
+fn of_two(series: &[(f64, f64)]) -> Option<Trend> {
+    let [first, last] = series else { return None };
+    let span_s = last.0 - first.0;
+    let slope = (last.1 - first.1) / span_s;
+    (span_s > 0.0).then_some(Trend {
+        slope,
+        r2: 1.0,
+        first: first.1,
+        last: last.1,
+        span_s,
+        slope_last: slope,
+        slope_first: slope,
+        points: 2,
+    })
 }
 
 /// Three digits and a unit.

@@ -47,8 +47,9 @@ thresholds! {
     /// Bytes of the JavaScript heap after full collections that must have been gained, and the same as a share of the first.
     heap_bytes = 4e6;
     heap_share = 0.1;
-    /// Full collections that must have been seen.
-    full_collections = 3.0;
+    /// Full collections that must have been seen, and the share of what came before the last one that it left.
+    full_collections = 2.0;
+    survival = 0.1;
     /// Bytes of native memory that must have been gained, and the same as a share of the first.
     native_bytes = 8e6;
     native_share = 0.15;
