@@ -8,7 +8,10 @@ use std::collections::BTreeSet;
 
 use agent::report::{
     Body, Record,
-    model::{Evidence, Finding, Growth, Process, SCHEMA_VERSION, Severity, StackId, Warning},
+    model::{
+        Evidence, Finding, Growth, Heap, LoopHandles, Memory, Process, Resident, SCHEMA_VERSION, Severity, Site,
+        SiteKind, StackId, Warning,
+    },
 };
 use serde_json::{Value, json};
 use synthetic::trace::{drive, inputs};
@@ -50,6 +53,30 @@ fn check(validator: &jsonschema::Validator, record: &Record) {
     }
 }
 
+fn memory() -> Memory {
+    let n = Some(1);
+    let heap = Heap {
+        tid: 7,
+        resident_bytes: n,
+        used_bytes: n,
+        used_bytes_min: n,
+        used_bytes_after_major: n,
+        limit_bytes: n,
+        external_bytes: n,
+        external_bytes_min: n,
+        malloced_bytes: n,
+        detached_contexts: n,
+        global_handles: n,
+        scope_handles_min: n,
+    };
+    Memory {
+        resident: Resident::default(),
+        heaps: vec![heap],
+        loops: vec![LoopHandles { tid: 7, handles: [("tcp".to_owned(), 1)].into(), partial: false }],
+        sites: vec![Site { kind: SiteKind::GlobalHandle, stack: StackId(1), made: 2, gone: 1, strong: 1, weak: 0 }],
+    }
+}
+
 fn finding() -> Finding {
     Finding {
         code: "a.b".into(),
@@ -76,6 +103,7 @@ fn lines_are_what_the_schema_says() {
     let rare = [
         Body::Warning(Warning { code: "a".into(), message: "b".into() }),
         Body::Finding(Box::new(finding())),
+        Body::Memory(Box::new(memory())),
         Body::Process(Process::Fork { child_pid: 8 }),
         Body::Process(Process::Exec { name: "sh".into() }),
         Body::Process(Process::Exit { name: "node".into(), code: None, signal: Some(9), core_dumped: true }),

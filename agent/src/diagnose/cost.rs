@@ -28,9 +28,9 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
             && windows >= thresholds.windows
             && trend.gained() >= least
             && trend.last >= thresholds.cost_ratio * trend.first
-            && trend.goes_on(thresholds.still_growing)
+            && trend.goes_on(thresholds.still_growing * 0.5)
     };
-    let cpu_grows = dearer(&on_cpu_trend, thresholds.cost_ns) && on_cpu_trend.r2 >= thresholds.r2 * 0.9;
+    let cpu_grows = dearer(&on_cpu_trend, thresholds.cost_ns) && on_cpu_trend.r2 >= thresholds.cost_r2;
     if !cpu_grows && items.is_none() {
         return None;
     }

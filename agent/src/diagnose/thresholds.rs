@@ -59,8 +59,10 @@ thresholds! {
     cost_ratio = 1.5;
     cost_ns = 100_000.0;
     cost_items = 2.0;
+    /// Share of the variation of a cost that a line must explain, of medians of some windows each: costs are noisy.
+    cost_r2 = 0.6;
     /// Requests in a window that make its cost a figure.
     requests = 5.0;
     /// A limit that is reached within so many seconds makes a finding critical.
-    critical_s = 21_600.0;
+    critical_s = 3_600.0;
 }

@@ -806,3 +806,65 @@ fn signed(value: u64, size: usize) -> i64 {
         _ => value.cast_signed(),
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    /// Code at 0x1000, data at 0x2000.
+    struct Bytes {
+        code: Vec<u8>,
+        data: [u8; 64],
+    }
+
+    impl Source for Bytes {
+        fn read(&self, at: UserAddr, into: &mut [u8]) -> bool {
+            let (from, bytes): (u64, &[u8]) = if at.0 < 0x2000 { (0x1000, &self.code) } else { (0x2000, &self.data) };
+            let Some(begin) = at.0.checked_sub(from) else { return false };
+            for (offset, byte) in (usize::try_from(begin).unwrap()..).zip(into.iter_mut()) {
+                *byte = bytes.get(offset).copied().unwrap_or(0);
+            }
+            at.0 < 0x3000
+        }
+    }
+
+    fn run(code: &[u8], arguments: [u64; 2]) -> Result<u64, Fault> {
+        let mut data = [0; 64];
+        data[8] = 7;
+        let source = Bytes { code: code.to_vec(), data };
+        let mut decoded = Decoded::default();
+        Machine::new(&source, &mut decoded).call(UserAddr(0x1000), arguments)
+    }
+
+    #[test]
+    fn a_function_gives_its_result() {
+        // mov rax, [rdi+8]; lea rax, [rax+rsi*2]; ret
+        assert_eq!(run(b"\x48\x8b\x47\x08\x48\x8d\x04\x70\xc3", [0x2000, 10]), Ok(27));
+    }
+
+    #[test]
+    fn what_it_writes_stays_here() {
+        // mov dword [rdi+8], 9; mov eax, [rdi+8]; ret
+        assert_eq!(run(b"\xc7\x47\x08\x09\x00\x00\x00\x8b\x47\x08\xc3", [0x2000, 0]), Ok(9));
+    }
+
+    #[test]
+    fn a_call_that_cannot_be_followed_is_undone() {
+        // call +1; ret; mov dword [rdi+8], 9; syscall
+        let code = b"\xe8\x01\x00\x00\x00\xc3\xc7\x47\x08\x09\x00\x00\x00\x0f\x05";
+        assert_eq!(run(code, [0x2000, 0]), Ok(UNKNOWN));
+    }
+
+    #[test]
+    fn an_endless_loop_ends() {
+        assert_eq!(run(b"\xeb\xfe", [0, 0]), Err(Fault::Steps));
+        // call itself
+        assert!(run(b"\xe8\xfb\xff\xff\xff", [0, 0]).is_ok());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_a_fault() {
+        assert_eq!(run(b"\x48\x8b\x07\xc3", [0x9000, 0]), Err(Fault::Unreadable(0x9000)));
+    }
+}
