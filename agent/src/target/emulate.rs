@@ -860,7 +860,7 @@ mod tests {
     fn an_endless_loop_ends() {
         assert_eq!(run(b"\xeb\xfe", [0, 0]), Err(Fault::Steps));
         // call itself
-        assert!(run(b"\xe8\xfb\xff\xff\xff", [0, 0]).is_ok());
+        assert_eq!(run(b"\xe8\xfb\xff\xff\xff\xc3", [0, 0]), Ok(UNKNOWN));
     }
 
     #[test]
