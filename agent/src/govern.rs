@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 /// Share of one core that phase probes may cost on average.
-pub const PHASE_BUDGET: f64 = 0.005;
+pub const PHASE_BUDGET: f64 = 0.0025;
 
 /// Probes that a turn passes.
 const HITS_PER_TURN: f64 = 6.0;
