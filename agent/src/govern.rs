@@ -106,7 +106,7 @@ mod tests {
     fn slow_turns_are_always_split() {
         let mut duty = PhaseDuty::new(HIT, false);
         for _ in 0..100 {
-            assert_eq!(duty.step(400, SECOND), Action::Keep);
+            assert_eq!(duty.step(200, SECOND), Action::Keep);
         }
         assert!(duty.is_attached());
     }
