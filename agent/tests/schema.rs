@@ -8,10 +8,13 @@ use std::collections::BTreeSet;
 
 use agent::report::{
     Body, Record,
-    model::{Process, SCHEMA_VERSION, Warning},
+    model::{Measure, OnCpuStack, Process, SCHEMA_VERSION, SlowTurn, StackId, Warning},
 };
 use serde_json::{Value, json};
-use synthetic::trace::{drive, inputs};
+use synthetic::{
+    profile,
+    trace::{drive, inputs},
+};
 
 const SCHEMA: &str = include_str!("../schema/trace.schema.json");
 
@@ -54,7 +57,8 @@ fn check(validator: &jsonschema::Validator, record: &Record) {
 fn lines_are_what_the_schema_says() {
     let validator = jsonschema::validator_for(&strict()).unwrap();
     let (_, mut records) = drive(inputs());
-    let line = |body| Record { schema_version: SCHEMA_VERSION, time: records[0].time.clone(), pid: 7, body };
+    let time = records[0].time.clone();
+    let line = |body| Record { schema_version: SCHEMA_VERSION, time: time.clone(), pid: 7, body };
     let rare = [
         Body::Warning(Warning { code: "a".into(), message: "b".into() }),
         Body::Process(Process::Fork { child_pid: 8 }),
@@ -65,6 +69,11 @@ fn lines_are_what_the_schema_says() {
     ]
     .map(line);
     records.extend(rare);
+    for measure in [Measure::OnCpu, Measure::OffCpu, Measure::Wall] {
+        records.extend(profile::records(measure));
+    }
+    let on_cpu = vec![OnCpuStack { samples: 3, user_stack: Some(StackId(1)), kernel_stack: None }];
+    records.push(line(Body::SlowTurn(Box::new(SlowTurn { started: time.clone(), on_cpu, ..SlowTurn::default() }))));
     for record in &records {
         check(&validator, record);
     }

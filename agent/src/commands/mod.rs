@@ -2,8 +2,11 @@
 
 mod asleep;
 mod cost;
+mod discover;
 pub mod doctor;
+mod driver;
 pub mod launch;
+pub mod profile;
 pub mod report;
 mod session;
 mod sinks;
@@ -22,6 +25,7 @@ use crate::cli::{Cli, Command, exit};
 pub fn run(cli: &Cli) -> u8 {
     match &cli.command {
         Command::Trace(args) => trace::run(args),
+        Command::Profile(args) => profile::run(args),
         Command::Report(args) => report::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions { shell } => {

@@ -16,7 +16,7 @@ use crate::{
         elf::ElfError,
         host,
         node::{NodeError, NodeFiles, NodeTarget, PoolSize},
-        procfs::{self, FileIdentity, ProcError, Seccomp},
+        procfs::{self, FileIdentity, ProcError, Process, Seccomp},
         v8::FunctionLayout,
     },
     units::{Clock, Pid, Tid},
@@ -84,6 +84,25 @@ pub fn examine(pid: Pid) -> Result<Subject, SubjectError> {
     };
     let functions = functions(&target.node);
     Ok(Subject { pid, functions, v8: v8(&target.node), files: file_probes(&target.node, &plan)?, facts })
+}
+
+/// Looks at a running process of whatever kind: one that is no Node.js has stacks, too.
+pub fn examine_any(pid: Pid) -> Result<Subject, SubjectError> {
+    match examine(pid) {
+        Err(SubjectError::Node(NodeError::NotNode { .. })) => {}
+        examined => return examined,
+    }
+    let process = Process::read(pid).map_err(NodeError::from)?;
+    let facts = TargetFacts {
+        pid,
+        start_time: process.started(),
+        exe: process.exe.display().to_string(),
+        command: command(&process.command),
+        kernel_release: host::kernel_release(),
+        cpus: cpus(),
+        ..TargetFacts::default()
+    };
+    Ok(Subject { pid, functions: FunctionLayout::default(), v8: None, files: Vec::new(), facts })
 }
 
 /// Looks at a program that `pid` is about to become. One that is no Node.js itself, a script say, may become one: then its probes

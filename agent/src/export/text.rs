@@ -3,6 +3,7 @@
 mod agent;
 mod format;
 mod loops;
+mod profile;
 mod stack;
 mod waits;
 
@@ -10,6 +11,7 @@ use std::fmt::Write as _;
 
 use format::{Page, cut, duration, rate};
 use loops::Shares;
+pub use profile::{measured, progress as profile_progress, render as profile, render_diff as profile_diff};
 
 use crate::report::{
     Body, Record,

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 pub use account::{AgentCost, End, EndReason, FamilyAccount, ProbeHits};
 pub use stacks::{
-    Frame, FrameKind, OffCpu, OffCpuStack, OffCpuTotals, Profile, ProfileStack, Stack, StackId, Tier, Truncated,
+    Frame, FrameKind, Measure, OffCpu, OffCpuStack, OffCpuTotals, Profile, ProfileStack, ProfileThread, Stack, StackId,
+    Tier, Truncated,
 };
 
 use super::histogram_json;
@@ -102,6 +103,9 @@ pub struct TraceConfig {
     pub sample_hz: u32,
     /// Period of the timer whose lateness `nodejs.eventloop.delay` states.
     pub delay_resolution_ns: u64,
+    /// Of `agent profile`: what was measured. Such a trace has no lines about windows and turns.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub profile: Option<Measure>,
 }
 
 impl Default for TraceConfig {
@@ -113,6 +117,7 @@ impl Default for TraceConfig {
             other_off_cpu_min_ns: 1_000_000,
             sample_hz: 0,
             delay_resolution_ns: 10_000_000,
+            profile: None,
         }
     }
 }
