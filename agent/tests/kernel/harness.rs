@@ -144,13 +144,19 @@ impl Process {
     /// Reads standard output until a line begins with `prefix`, and gives the rest of that line.
     #[track_caller]
     pub fn wait_out(&mut self, prefix: &str) -> String {
-        wait_line(&self.stdout, &mut self.out, prefix).unwrap_or_else(|| self.give_up(prefix))
+        self.wait_out_within(prefix, START_LIMIT)
+    }
+
+    /// The same of something that may take long.
+    #[track_caller]
+    pub fn wait_out_within(&mut self, prefix: &str, limit: Duration) -> String {
+        wait_line(&self.stdout, &mut self.out, prefix, limit).unwrap_or_else(|| self.give_up(prefix))
     }
 
     /// The same on standard error.
     #[track_caller]
     pub fn wait_err(&mut self, prefix: &str) -> String {
-        wait_line(&self.stderr, &mut self.err, prefix).unwrap_or_else(|| self.give_up(prefix))
+        wait_line(&self.stderr, &mut self.err, prefix, START_LIMIT).unwrap_or_else(|| self.give_up(prefix))
     }
 
     #[track_caller]
@@ -193,8 +199,13 @@ impl Process {
     }
 }
 
-fn wait_line(source: &mpsc::Receiver<String>, seen: &mut Vec<String>, prefix: &str) -> Option<String> {
-    let deadline = Instant::now() + START_LIMIT;
+fn wait_line(
+    source: &mpsc::Receiver<String>,
+    seen: &mut Vec<String>,
+    prefix: &str,
+    limit: Duration,
+) -> Option<String> {
+    let deadline = Instant::now() + limit;
     loop {
         let line = source.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
         let rest = line.strip_prefix(prefix).map(|rest| rest.trim().to_owned());
