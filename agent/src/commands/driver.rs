@@ -27,7 +27,7 @@ use super::{
     asleep,
     discover::Discovery,
     launch::Launched,
-    session::{PhasesWanted, Session, SessionError},
+    session::{PhasesWanted, Session, SessionError, TypesAhead},
     sinks::{Destinations, Sinks},
     subject::{self, Subject, SubjectError},
     symbols::Symbols,
@@ -120,8 +120,13 @@ pub struct Finished {
     pub summary: Summary,
 }
 
-/// Carries a mission out.
-pub fn drive(mission: Mission, whom: Whom, destinations: &Destinations) -> Result<Finished, DriverError> {
+/// Carries a mission out. The kernel's types are read while the processes are looked at.
+pub fn drive(
+    mission: Mission,
+    whom: Whom,
+    types: TypesAhead,
+    destinations: &Destinations,
+) -> Result<Finished, DriverError> {
     // Before there is a second thread: mount namespaces belong to threads.
     if let Err(error) = tracefs::ensure() {
         warn!("{error}");
@@ -129,7 +134,7 @@ pub fn drive(mission: Mission, whom: Whom, destinations: &Destinations) -> Resul
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DriverError::Runtime)?;
     runtime.block_on(async {
         let sinks = Sinks::open(destinations).map_err(DriverError::Output)?;
-        let session = Session::start(&mission.settings, mission.groups, mission.phases)?;
+        let session = Session::start(&mission.settings, mission.groups, mission.phases, types)?;
         let duration = mission.duration;
         let Whom { subjects, launched, follow, examine, discovery } = whom;
         let mut driver = Driver::new(mission, session, sinks, examine)?;

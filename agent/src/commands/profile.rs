@@ -13,7 +13,7 @@ use super::{
     driver::{self, DriverError, Finished, Mission, Whom, nanoseconds, say, style},
     launch::Launched,
     report::read_summary,
-    session::PhasesWanted,
+    session::{PhasesWanted, TypesAhead},
     sinks::Destinations,
     subject,
     trace::{LOOP_OFF_CPU_MIN, OTHER_OFF_CPU_MIN},
@@ -74,11 +74,12 @@ fn profile(args: &ProfileArgs) -> Result<u8, DriverError> {
         // Not after half a minute of measuring.
         writable(&args.output).map_err(DriverError::Output)?;
     }
+    let types = TypesAhead::read();
     let whom = whom(args)?;
     if !args.quiet && whom.subjects.len() > 1 {
         say(&format!("agent: profiling {} processes; Ctrl-C ends it with a report", whom.subjects.len()));
     }
-    let Finished { mut code, summary } = driver::drive(mission(args), whom, &destinations)?;
+    let Finished { mut code, summary } = driver::drive(mission(args), whom, types, &destinations)?;
     if format != ProfileFormat::Ndjson
         && let Err(error) = write(&args.output, format, &summary, view(args.view))
     {

@@ -1,14 +1,17 @@
 //! A trace in progress, as seen from below: what is attached, and what the kernel half has counted so far.
 
-use std::{collections::BTreeMap, fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration,
+};
 
 use agent_ebpf::{
     abi::family,
     spec::{Group, Tracepoint},
-    state::{Target, ThreadState, target_flag},
+    state::{Target, ThreadState, flag, target_flag},
 };
 use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
+use zerocopy::FromBytes;
 
 use super::cost;
 use crate::{
@@ -17,7 +20,7 @@ use crate::{
     intake::{Batch, Intake, IntakeError},
     probe::{
         attach::{AttachError, LoadError, Probes, Settings, TracepointSkip, Way},
-        btf::KernelTypes,
+        btf::{BtfError, KernelTypes},
         maps::{Collections, Maps, MapsError, monotonic_ns},
         tables::Tables,
         tracefs,
@@ -90,6 +93,7 @@ pub struct Session {
     phases_marked: MonoNs,
     phases_seen_ns: u64,
     turns_at_tick: u64,
+    polls: Polls,
     pub batches: mpsc::Receiver<Batch>,
     pub degraded: Vec<Degraded>,
     pub way: Way,
@@ -97,9 +101,14 @@ pub struct Session {
 
 impl Session {
     /// Loads the kernel half and attaches what does not depend on a target. Must be called inside the runtime.
-    pub fn start(settings: &Settings, groups: &'static [Group], phases: PhasesWanted) -> Result<Self, SessionError> {
+    pub fn start(
+        settings: &Settings,
+        groups: &'static [Group],
+        phases: PhasesWanted,
+        types: TypesAhead,
+    ) -> Result<Self, SessionError> {
         let mut degraded = Vec::new();
-        let types = match KernelTypes::read() {
+        let types = match types.take() {
             Ok(types) => Some(types),
             Err(error) => {
                 warn!("{error}; exits and new threads are not seen at once, and exit codes not at all");
@@ -140,6 +149,7 @@ impl Session {
             phases_marked: monotonic_ns(),
             phases_seen_ns: 0,
             turns_at_tick: 0,
+            polls: Polls::default(),
             batches,
             degraded,
         })
@@ -167,6 +177,7 @@ impl Session {
 
     /// From now on, this process is traced.
     pub fn add_target(&mut self, pid: Pid, functions: FunctionLayout, follow: bool) -> Result<(), SessionError> {
+        self.watch_all_polls(follow);
         let target = Target {
             flags: if follow { target_flag::FOLLOW } else { 0 },
             vtable_back: THREAD_POOL_WORK_VTABLE_BACK,
@@ -230,6 +241,7 @@ impl Session {
     /// Reads the maps as of `now`, a moment that has just passed.
     pub fn snapshot(&mut self, now: MonoNs) -> Result<Tick, SessionError> {
         let snapshot = self.maps.snapshot(now)?;
+        self.shed_polls(&snapshot.threads);
         self.mark_phases(snapshot.now);
         let phases_seen_ns = std::mem::take(&mut self.phases_seen_ns);
         let hits = (0..).zip(&snapshot.hits).filter(|(_, hits)| **hits > 0).map(|(slot, hits)| (slot, *hits)).collect();
@@ -310,6 +322,36 @@ impl Session {
         self.hit_cost = measured;
     }
 
+    /// A program that is new here may poll either way. Those that a process starts, if they are followed, are seen too late for that.
+    fn watch_all_polls(&mut self, follow: bool) {
+        self.polls = if follow { Polls::Kept } else { Polls::Unknown };
+        let Some(probes) = &mut self.probes else { return };
+        if let Err(error) = probes.attach_again(&[BY_WAIT, BY_PWAIT].concat()) {
+            warn!("polls are not seen: {error}");
+        }
+    }
+
+    /// Tracepoints of the call by which no loop polls come off: every poll of every other process would pass them.
+    fn shed_polls(&mut self, threads: &[u8]) {
+        if self.polls != Polls::Unknown {
+            return;
+        }
+        let states =
+            threads.chunks_exact(size_of::<ThreadState>()).filter_map(|state| ThreadState::read_from_bytes(state).ok());
+        let seen = states.fold(0, |seen, state| seen | state.flags);
+        let idle: &[&str] = match (seen & flag::POLLS_BY_WAIT != 0, seen & flag::POLLS_BY_PWAIT != 0) {
+            (true, false) => &BY_PWAIT,
+            (false, true) => &BY_WAIT,
+            (false, false) => return,
+            (true, true) => &[],
+        };
+        self.polls = Polls::Kept;
+        if let Some(probes) = &mut self.probes {
+            probes.detach_tracepoints(idle);
+            debug!("tracepoints detached, as no loop polls by them: {idle:?}");
+        }
+    }
+
     fn mark_phases(&mut self, now: MonoNs) {
         let attached = self.duty.as_ref().is_some_and(PhaseDuty::is_attached) && !self.files.is_empty();
         self.mark_phases_as(now, attached);
@@ -325,6 +367,34 @@ impl Session {
     /// Detaches everything; the maps and what lies in the rings stay.
     pub fn detach(&mut self) {
         self.probes = None;
+    }
+}
+
+/// Programs on the two calls by which loops poll.
+const BY_WAIT: [&str; 2] = ["enter_epoll_wait", "exit_epoll_wait"];
+const BY_PWAIT: [&str; 2] = ["enter_epoll_pwait", "exit_epoll_pwait"];
+
+/// Which of those are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Polls {
+    /// Both: no loop has polled yet.
+    #[default]
+    Unknown,
+    /// Those that are needed.
+    Kept,
+}
+
+/// The kernel's types, read while something else is done: they take as long as all symbols of a Node.js.
+pub struct TypesAhead(Option<JoinHandle<Result<KernelTypes, BtfError>>>);
+
+impl TypesAhead {
+    #[must_use]
+    pub fn read() -> Self {
+        Self(std::thread::Builder::new().name("agent-types".into()).spawn(KernelTypes::read).ok())
+    }
+
+    fn take(self) -> Result<KernelTypes, BtfError> {
+        self.0.and_then(|reader| reader.join().ok()).unwrap_or_else(KernelTypes::read)
     }
 }
 

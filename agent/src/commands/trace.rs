@@ -7,7 +7,7 @@ use agent_ebpf::spec::{Group, Part};
 use super::{
     driver::{self, DriverError, Mission, Whom, nanoseconds, say, style},
     launch::Launched,
-    session::PhasesWanted,
+    session::{PhasesWanted, TypesAhead},
     sinks::Destinations,
     subject,
 };
@@ -39,6 +39,7 @@ pub fn run(args: &TraceArgs) -> u8 {
 }
 
 fn trace(args: &TraceArgs) -> Result<u8, DriverError> {
+    let types = TypesAhead::read();
     let launched = Launched::of_command(&args.run)?;
     let subject = match (&launched, args.pid) {
         (Some(launched), _) => launched.subject()?,
@@ -48,7 +49,7 @@ fn trace(args: &TraceArgs) -> Result<u8, DriverError> {
     let destinations = destinations(args);
     let whom =
         Whom { subjects: vec![subject], launched, follow: args.follow, examine: subject::examine, discovery: None };
-    let finished = driver::drive(mission(args), whom, &destinations)?;
+    let finished = driver::drive(mission(args), whom, types, &destinations)?;
     match destinations.text.as_ref().map(|path| write_text(path, &finished.summary)) {
         None | Some(Ok(())) => Ok(finished.code),
         Some(Err(error)) => {
