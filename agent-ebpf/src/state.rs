@@ -90,6 +90,8 @@ record! {
 pub mod target_flag {
     /// New child processes become targets too.
     pub const FOLLOW: u32 = 1;
+    /// Each collection's begin and end is probed, so that their counts can be relied on.
+    pub const COUNTS_GCS: u32 = 2;
 }
 
 record! {

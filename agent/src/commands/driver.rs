@@ -27,7 +27,7 @@ use super::{
     asleep,
     discover::Discovery,
     launch::Launched,
-    session::{PhasesWanted, Session, SessionError, TypesAhead},
+    session::{FileProbes, PhasesWanted, Session, SessionError, TypesAhead},
     sinks::{Destinations, Sinks},
     subject::{self, Subject, SubjectError},
     symbols::Symbols,
@@ -194,7 +194,7 @@ impl Driver {
         examine: fn(Pid) -> Result<Subject, SubjectError>,
     ) -> Result<Self, DriverError> {
         let (to_core, answers) = mpsc::unbounded_channel();
-        let symbols = Symbols::start(to_core)
+        let symbols = Symbols::start(to_core, session.collections()?)
             .map_err(|error| DriverError::Output(format!("cannot start the symbol thread: {error}")))?;
         Ok(Self {
             core: Core::new(),
@@ -217,10 +217,11 @@ impl Driver {
     /// Begins to trace a process.
     fn add(&mut self, subject: Subject) -> Result<(), DriverError> {
         let pid = subject.pid;
+        let counts_gcs = subject.files.iter().any(FileProbes::counts_gcs);
         for file in subject.files {
             self.session.add_file(file)?;
         }
-        self.session.add_target(pid, subject.functions, self.follow)?;
+        self.session.add_target(pid, subject.functions, counts_gcs, self.follow)?;
         let mut facts = subject.facts;
         facts.since = monotonic_ns();
         self.session.add_threads(&asleep::states(pid, facts.since));

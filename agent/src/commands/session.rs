@@ -6,7 +6,7 @@ use std::{
 
 use agent_ebpf::{
     abi::family,
-    spec::{Group, Tracepoint},
+    spec::{Group, Tracepoint, id},
     state::{Target, ThreadState, flag, target_flag},
 };
 use log::{debug, info, warn};
@@ -52,6 +52,13 @@ pub struct FileProbes {
 }
 
 impl FileProbes {
+    /// Each full collection's begin and end is probed.
+    #[must_use]
+    pub fn counts_gcs(&self) -> bool {
+        let has = |id: u64| self.points.values().flatten().any(|(_, probe)| *probe == id);
+        [id::GC_START, id::GC_MARK_COMPACT, id::GC_END].into_iter().all(has)
+    }
+
     fn attach(&self, group: Group, probes: &mut Probes) -> Result<(), AttachError> {
         probes.attach(group, &self.path(), self.points.get(&group).map_or(&[], Vec::as_slice))
     }
@@ -176,10 +183,16 @@ impl Session {
     }
 
     /// From now on, this process is traced.
-    pub fn add_target(&mut self, pid: Pid, functions: FunctionLayout, follow: bool) -> Result<(), SessionError> {
+    pub fn add_target(
+        &mut self,
+        pid: Pid,
+        functions: FunctionLayout,
+        counts_gcs: bool,
+        follow: bool,
+    ) -> Result<(), SessionError> {
         self.watch_all_polls(follow);
         let target = Target {
-            flags: if follow { target_flag::FOLLOW } else { 0 },
+            flags: if follow { target_flag::FOLLOW } else { 0 } | if counts_gcs { target_flag::COUNTS_GCS } else { 0 },
             vtable_back: THREAD_POOL_WORK_VTABLE_BACK,
             function_shared: functions.shared,
             function_type_first: functions.types.0,

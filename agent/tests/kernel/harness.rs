@@ -274,13 +274,32 @@ impl Trace {
     /// Returns once it has attached.
     #[track_caller]
     pub fn start(bench: &Bench, pid: u32, args: &[&str]) -> Self {
+        Self::of("trace", "--ndjson", "tracing", bench, pid, args)
+    }
+
+    /// `agent profile` instead.
+    #[track_caller]
+    pub fn profile(bench: &Bench, pid: u32, args: &[&str]) -> Self {
+        Self::of("profile", "-o", "profiling", bench, pid, args)
+    }
+
+    #[track_caller]
+    fn of(command: &str, output: &str, doing: &str, bench: &Bench, pid: u32, args: &[&str]) -> Self {
         let ndjson = bench.dir.path().join(format!("{pid}-{}.ndjson", fresh()));
         let pid_text = pid.to_string();
-        let mut all = vec!["trace", "--pid", &pid_text, "--ndjson", ndjson.to_str().unwrap()];
+        let mut all = vec![command, "--pid", &pid_text, output, ndjson.to_str().unwrap()];
         all.extend_from_slice(args);
         let mut process = Process::spawn(&mut agent_command(&all));
-        process.wait_err(&format!("agent: tracing pid {pid}"));
+        process.wait_err(&format!("agent: {doing} pid {pid}"));
         Self { process, ndjson }
+    }
+
+    /// Ends it as Ctrl-C does.
+    #[track_caller]
+    pub fn interrupt(mut self) -> Records {
+        self.process.signal(Signal::INT);
+        self.process.wait(END_LIMIT);
+        self.records()
     }
 
     /// Waits for the end of its duration.

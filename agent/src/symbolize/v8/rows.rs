@@ -38,7 +38,12 @@ const V9_4: Layout = Layout {
     bytecode_data: 54,
     bytecode_positions: 32,
     deopt: Deopt { literals: 2, function: 6, inlining: 7 },
-    scope_info: ScopeInfo { first_vars: 3, positions_first: false, hashed_from: None },
+    scope_info: ScopeInfo {
+        first_vars: 3,
+        positions_first: false,
+        hashed_from: None,
+        members_initializer_kinds: (24, 24),
+    },
     frames: FrameTypes {
         entry: 1,
         construct_entry: 2,
@@ -88,7 +93,12 @@ const V10_0: Layout = Layout {
     bytecode_data: 56,
     bytecode_positions: 32,
     deopt: Deopt { literals: 2, function: 6, inlining: 7 },
-    scope_info: ScopeInfo { first_vars: 3, positions_first: false, hashed_from: Some(75) },
+    scope_info: ScopeInfo {
+        first_vars: 3,
+        positions_first: false,
+        hashed_from: Some(75),
+        members_initializer_kinds: (24, 24),
+    },
     frames: FrameTypes {
         entry: 1,
         construct_entry: 2,
@@ -138,7 +148,12 @@ const V11_1: Layout = Layout {
     bytecode_data: 54,
     bytecode_positions: 32,
     deopt: Deopt { literals: 2, function: 6, inlining: 7 },
-    scope_info: ScopeInfo { first_vars: 3, positions_first: false, hashed_from: Some(75) },
+    scope_info: ScopeInfo {
+        first_vars: 3,
+        positions_first: false,
+        hashed_from: Some(75),
+        members_initializer_kinds: (24, 24),
+    },
     frames: FrameTypes {
         entry: 1,
         construct_entry: 2,
@@ -188,7 +203,12 @@ const V12_3: Layout = Layout {
     bytecode_data: 64,
     bytecode_positions: 24,
     deopt: Deopt { literals: 2, function: 6, inlining: 7 },
-    scope_info: ScopeInfo { first_vars: 3, positions_first: false, hashed_from: Some(75) },
+    scope_info: ScopeInfo {
+        first_vars: 3,
+        positions_first: false,
+        hashed_from: Some(75),
+        members_initializer_kinds: (24, 24),
+    },
     frames: FrameTypes {
         entry: 1,
         construct_entry: 2,
@@ -238,7 +258,12 @@ const V13_4: Layout = Layout {
     bytecode_data: 64,
     bytecode_positions: 24,
     deopt: Deopt { literals: 3, function: 7, inlining: 8 },
-    scope_info: ScopeInfo { first_vars: 5, positions_first: true, hashed_from: Some(75) },
+    scope_info: ScopeInfo {
+        first_vars: 5,
+        positions_first: true,
+        hashed_from: Some(75),
+        members_initializer_kinds: (24, 24),
+    },
     frames: FrameTypes {
         entry: 1,
         construct_entry: 2,
@@ -288,7 +313,12 @@ const V14_1: Layout = Layout {
     bytecode_data: 64,
     bytecode_positions: 24,
     deopt: Deopt { literals: 3, function: 7, inlining: 8 },
-    scope_info: ScopeInfo { first_vars: 5, positions_first: true, hashed_from: Some(75) },
+    scope_info: ScopeInfo {
+        first_vars: 5,
+        positions_first: true,
+        hashed_from: Some(75),
+        members_initializer_kinds: (24, 25),
+    },
     frames: FrameTypes {
         entry: 1,
         construct_entry: 2,

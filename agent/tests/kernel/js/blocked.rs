@@ -1,8 +1,7 @@
 //! What blocks the event loop is shown with the line of JavaScript that does.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
-use rustix::process::Signal;
 
 use super::frames::{Stack, stacks};
 use crate::{
@@ -35,12 +34,10 @@ fn check(bench: &Bench, version: &str) {
     let pipes = tempfile::tempdir_in(bench.dir.path()).unwrap();
     let mut command = std::process::Command::new(node(version));
     let mut workload = Workload::with(command.arg(script("js/blocks.js")).arg(pipes.path()));
-    let mut trace = Trace::start(bench, workload.pid(), &["--off-cpu-threshold", "1ms"]);
+    let trace = Trace::profile(bench, workload.pid(), &["--off-cpu", "--off-cpu-threshold", "1ms"]);
     workload.go();
     workload.0.wait_out("DONE");
-    trace.process.signal(Signal::INT);
-    trace.process.wait(Duration::from_secs(20));
-    let records = trace.records();
+    let records = trace.interrupt();
     let truths = workload.truths();
     let lines = by_line(&records);
     let spots = get(&truths, "spots").as_object().unwrap();
@@ -57,7 +54,7 @@ fn check(bench: &Bench, version: &str) {
 #[test]
 fn a_blocking_call_is_named_by_its_line() {
     let Some(bench) = bench() else { return };
-    for version in VERSIONS {
+    for version in std::env::var("ONLY").map_or(VERSIONS.to_vec(), |v| vec![VERSIONS.into_iter().find(|x| **x == v).unwrap()]) {
         check(&bench, version);
     }
 }

@@ -1,8 +1,7 @@
 //! A workload whose every frame is known: it blocks at spots, and notes V8's own account of the stack at each.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
-use rustix::process::Signal;
 
 use super::{
     frames::stacks,
@@ -29,12 +28,10 @@ fn at_spots(records: &Records, truths: &[Truth]) -> Tally {
 /// Traces `stacks.js` to its end.
 fn run(bench: &Bench, version: &str) -> (Records, Vec<Truth>) {
     let mut workload = Workload::start(version, "js/stacks.js", &[]);
-    let mut trace = Trace::start(bench, workload.pid(), &["--off-cpu-threshold", "500us"]);
+    let trace = Trace::profile(bench, workload.pid(), &["--off-cpu", "--off-cpu-threshold", "500us"]);
     workload.go();
     workload.0.wait_out("DONE");
-    trace.process.signal(Signal::INT);
-    trace.process.wait(Duration::from_secs(20));
-    (trace.records(), Truth::read_all(&workload.truths()))
+    (trace.interrupt(), Truth::read_all(&workload.truths()))
 }
 
 fn check(bench: &Bench, version: &str) {
