@@ -19,6 +19,7 @@
 mod event_loop;
 mod gc;
 mod harness;
+mod js;
 mod luck;
 mod peer;
 mod records;
