@@ -150,16 +150,16 @@ impl<M: Memory> Heap<M> {
     /// A `ScopeInfo`: flags, counts, names and properties of variables; then, each if the flags say so, a word about a class
     /// variable, the function's name and its slot, the inferred name, and, before 12.8, the function's start and end.
     fn scope_info(&self, at: Object) -> Result<(Name, Option<u32>), Refusal> {
-        const TAIL: usize = 6;
+        const TAIL: usize = 7;
         let layout = self.layout.scope_info;
         let [_, flags, _, variables, start, _] = self.words::<6>(at)?;
         let flags = ScopeFlags::of(flags);
         let variables = unsigned(variables).filter(|count| *count <= V8_NAME_UNITS_MAX).ok_or(Refusal::OutOfRange)?;
         let hashed = layout.hashed_from.is_some_and(|from| variables >= from);
         let words = if hashed { variables + 1 } else { variables * 2 };
+        let skipped = flags.class_variable() + if layout.has_receiver { flags.receiver() } else { 0 };
         let tail = self.bytes(at.field((1 + layout.first_vars + words) * 8)?, TAIL * 8, TAIL * 8)?;
-        let mut tail =
-            tail.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).skip(flags.class_variable());
+        let mut tail = tail.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).skip(skipped);
         let (mut own, mut inferred) = (None, None);
         if flags.has_name() {
             own = self.name_text(tail.next().ok_or(Refusal::OutOfRange)?)?;
@@ -272,6 +272,11 @@ impl ScopeFlags {
     /// Words about a class variable.
     fn class_variable(self) -> usize {
         usize::from(self.0 >> 10 & 1 == 1)
+    }
+
+    /// Words about the receiver, which is on the stack or in the context.
+    fn receiver(self) -> usize {
+        usize::from(matches!(self.0 >> 7 & 3, 1 | 2))
     }
 
     fn has_name(self) -> bool {

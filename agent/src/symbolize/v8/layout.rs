@@ -88,6 +88,8 @@ pub struct ScopeInfo {
     pub hashed_from: Option<u32>,
     /// First and last `FunctionKind` of the functions that set up a class's fields; above are those of its static ones.
     pub members_initializer_kinds: (u64, u64),
+    /// A word about the receiver lies before the name, until 9.x.
+    pub has_receiver: bool,
 }
 
 /// `frametype_*`, as far as they have names of their own.

@@ -43,6 +43,7 @@ const V9_4: Layout = Layout {
         positions_first: false,
         hashed_from: None,
         members_initializer_kinds: (24, 24),
+        has_receiver: true,
     },
     frames: FrameTypes {
         entry: 1,
@@ -98,6 +99,7 @@ const V10_0: Layout = Layout {
         positions_first: false,
         hashed_from: Some(75),
         members_initializer_kinds: (24, 24),
+        has_receiver: false,
     },
     frames: FrameTypes {
         entry: 1,
@@ -153,6 +155,7 @@ const V11_1: Layout = Layout {
         positions_first: false,
         hashed_from: Some(75),
         members_initializer_kinds: (24, 24),
+        has_receiver: false,
     },
     frames: FrameTypes {
         entry: 1,
@@ -208,6 +211,7 @@ const V12_3: Layout = Layout {
         positions_first: false,
         hashed_from: Some(75),
         members_initializer_kinds: (24, 24),
+        has_receiver: false,
     },
     frames: FrameTypes {
         entry: 1,
@@ -263,6 +267,7 @@ const V13_4: Layout = Layout {
         positions_first: true,
         hashed_from: Some(75),
         members_initializer_kinds: (24, 24),
+        has_receiver: false,
     },
     frames: FrameTypes {
         entry: 1,
@@ -318,6 +323,7 @@ const V14_1: Layout = Layout {
         positions_first: true,
         hashed_from: Some(75),
         members_initializer_kinds: (24, 25),
+        has_receiver: false,
     },
     frames: FrameTypes {
         entry: 1,
