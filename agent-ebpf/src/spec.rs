@@ -14,7 +14,7 @@ pub enum Component {
 pub enum Group {
     /// Always on, also beside samples alone: garbage collection and the heap limit.
     Gc,
-    /// The thread pool, whose items hit about eight of them each.
+    /// The thread pool, whose items hit four of them each.
     Pool,
     /// The agent's own measurement of what a hit costs; never in a target.
     Calibration,

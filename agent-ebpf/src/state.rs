@@ -29,6 +29,9 @@ pub mod flag {
     pub const SPLIT: u32 = 1 << 9;
     /// One of V8's own threads, at work for the garbage collector until it next waits for something.
     pub const GC_JOB: u32 = 1 << 10;
+    /// The loop was seen to poll by `epoll_wait`, or by `epoll_pwait`: a libuv uses one of them.
+    pub const POLLS_BY_WAIT: u32 = 1 << 11;
+    pub const POLLS_BY_PWAIT: u32 = 1 << 12;
 }
 
 record! {
@@ -87,6 +90,8 @@ record! {
 pub mod target_flag {
     /// New child processes become targets too.
     pub const FOLLOW: u32 = 1;
+    /// Each collection's begin and end is probed, so that their counts can be relied on.
+    pub const COUNTS_GCS: u32 = 2;
 }
 
 record! {

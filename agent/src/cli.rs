@@ -55,6 +55,37 @@ Examples:
 
 Leaks and creeping costs are trends: the longer it looks, the smaller a growth it can tell from noise.";
 
+const PROFILE_EXAMPLES: &str = "\
+Examples:
+  agent profile --pid 4121 --duration 30s                  half a minute, then the hottest functions
+  agent profile --pid 4121 --duration 30s -o flame.svg     a flame graph; the ending says what it is to be
+  agent profile --pid 4121 --off-cpu -o offcpu.svg         where it waits, and what for
+  agent profile --pid 4121 --wall -o wall.svg              both, and idle apart
+  agent profile --all --duration 30s -o node.pb.gz         every Node.js process of this host, for pprof
+  agent profile -o start.speedscope.json -- node app.js    a program from its first instruction
+  agent profile diff before.ndjson after.ndjson -o diff.svg
+
+Endings of files: .svg, .folded or .txt, .pb.gz or .pprof, .speedscope.json, .ndjson.
+No flag, no restart, no inspector: the process is not stopped, signalled or changed. A process that is no Node.js is profiled as
+well, with its native stacks. Keep the records (.ndjson) to draw them in other ways later, with `agent report`, and to compare.";
+
+const DIFF_EXAMPLES: &str = "\
+Examples:
+  agent profile diff before.ndjson after.ndjson            which functions grew, and which shrank
+  agent profile diff before.ndjson after.ndjson -o diff.svg
+  agent profile diff before.ndjson after.ndjson --by time  ms of CPU a second of the clock, not shares
+  agent profile diff before.ndjson after.ndjson --requests 12000,13500
+
+Boxes of the graph are as wide as the mean of both, red where they grew, blue where they shrank, and white where the difference may be
+chance. Both files are records of `agent profile` (or of `agent trace`).";
+
+const REPORT_EXAMPLES: &str = "\
+Examples:
+  agent report trace.ndjson                                the report again
+  agent report trace.rec --format ndjson                   the records of a recording
+  agent report trace.ndjson -o flame.svg                   what ran on the CPUs, as a flame graph
+  agent report profile.ndjson --off-cpu -o waits.svg";
+
 const LONG_ABOUT: &str = "\
 Where does a running Node.js process spend its time?
 
@@ -82,8 +113,11 @@ pub enum Command {
     /// Say what is wrong with a process: what grows, how fast, who makes it, and what to do
     #[command(after_help = DIAGNOSE_EXAMPLES)]
     Diagnose(DiagnoseArgs),
-    /// Print the report of an earlier trace again
-    #[command(after_help = "Examples:\n  agent report trace.ndjson\n  agent report trace.rec --format ndjson")]
+    /// Profile processes: where JavaScript, native code and the kernel spend their time, on CPU or waiting
+    #[command(after_help = PROFILE_EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Profile(Box<ProfileArgs>),
+    /// Print the report of an earlier trace again, or draw its profile
+    #[command(after_help = REPORT_EXAMPLES)]
     Report(ReportArgs),
     /// Say what works on this host and on a process, what does not, why, and what to do about it
     #[command(after_help = "Examples:\n  agent doctor\n  agent doctor --pid 4121\n  agent doctor --json")]
@@ -181,6 +215,183 @@ pub struct TraceArgs {
     pub run: Vec<String>,
 }
 
+/// What a profile is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProfileFormat {
+    /// The hottest functions and stacks, for a person
+    Text,
+    /// Newline-delimited JSON, one self-contained record a line
+    Ndjson,
+    /// A flame graph, for a browser
+    Svg,
+    /// Collapsed stacks, one a line
+    Folded,
+    /// Gzipped profile.proto, for `go tool pprof`, Pyroscope, Parca
+    Pprof,
+    /// For speedscope.app
+    Speedscope,
+}
+
+impl ProfileFormat {
+    /// What the name of a file says.
+    #[must_use]
+    pub fn of_name(path: &std::path::Path) -> Option<Self> {
+        let name = path.file_name()?.to_string_lossy().to_ascii_lowercase();
+        let ends = |ending: &str| name.len() > ending.len() && name.ends_with(ending);
+        [
+            (".svg", Self::Svg),
+            (".folded", Self::Folded),
+            (".collapsed", Self::Folded),
+            (".txt", Self::Folded),
+            (".pb.gz", Self::Pprof),
+            (".pprof", Self::Pprof),
+            (".speedscope.json", Self::Speedscope),
+            (".speedscope", Self::Speedscope),
+            (".ndjson", Self::Ndjson),
+            (".jsonl", Self::Ndjson),
+        ]
+        .into_iter()
+        .find_map(|(ending, format)| ends(ending).then_some(format))
+    }
+}
+
+/// What of a profile is shown.
+#[derive(Args, Clone, Copy, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
+pub struct ViewArgs {
+    /// Where threads wait, instead of where they run
+    #[arg(long, conflicts_with = "wall")]
+    pub off_cpu: bool,
+
+    /// Where threads run and where they wait, with idle time apart
+    #[arg(long)]
+    pub wall: bool,
+
+    /// Tell threads apart, and not only what they are for
+    #[arg(long)]
+    pub threads: bool,
+
+    /// Show recursion once, and say how deep it is: frames that repeat, and cycles of up to eight
+    #[arg(long)]
+    pub fold_recursion: bool,
+
+    /// Without the kernel's frames
+    #[arg(short = 'U', long, conflicts_with = "kernel_stacks_only")]
+    pub user_stacks_only: bool,
+
+    /// With the kernel's frames alone
+    #[arg(short = 'K', long)]
+    pub kernel_stacks_only: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ProfileArgs {
+    #[command(subcommand)]
+    pub command: Option<ProfileCommand>,
+
+    /// Process to profile, Node.js or not; may be given more than once
+    #[arg(short, long, value_name = "PID", required_unless_present_any = ["all", "run"], conflicts_with_all = ["all", "run"])]
+    pub pid: Vec<u32>,
+
+    /// Every Node.js process of this host, and those that are started meanwhile
+    #[arg(short, long, conflicts_with = "run")]
+    pub all: bool,
+
+    /// Stop after this long (30s, 500ms, 5m; bare numbers are seconds) [default: until Ctrl-C]
+    #[arg(short, long, value_name = "TIME", value_parser = duration)]
+    pub duration: Option<Duration>,
+
+    /// Samples a second and CPU
+    #[arg(short = 'F', long, value_name = "HZ", default_value = "99", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub frequency: u32,
+
+    /// Stays off CPU at least this long have a stack [default: 100us on event-loop threads, 1ms on others]
+    #[arg(long, visible_alias = "min-block", value_name = "TIME", value_parser = duration)]
+    pub off_cpu_threshold: Option<Duration>,
+
+    #[command(flatten)]
+    pub view: ViewArgs,
+
+    /// Directory with source maps (*.map), for scripts that were translated or bundled; maps beside or in scripts are found anyway
+    #[arg(long, value_name = "DIR")]
+    pub source_maps: Option<PathBuf>,
+
+    /// What to write [default: from the ending of --output, else text]
+    #[arg(short, long, value_enum)]
+    pub format: Option<ProfileFormat>,
+
+    /// Where to write it; - is standard output
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub output: PathBuf,
+
+    /// Write the records as newline-delimited JSON to this file too
+    #[arg(long, value_name = "FILE")]
+    pub ndjson: Option<PathBuf>,
+
+    /// Write everything that came from the kernel to this file, to be replayed with `agent report`
+    #[arg(long, value_name = "FILE")]
+    pub recording: Option<PathBuf>,
+
+    /// Profile Node.js processes that a process starts, too
+    #[arg(long)]
+    pub follow: bool,
+
+    /// How often figures are summed up
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = window)]
+    pub window: Duration,
+
+    /// No progress: only the result and what goes wrong
+    #[arg(short, long)]
+    pub quiet: bool,
+
+    /// Start this program and profile it from its first instruction
+    #[arg(last = true, value_name = "COMMAND", id = "run")]
+    pub run: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ProfileCommand {
+    /// Compare two profiles: what grew, what shrank
+    #[command(after_help = DIFF_EXAMPLES)]
+    Diff(DiffArgs),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum By {
+    /// Each profile's whole: what takes a larger part, whatever the load
+    Share,
+    /// The time that each took: what takes more of the machine
+    Time,
+}
+
+#[derive(Args, Debug)]
+pub struct DiffArgs {
+    /// Records of the profile before (newline-delimited JSON)
+    pub before: PathBuf,
+
+    /// Records of the profile after
+    pub after: PathBuf,
+
+    /// What both are related to, to be compared
+    #[arg(long, value_enum, default_value = "share")]
+    pub by: By,
+
+    /// Requests that were served during each: compares what a request costs
+    #[arg(long, value_name = "BEFORE,AFTER", conflicts_with = "by", value_parser = requests)]
+    pub requests: Option<(f64, f64)>,
+
+    #[command(flatten)]
+    pub view: ViewArgs,
+
+    /// What to write: text or svg [default: from the ending of --output, else text]
+    #[arg(short, long, value_enum)]
+    pub format: Option<ProfileFormat>,
+
+    /// Where to write it; - is standard output
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub output: PathBuf,
+}
+
 #[derive(Args, Debug)]
 pub struct DiagnoseArgs {
     /// Process to look at; may be given several times
@@ -225,9 +436,12 @@ pub struct ReportArgs {
     /// Records (newline-delimited JSON) or a recording; - is standard input
     pub file: PathBuf,
 
-    /// What to write
-    #[arg(short, long, value_enum, default_value = "text")]
-    pub format: Format,
+    /// What to write [default: from the ending of --output, else text]
+    #[arg(short, long, value_enum)]
+    pub format: Option<ProfileFormat>,
+
+    #[command(flatten)]
+    pub view: ViewArgs,
 
     /// Where to write it; - is standard output
     #[arg(short, long, value_name = "FILE", default_value = "-")]
@@ -277,6 +491,14 @@ fn window(text: &str) -> Result<Duration, String> {
     Ok(window)
 }
 
+/// Two numbers of requests.
+fn requests(text: &str) -> Result<(f64, f64), String> {
+    let number = |text: &str| text.trim().parse::<f64>().ok().filter(|n| n.is_finite() && *n > 0.0);
+    text.split_once(',')
+        .and_then(|(before, after)| number(before).zip(number(after)))
+        .ok_or_else(|| "two numbers above 0 with a comma between them, as in 12000,13500".into())
+}
+
 fn ring_size(text: &str) -> Result<u32, String> {
     let bytes: u32 = text.parse().map_err(|_| format!("`{text}` is not a number of bytes"))?;
     if !bytes.is_power_of_two() || bytes < 4096 {
@@ -307,6 +529,33 @@ mod tests {
         assert!(duration("soon").unwrap_err().contains("write it like"));
         assert!(duration("3 fortnights").unwrap_err().contains("unknown unit"));
         assert!(duration("99999999999999999999h").unwrap_err().contains("too long"));
+    }
+
+    #[test]
+    fn a_profile_has_somebody_to_profile_or_two_files_to_compare() {
+        let parse = |args: &str| Cli::try_parse_from(["agent", "profile"].into_iter().chain(args.split(' ')));
+        assert!(Cli::try_parse_from(["agent", "profile"]).is_err());
+        assert!(parse("--pid 1 --pid 2 -F 49 --off-cpu").is_ok());
+        assert!(parse("--all --wall --threads").is_ok());
+        assert!(parse("-- node x.js").is_ok());
+        assert!(parse("--all --pid 1").is_err());
+        assert!(parse("--pid 1 --off-cpu --wall").is_err());
+        assert!(parse("diff a b --requests 1,2").is_ok());
+        assert!(parse("diff a").is_err());
+        assert!(parse("diff a b --requests 1,0").is_err());
+    }
+
+    #[test]
+    fn a_file_name_says_what_it_is_to_be() {
+        let check = |name: &str, format| assert_eq!(ProfileFormat::of_name(name.as_ref()), format, "{name}");
+        check("a.svg", Some(ProfileFormat::Svg));
+        check("dir/A.PB.GZ", Some(ProfileFormat::Pprof));
+        check("a.speedscope.json", Some(ProfileFormat::Speedscope));
+        check("a.txt", Some(ProfileFormat::Folded));
+        check("a.ndjson", Some(ProfileFormat::Ndjson));
+        check("a.json", None);
+        check(".svg", None);
+        check("-", None);
     }
 
     #[test]

@@ -20,6 +20,8 @@ use stacks::{Needed, Stacks};
 use crate::{
     aggregate::{
         histogram::Histogram,
+        off_cpu::{Group, Totals},
+        process::ProcessFigures,
         run_queue::{Latencies, RunQueueBook},
         turns::{Pause, SlowTurn},
     },
@@ -28,7 +30,7 @@ use crate::{
     limits::{GC_PAUSES_WINDOW_MAX, SLOW_TURNS_RUN_MAX, TARGETS_MAX},
     report::{
         Body, Record, build,
-        model::{End, EndReason, HeapLimit, SCHEMA_VERSION, StackId, Warning},
+        model::{End, EndReason, HeapLimit, Measure, SCHEMA_VERSION, StackId, Warning},
     },
     units::{Clock, MonoNs, Pid, Tid, UserAddr},
 };
@@ -180,6 +182,9 @@ impl Core {
     fn gc_pause(&mut self, pid: Pid, tid: Tid, pause: Pause) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         process.book.gc_pause(tid, pause.pause, pause.ended);
+        if process.profile().is_some() {
+            return;
+        }
         process.gc_pauses += 1;
         if process.gc_pauses > GC_PAUSES_WINDOW_MAX {
             self.counters.add(Reason::GcPauseOmitted);
@@ -231,28 +236,24 @@ impl Core {
         process.life_lines = 0;
         let gone = process.exited.is_some();
         let seen = build::Seen { phases_ns: tick.phases_seen_ns, requests_ns: tick.requests_seen_ns };
+        let measure = process.profile();
         let window = build::window(pid, &figures, seen, process.pool_size());
-        self.record(to, pid, Body::Window(Box::new(window)));
-        for turn in figures.slow_turns {
-            self.slow_turn(pid, &turn);
-        }
-        if let Some(off_cpu) = build::off_cpu(&figures.off_cpu, &figures.off_cpu_other) {
-            self.record(to, pid, Body::OffCpu(off_cpu));
-            for (group, _) in &figures.off_cpu {
-                self.need(group.user_stack);
-                self.need(group.kernel_stack);
+        let profile = match measure {
+            None => {
+                self.record(to, pid, Body::Window(Box::new(window)));
+                self.slow_turns_and_stuck_loops(pid, &figures, to);
+                build::profile(&figures.samples)
             }
-        }
-        if let Some(profile) = build::profile(&figures.samples) {
+            // A window without samples counts, too: idle time is part of a profile.
+            Some(measure) => Some(build::profile_window(&figures.samples, window, measure)),
+        };
+        self.off_cpu(pid, to, &figures.off_cpu, &figures.off_cpu_other);
+        if let Some(profile) = profile {
             self.record(to, pid, Body::Profile(profile));
             for (key, _) in &figures.samples.stacks {
                 self.need(key.place.user_stack);
                 self.need(key.place.kernel_stack);
             }
-        }
-        for (tid, busy_ns) in figures.stuck {
-            let message = format!("loop thread {tid} has not polled for {} ms", busy_ns / 1_000_000);
-            self.record(to, pid, Body::Warning(Warning { code: "loop_stuck".to_owned(), message }));
         }
         if gone {
             self.processes.remove(&pid);
@@ -261,6 +262,25 @@ impl Core {
                 self.gone.pop_first();
             }
             self.gone.insert(pid);
+        }
+    }
+
+    fn slow_turns_and_stuck_loops(&mut self, pid: Pid, figures: &ProcessFigures, to: MonoNs) {
+        for turn in &figures.slow_turns {
+            self.slow_turn(pid, turn);
+        }
+        for (tid, busy_ns) in &figures.stuck {
+            let message = format!("loop thread {tid} has not polled for {} ms", busy_ns / 1_000_000);
+            self.record(to, pid, Body::Warning(Warning { code: "loop_stuck".to_owned(), message }));
+        }
+    }
+
+    fn off_cpu(&mut self, pid: Pid, to: MonoNs, groups: &[(Group, Totals)], other: &Totals) {
+        let Some(off_cpu) = build::off_cpu(groups, other) else { return };
+        self.record(to, pid, Body::OffCpu(off_cpu));
+        for (group, _) in groups {
+            self.need(group.user_stack);
+            self.need(group.kernel_stack);
         }
     }
 
@@ -294,10 +314,16 @@ impl Core {
     fn stop(&mut self, now: MonoNs, reason: EndReason) {
         let pids: Vec<_> = self.processes.keys().copied().collect();
         for pid in pids {
-            let open = self.processes.get_mut(&pid).map(|process| process.book.close_open()).unwrap_or_default();
+            let Some(process) = self.processes.get_mut(&pid) else { continue };
+            let measure = process.profile();
+            let open = if measure.is_some() { Vec::new() } else { process.book.close_open() };
+            let away = process.book.close_away();
+            // Where switches are not followed, nobody knows who came back meanwhile.
+            let away = if measure == Some(Measure::OnCpu) { Vec::new() } else { away };
             for turn in &open {
                 self.slow_turn(pid, turn);
             }
+            self.off_cpu(pid, now, &away, &Totals::default());
         }
         let families = self.account.families();
         let balanced = families.iter().all(|family| family.pending == 0);

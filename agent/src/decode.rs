@@ -9,6 +9,7 @@ use agent_ebpf::abi::{
     event_loop::{self, Ledger},
     family, kind, process, sample, sched, stack, thread_pool, v8,
 };
+use agent_ebpf::state::flag;
 use serde::{Deserialize, Serialize};
 use zerocopy::FromBytes;
 
@@ -134,6 +135,19 @@ pub enum OffReason {
     Unknown,
 }
 
+impl OffReason {
+    /// `None` for a code that is not known.
+    #[must_use]
+    pub fn of_code(code: u32) -> Option<Self> {
+        match code {
+            sched::reason::BLOCKED => Some(Self::Blocked),
+            sched::reason::PREEMPTED => Some(Self::Preempted),
+            sched::reason::STOPPED => Some(Self::Stopped),
+            _ => None,
+        }
+    }
+}
+
 /// What a thread is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -153,6 +167,18 @@ impl Class {
             sched::class::THREAD_POOL => Some(Self::ThreadPool),
             sched::class::OTHER => Some(Self::Other),
             _ => None,
+        }
+    }
+
+    /// By the bits of [`agent_ebpf::state::flag`] of a thread's state.
+    #[must_use]
+    pub fn of_flags(flags: u32) -> Self {
+        if flags & flag::LOOP != 0 {
+            Self::EventLoop
+        } else if flags & flag::POOL != 0 {
+            Self::ThreadPool
+        } else {
+            Self::Other
         }
     }
 }
@@ -335,11 +361,9 @@ impl<'a> Decoder<'a> {
     }
 
     fn off_cpu(&mut self, stay: &sched::OffCpu) -> Body {
-        let reason = match stay.reason {
-            sched::reason::BLOCKED => OffReason::Blocked,
-            sched::reason::PREEMPTED => OffReason::Preempted,
-            sched::reason::STOPPED => OffReason::Stopped,
-            _ => self.unknown(OffReason::Unknown),
+        let reason = match OffReason::of_code(stay.reason) {
+            Some(reason) => reason,
+            None => self.unknown(OffReason::Unknown),
         };
         let class = match Class::of_code(stay.class) {
             Some(class) => class,

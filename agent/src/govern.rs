@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 /// Share of one core that phase probes may cost on average.
-pub const PHASE_BUDGET: f64 = 0.005;
+pub const PHASE_BUDGET: f64 = 0.0025;
 
 /// Probes that a turn passes.
 const HITS_PER_TURN: f64 = 6.0;
@@ -202,7 +202,7 @@ mod tests {
     fn slow_turns_are_always_split() {
         let mut duty = PhaseDuty::new(HIT, false);
         for _ in 0..100 {
-            assert_eq!(duty.step(400, SECOND), Action::Keep);
+            assert_eq!(duty.step(200, SECOND), Action::Keep);
         }
         assert!(duty.is_attached());
     }

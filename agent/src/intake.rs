@@ -18,14 +18,17 @@ use thiserror::Error;
 use tokio::{
     io::unix::AsyncFd,
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval_at},
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
 use crate::probe::attach::{Probes, RING_MAPS};
 
-/// How often the rings are emptied while nothing wakes the reader: 20 times a second costs next to nothing, and the
-/// first record is out well before a person notices.
+/// How often the rings are emptied while nothing wakes the reader: 20 times a second costs next to nothing.
 pub const PACE: Duration = Duration::from_millis(50);
+
+/// How often at first, and so many times: whoever starts a trace waits for its first record.
+const EAGER_PACE: Duration = Duration::from_millis(10);
+const EAGER_LOOKS: u32 = 20;
 
 /// A batch goes on when it has grown to this: 1500 turns.
 const BATCH_BYTES: usize = 256 << 10;
@@ -96,11 +99,17 @@ impl Intake {
         batches: mpsc::Sender<Batch>,
         mut flush: mpsc::Receiver<tokio::sync::oneshot::Sender<()>>,
     ) {
-        let mut pace = interval_at(Instant::now() + PACE, PACE);
-        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pace = every(EAGER_PACE);
+        let mut looks = 0u32;
         loop {
             let answer = tokio::select! {
-                _ = pace.tick() => None,
+                _ = pace.tick() => {
+                    looks = looks.saturating_add(1);
+                    if looks == EAGER_LOOKS {
+                        pace = every(PACE);
+                    }
+                    None
+                }
                 () = any_readable(&mut self.rings) => None,
                 request = flush.recv() => match request {
                     Some(answer) => Some(answer),
@@ -121,6 +130,12 @@ impl Intake {
             }
         }
     }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut pace = interval_at(Instant::now() + period, period);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pace
 }
 
 /// Waits until a ring asks to be read, and takes note of that.

@@ -189,6 +189,7 @@ pub const V8_INLINING_DEPTH_MAX: usize = 64;
 
 /// Builds of V8 whose layout is kept: 2 KiB each.
 pub const V8_LAYOUTS_MAX: usize = 16;
+
 /// Sites (stacks that make handles or touch pages) that a window reports of a process, most kept first.
 pub const SITES_MAX: usize = 256;
 
@@ -206,3 +207,9 @@ pub const HISTORY_STACKS_MAX: usize = 16_384;
 
 /// Stacks of samples of a window that rules look at, most samples first.
 pub const PROFILE_KEPT_MAX: usize = 256;
+
+/// Frames of one process whose names are kept: about 300 B x 32 768 = 10 MiB; a large service has some ten thousand.
+pub const FRAMES_KEPT_MAX: usize = 32_768;
+
+/// Bytes from a function's entry in which its frame is set up: what optimised code checks first takes forty.
+pub const PROLOGUE_LOOKED_AT_BYTES: usize = 96;

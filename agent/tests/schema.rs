@@ -9,12 +9,15 @@ use std::collections::BTreeSet;
 use agent::report::{
     Body, Record,
     model::{
-        Evidence, Finding, Growth, Heap, LoopHandles, Memory, Process, Resident, SCHEMA_VERSION, Severity, Site,
-        SiteKind, StackId, Warning,
+        Evidence, Finding, Growth, Heap, LoopHandles, Measure, Memory, OnCpuStack, Process, Resident, SCHEMA_VERSION,
+        Severity, Site, SiteKind, SlowTurn, StackId, Warning,
     },
 };
 use serde_json::{Value, json};
-use synthetic::trace::{drive, inputs};
+use synthetic::{
+    profile,
+    trace::{drive, inputs},
+};
 
 const SCHEMA: &str = include_str!("../schema/trace.schema.json");
 
@@ -99,7 +102,8 @@ fn finding() -> Finding {
 fn lines_are_what_the_schema_says() {
     let validator = jsonschema::validator_for(&strict()).unwrap();
     let (_, mut records) = drive(inputs());
-    let line = |body| Record { schema_version: SCHEMA_VERSION, time: records[0].time.clone(), pid: 7, body };
+    let time = records[0].time.clone();
+    let line = |body| Record { schema_version: SCHEMA_VERSION, time: time.clone(), pid: 7, body };
     let rare = [
         Body::Warning(Warning { code: "a".into(), message: "b".into() }),
         Body::Finding(Box::new(finding())),
@@ -112,6 +116,11 @@ fn lines_are_what_the_schema_says() {
     ]
     .map(line);
     records.extend(rare);
+    for measure in [Measure::OnCpu, Measure::OffCpu, Measure::Wall] {
+        records.extend(profile::records(measure));
+    }
+    let on_cpu = vec![OnCpuStack { samples: 3, user_stack: Some(StackId(1)), kernel_stack: None }];
+    records.push(line(Body::SlowTurn(Box::new(SlowTurn { started: time.clone(), on_cpu, ..SlowTurn::default() }))));
     for record in &records {
         check(&validator, record);
     }

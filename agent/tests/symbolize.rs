@@ -166,7 +166,7 @@ fn functions_of_every_version_have_their_names() {
     for version in OFFICIAL {
         let Some(node) = Node::start(version, &[]) else { continue };
         let truth = Truth::of(&node);
-        let mut symbolizer = Symbolizer::new();
+        let mut symbolizer = Symbolizer::default();
         let (mut wrong, mut mangled) = (Vec::new(), 0);
         let (mut asked, mut mappings) = (0u32, 0);
         for mapping in node.code() {
@@ -202,7 +202,7 @@ fn a_return_address_belongs_to_the_call_before_it() {
         truth.functions.iter().find(|(_, (_, names))| names.contains(&"uv_run".to_owned())).unwrap();
     let begin = code.iter().find_map(|mapping| truth.in_mapping(*uv_run, mapping)).unwrap();
     // A call to what does not return may be a function's last instruction.
-    let frames = user(&mut Symbolizer::new(), node.pid, &[begin, begin + size]);
+    let frames = user(&mut Symbolizer::default(), node.pid, &[begin, begin + size]);
     let names: Vec<_> = frames.iter().filter(|frame| !frame.inlined).map(|frame| frame.name.as_str()).collect();
     assert_eq!(names, ["uv_run", "uv_run"]);
 }
@@ -213,7 +213,7 @@ fn builtins_are_known_in_their_second_mapping() {
     let mut seen = 0;
     for version in OFFICIAL {
         let Some(node) = Node::start(version, &[]) else { continue };
-        let (truth, mut symbolizer) = (Truth::of(&node), Symbolizer::new());
+        let (truth, mut symbolizer) = (Truth::of(&node), Symbolizer::default());
         for mapping in node.code() {
             let Some(at) = truth.function("Builtins_ArrayMap", &mapping) else { continue };
             let frame = named(&mut symbolizer, &node, at);
@@ -228,7 +228,7 @@ fn builtins_are_known_in_their_second_mapping() {
 fn the_classes_of_work_are_known_by_their_vtables() {
     for version in OFFICIAL {
         let Some(node) = Node::start(version, &[]) else { continue };
-        let (truth, mut symbolizer) = (Truth::of(&node), Symbolizer::new());
+        let (truth, mut symbolizer) = (Truth::of(&node), Symbolizer::default());
         let bias = {
             let code = &node.code()[0];
             let (offset, _, start) = *truth
@@ -269,7 +269,7 @@ fn compiled_functions_have_the_names_of_the_perf_map() {
         // The optimised code: it stays until the process ends.
         let line = text.lines().rfind(|line| line.contains("*hot ") || line.contains("*'hot ")).expect("optimised");
         let addr = u64::from_str_radix(line.split(' ').next().unwrap(), 16).unwrap();
-        let mut symbolizer = Symbolizer::new();
+        let mut symbolizer = Symbolizer::default();
         let frame = named(&mut symbolizer, &node, addr + 1);
         assert_eq!((frame.name.as_str(), frame.kind), ("hot", FrameKind::Js), "{version} {line}");
     }
@@ -278,7 +278,7 @@ fn compiled_functions_have_the_names_of_the_perf_map() {
 #[test]
 fn without_a_perf_map_compiled_code_is_just_javascript() {
     let Some(node) = Node::start("24.21.0", &[]) else { return };
-    let frame = named(&mut Symbolizer::new(), &node, compiled(&node));
+    let frame = named(&mut Symbolizer::default(), &node, compiled(&node));
     assert_eq!((frame.name.as_str(), frame.kind), ("[js]", FrameKind::Js));
 }
 
@@ -288,7 +288,7 @@ fn a_hostile_perf_map_names_nothing_and_holds_nothing_up() {
     let (path, addr) = (node.perf_map(), compiled(&node));
     let check = |what: &str, name: &str| {
         let begin = Instant::now();
-        let frame = named(&mut Symbolizer::new(), &node, addr);
+        let frame = named(&mut Symbolizer::default(), &node, addr);
         assert_eq!(frame.name, name, "{what}");
         eprintln!("measured {what}: {:?}", begin.elapsed());
         assert!(begin.elapsed().as_secs() < 20, "{what}");
@@ -305,7 +305,7 @@ fn a_hostile_perf_map_names_nothing_and_holds_nothing_up() {
     check("a terabyte of nothing", "[js]");
     fs::write(&path, format!("{addr:x} ffffffffffffffff huge\n{addr:x} 10 a\u{7}b\u{1b}[2J{}\n", "x".repeat(9000)))
         .unwrap();
-    let frame = named(&mut Symbolizer::new(), &node, addr);
+    let frame = named(&mut Symbolizer::default(), &node, addr);
     assert!(frame.name.starts_with("ab[2Jx") && frame.name.len() < 512, "{}", frame.name);
     if rustix::process::geteuid().is_root() {
         fs::write(&path, format!("{addr:x} 1000 of nobody\n")).unwrap();
@@ -322,14 +322,14 @@ fn of_a_process_that_has_gone_what_was_read_is_still_known() {
     let (truth, code, maps) = (Truth::of(&node), node.code(), node.mappings());
     let uv_run = code.iter().find_map(|mapping| truth.function("uv_run", mapping)).unwrap();
     let libc = maps.iter().find(|mapping| mapping.path.to_string_lossy().contains("libc.so")).unwrap();
-    let mut symbolizer = Symbolizer::new();
+    let mut symbolizer = Symbolizer::default();
     let before = named(&mut symbolizer, &node, uv_run);
     node.stop();
     assert_eq!(named(&mut symbolizer, &node, uv_run), before);
     // Its file was not opened in time, but the mapping is known.
     let frame = named(&mut symbolizer, &node, libc.start.0 + 0x10);
     assert_eq!((frame.name, frame.kind), (format!("libc.so.6+{:#x}", libc.offset + 0x10), FrameKind::Unknown));
-    let frame = named(&mut Symbolizer::new(), &node, uv_run);
+    let frame = named(&mut Symbolizer::default(), &node, uv_run);
     assert_eq!((frame.name, frame.kind), (format!("{uv_run:#x}"), FrameKind::Unknown));
 }
 
@@ -342,7 +342,7 @@ fn a_file_that_one_process_took_with_it_is_read_of_the_next() {
     };
     let (of_node, of_other) = (uv_run(&node), uv_run(&other));
     let vdso = node.mappings().into_iter().find(|mapping| mapping.path.ends_with("[vdso]")).unwrap().start.0;
-    let mut symbolizer = Symbolizer::new();
+    let mut symbolizer = Symbolizer::default();
     assert_eq!(named(&mut symbolizer, &node, vdso).name, "[vdso]");
     node.stop();
     assert_eq!(named(&mut symbolizer, &node, of_node).kind, FrameKind::Unknown);
@@ -359,7 +359,7 @@ fn after_an_exec_the_old_programs_mappings_are_forgotten() {
     let pid = Pid(child.id());
     let mut said = BufReader::new(child.stdout.take().unwrap());
     said.read_line(&mut String::new()).unwrap();
-    let mut symbolizer = Symbolizer::new();
+    let mut symbolizer = Symbolizer::default();
     let shells = procfs::executable_mappings(pid).unwrap();
     let vdso = shells.iter().find(|mapping| mapping.path.ends_with("[vdso]")).unwrap().start.0;
     assert_eq!(user(&mut symbolizer, pid, &[vdso])[0].name, "[vdso]");
@@ -387,7 +387,7 @@ fn kernel_functions_have_the_names_of_kallsyms() {
     if functions.len() < 2 {
         return eprintln!("SKIPPED: the kernel hides its addresses");
     }
-    let mut symbolizer = Symbolizer::new();
+    let mut symbolizer = Symbolizer::default();
     for (addr, names) in functions.iter().filter(|(addr, _)| **addr != 0).step_by(97) {
         let frames = symbolizer.symbolize_kernel(&[addr + 1]);
         assert_eq!(frames[0].kind, FrameKind::Kernel);
@@ -410,7 +410,7 @@ fn outer(values: &[u64]) -> u64 {
 fn inlined_functions_are_told() {
     assert_ne!(outer(&[1, 2, 3]), 0);
     let begin = outer as fn(&[u64]) -> u64 as usize as u64;
-    let mut symbolizer = Symbolizer::new();
+    let mut symbolizer = Symbolizer::default();
     let stacks = (0..96).map(|at| user(&mut symbolizer, Pid(std::process::id()), &[begin + at]));
     let inlined = stacks.filter(|frames| frames.len() > 1).find(|frames| {
         let names: Vec<_> = frames.iter().map(|frame| (frame.name.as_str(), frame.inlined)).collect();
@@ -438,7 +438,7 @@ fn memory_and_time_of_a_thousand_stacks() {
             .map(|stack| (0..30).map(|depth| mapping.start.0 + (stack * 7919 + depth * 104_729) * 64 % span).collect())
             .collect();
         let before = rss_kib("VmRSS:");
-        let mut symbolizer = Symbolizer::new();
+        let mut symbolizer = Symbolizer::default();
         let begin = Instant::now();
         let first = user(&mut symbolizer, node.pid, &stacks[0]);
         let first_took = begin.elapsed();

@@ -22,9 +22,9 @@ use super::{
 /// comparisons there. Only used where no phase probe tells.
 const REPOLL_GAP_NS: u64 = 50_000;
 
-/// The thread enters `epoll_wait` or `epoll_pwait`.
+/// The thread enters `epoll_wait` or `epoll_pwait`; `polls_by` is the flag that says which.
 #[inline(always)]
-pub fn enter_poll(state: &mut ThreadState, fd: i32, timeout_ms: i32) {
+pub fn enter_poll(state: &mut ThreadState, fd: i32, timeout_ms: i32, polls_by: u32) {
     if state.poll_fd < 0 {
         state.poll_fd = fd;
         state.flags |= flag::LOOP;
@@ -39,8 +39,8 @@ pub fn enter_poll(state: &mut ThreadState, fd: i32, timeout_ms: i32) {
             && state.flags & flag::PHASES == 0
             && now.wrapping_sub(state.poll_returned_ns) < REPOLL_GAP_NS;
         if !same_turn {
-            let base = state.poll_base;
-            end_turn(state, state.poll_returned_ns, &base);
+            let end = &raw const state.poll_base;
+            end_turn(state, state.poll_returned_ns, end);
         }
     }
     if !same_turn {
@@ -48,7 +48,7 @@ pub fn enter_poll(state: &mut ThreadState, fd: i32, timeout_ms: i32) {
     }
     state.poll_entered_ns = now;
     state.flags &= !(flag::POLL_WAS_EMPTY | flag::POLL_MAY_BLOCK);
-    state.flags |= flag::IN_POLL;
+    state.flags |= flag::IN_POLL | polls_by;
     if timeout_ms != 0 {
         state.flags |= flag::POLL_MAY_BLOCK;
     }
@@ -76,31 +76,48 @@ pub fn leave_poll(state: &mut ThreadState, events: i64) {
         state.poll_base = state.ledger;
         state.flags |= flag::POLL_WAS_EMPTY;
     } else {
-        let base = state.ledger;
-        end_turn(state, now, &base);
+        let end = &raw const state.ledger;
+        end_turn(state, now, end);
     }
 }
 
+/// Ends a turn; `end` is one of the state's own ledgers. They are read where they are: a copy of each on the BPF stack would
+/// be most of what a turn costs.
 #[inline(always)]
-fn end_turn(state: &mut ThreadState, at: u64, end: &Ledger) {
+fn end_turn(state: &mut ThreadState, at: u64, end: *const Ledger) {
+    let base = &raw mut state.turn_base;
     if state.flags & flag::IN_TURN != 0 {
         let state = &*state;
         send::<Turn>(family::EVENT_LOOP, |turn| {
-            // SAFETY: `turn` is a reservation of exactly this type.
+            // SAFETY: `turn` is a reservation of exactly this type; both ledgers are parts of a map value.
             unsafe {
                 (*turn).header = header(kind::TURN, 0, at);
                 (*turn).loop_addr = state.loop_addr;
                 (*turn).started_ns = state.turn_started_ns;
                 (*turn).polled_ns = state.polled_ns;
                 (*turn).reserved = 0;
-                (*turn).ledger = end.since(&state.turn_base);
+                since(&raw mut (*turn).ledger, end, base);
             }
         });
     }
     state.turn_started_ns = at;
-    state.turn_base = *end;
+    // SAFETY: two different parts of a map value.
+    unsafe { *base = *end }
     state.turns += 1;
     state.flags |= flag::IN_TURN;
+}
+
+/// [`Ledger::since`], word by word and in place.
+#[inline(always)]
+unsafe fn since(into: *mut Ledger, end: *const Ledger, base: *const Ledger) {
+    const WORDS: usize = size_of::<Ledger>() / size_of::<u64>();
+    let (into, end, base) = (into.cast::<u64>(), end.cast::<u64>(), base.cast::<u64>());
+    let mut word = 0;
+    while word < WORDS {
+        // SAFETY: a ledger is words and nothing else; the caller's pointers are to ledgers.
+        unsafe { *into.add(word) = (*end.add(word)).wrapping_sub(*base.add(word)) }
+        word += 1;
+    }
 }
 
 /// The thread passes from one phase of its turn to the next.

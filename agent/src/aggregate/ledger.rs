@@ -63,7 +63,8 @@ pub fn read(state: &ThreadState, now: MonoNs) -> Reading {
 
 /// Waits for work as it should: in poll, or on the pool's queue. The kernel half's rule: where the two differ, a stay is
 /// charged to one part in one window and to another in the next, and neither window closes.
-fn is_idle(state: &ThreadState) -> bool {
+#[must_use]
+pub fn is_idle(state: &ThreadState) -> bool {
     state.flags & BLOCKING_POLL == BLOCKING_POLL || (state.flags & flag::POOL != 0 && state.work == 0)
 }
 

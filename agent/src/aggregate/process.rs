@@ -16,7 +16,7 @@ use super::{
 use crate::{
     counters::{Counters, Reason},
     decode::{Class, Exit, GcPause, GcType, OffCpu, Sample, Turn},
-    limits::{LOOPS_MAX, THREADS_MAX},
+    limits::{LOOPS_MAX, OFF_CPU_GROUPS_MAX, OFF_CPU_REPORTED_MAX, THREADS_MAX},
     units::{MonoNs, Tid},
 };
 
@@ -27,6 +27,8 @@ pub struct Settings {
     pub delay_period_ns: u64,
     /// Threads of the pool; 0 is not known.
     pub pool_size: u32,
+    /// Stays off CPU are told apart by thread, and all groups are reported: nobody sums them up elsewhere.
+    pub is_profile: bool,
 }
 
 /// A window of a process.
@@ -59,6 +61,8 @@ pub struct ProcessBook {
     pub pool: PoolBook,
     gc: Gc,
     off_cpu: OffCpuWindow,
+    /// Of a profile: threads that were off CPU at the last look.
+    away: BTreeMap<Tid, Stay>,
     samples: SampleWindow,
 }
 
@@ -77,6 +81,7 @@ impl ProcessBook {
             pool: PoolBook::default(),
             gc: Gc::new(),
             off_cpu: OffCpuWindow::default(),
+            away: BTreeMap::new(),
             samples: SampleWindow::default(),
         }
     }
@@ -97,7 +102,7 @@ impl ProcessBook {
             counters.add(Reason::LoopsFull);
             return None;
         }
-        let Settings { slow_turn_ns, delay_period_ns, pool_size: _ } = self.settings;
+        let Settings { slow_turn_ns, delay_period_ns, pool_size: _, is_profile: _ } = self.settings;
         Some(self.loops.entry(tid).or_insert_with(|| LoopBook::new(tid, slow_turn_ns, delay_period_ns)))
     }
 
@@ -114,7 +119,8 @@ impl ProcessBook {
     }
 
     pub fn off_cpu(&mut self, tid: Tid, off_cpu: &OffCpu, back: MonoNs, counters: &mut Counters) {
-        let stay = Stay::of(off_cpu, back);
+        let mut stay = Stay::of(off_cpu, back);
+        stay.group.tid = self.settings.is_profile.then_some(tid);
         self.off_cpu.add(&stay, off_cpu.over_budget, counters);
         if let Some(of_loop) = self.loops.get_mut(&tid) {
             of_loop.stay(stay);
@@ -164,6 +170,9 @@ impl ProcessBook {
             book.rename(name);
         }
         let figures = book.close(tid, state.flags, &ledger::read(state, now));
+        if self.settings.is_profile {
+            self.away.extend(Stay::open(state, now).map(|stay| (tid, stay)));
+        }
         if state.flags & flag::LOOP != 0 {
             let open = ledger::open_turn(state, now);
             if let Some(of_loop) = self.loop_of(tid, counters) {
@@ -182,6 +191,7 @@ impl ProcessBook {
         counters: &mut Counters,
     ) -> ProcessFigures {
         self.forget_missing(&seen, counters);
+        self.away.retain(|_, stay| stay.back >= to);
         let mut threads = std::mem::take(&mut self.ended);
         threads.extend(seen);
         let mut slow_turns = Vec::new();
@@ -203,7 +213,8 @@ impl ProcessBook {
             .collect();
         let alive = &self.threads;
         self.loops.retain(|tid, _| alive.contains_key(tid));
-        let (off_cpu, off_cpu_other) = self.off_cpu.close();
+        let reported_max = if self.settings.is_profile { OFF_CPU_GROUPS_MAX } else { OFF_CPU_REPORTED_MAX };
+        let (off_cpu, off_cpu_other) = self.off_cpu.close(reported_max);
         // A process that was first heard of after the tick has a window of no length.
         let to = to.max(self.from);
         let from = std::mem::replace(&mut self.from, to);
@@ -231,6 +242,12 @@ impl ProcessBook {
             }
             !gone
         });
+    }
+
+    /// Stays that have not ended as the profile does: of threads that hang, there are no others.
+    pub fn close_away(&mut self) -> Vec<(Group, Totals)> {
+        let stays = std::mem::take(&mut self.away).into_values();
+        stays.map(|stay| (stay.group, Totals::of(&stay))).collect()
     }
 
     /// Slow turns that are still going on as the trace ends.

@@ -1,25 +1,28 @@
 //! `agent diagnose`: a trace of which only what is wrong is wanted.
 
-use std::{
-    collections::BTreeSet,
-    io::Write as _,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, io::Write as _, path::Path};
+
+use agent_ebpf::spec::{Group, Part};
 
 use super::{
+    discover::Discovery,
+    driver::{self, DriverError, Finished, Mission, Whom, nanoseconds, say, style},
+    session::{PhasesWanted, TypesAhead},
+    sinks::Destinations,
     subject,
-    trace::{self, Purpose, style},
+    trace::{LOOP_OFF_CPU_MIN, OTHER_OFF_CPU_MIN, WAKEUP_BYTES},
 };
 use crate::{
-    cli::{DiagnoseArgs, Format, Phases, TraceArgs, exit},
-    diagnose::Thresholds,
+    cli::{DiagnoseArgs, Format, exit},
+    diagnose::{Diagnosis, Thresholds},
     export::{
         ndjson,
         text::{self, Style},
     },
+    probe::attach::Settings,
     report::{
         Body, Record,
-        model::{Finding, SCHEMA_VERSION, Severity},
+        model::{Finding, SCHEMA_VERSION, Severity, TraceConfig},
         summary::Summary,
     },
     units::Pid,
@@ -34,56 +37,87 @@ pub fn run(args: &DiagnoseArgs) -> u8 {
     let mut thresholds = Thresholds::default();
     for (name, value) in &args.threshold {
         if let Err(error) = thresholds.set(name, *value) {
-            trace::say(&format!("agent: {error}"));
+            say(&format!("agent: {error}"));
             return exit::USAGE;
         }
     }
-    let pids = if args.all { subject::all() } else { args.pid.iter().map(|pid| Pid(*pid)).collect() };
-    if pids.is_empty() {
-        trace::say("agent: no Node.js process runs here, or none that may be looked at");
-        return exit::NO_TARGET;
+    match diagnose(args, thresholds) {
+        Ok(code) => code,
+        Err(error) => {
+            say(&format!("agent: {error}"));
+            error.code()
+        }
     }
-    if !args.quiet {
-        let names: Vec<String> = pids.iter().map(Pid::to_string).collect();
+}
+
+fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverError> {
+    let types = TypesAhead::read();
+    let mut discovery = args.all.then(Discovery::default);
+    let subjects = match &mut discovery {
+        Some(discovery) => discovery.newcomers(),
+        None => args.pid.iter().map(|pid| subject::examine(Pid(*pid))).collect::<Result<_, _>>()?,
+    };
+    if !args.quiet && !subjects.is_empty() {
+        let names: Vec<String> = subjects.iter().map(|subject| subject.pid.to_string()).collect();
         let seconds = args.duration.as_secs();
-        trace::say(&format!(
+        say(&format!(
             "agent: looking at pid {} for {seconds} s; Ctrl-C ends it with what was found so far",
             names.join(", ")
         ));
     }
-    trace::run_for(&trace_args(args), &Purpose { diagnose: Some(pids), thresholds })
+    let destinations = Destinations { ndjson: args.ndjson.clone().into_iter().collect(), recording: None, text: None };
+    let whom = Whom { subjects, launched: None, follow: false, examine: subject::examine, discovery };
+    let Finished { mut code, summary } = driver::drive(mission(args, thresholds), whom, types, &destinations)?;
+    if code == exit::OK {
+        code = self::code(&summary);
+    }
+    if let Err(error) = write(&args.output, args.format, &summary) {
+        say(&format!("agent: {error}"));
+        code = exit::FAILED;
+    }
+    Ok(code)
 }
 
-fn trace_args(args: &DiagnoseArgs) -> TraceArgs {
-    TraceArgs {
-        pid: None,
-        duration: Some(args.duration),
-        format: Some(args.format),
-        output: args.output.clone(),
-        ndjson: args.ndjson.clone(),
-        recording: None,
-        slow_turn: std::time::Duration::from_millis(50),
-        off_cpu_threshold: None,
+fn mission(args: &DiagnoseArgs, thresholds: Thresholds) -> Mission {
+    let settings = Settings {
+        loop_off_cpu_min: LOOP_OFF_CPU_MIN,
+        other_off_cpu_min: OTHER_OFF_CPU_MIN,
+        ring_bytes: None,
+        parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples, Part::Faults],
         sample_hz: SAMPLE_HZ,
-        phases: Phases::Auto,
-        follow: false,
-        window: args.window,
-        ring_size: None,
         bounded_loops: false,
+        wakeup_bytes: WAKEUP_BYTES,
+    };
+    let config = TraceConfig {
+        window_ns: nanoseconds(args.window),
+        loop_off_cpu_min_ns: nanoseconds(settings.loop_off_cpu_min),
+        other_off_cpu_min_ns: nanoseconds(settings.other_off_cpu_min),
+        sample_hz: SAMPLE_HZ,
+        ..TraceConfig::default()
+    };
+    Mission {
+        settings,
+        groups: &[Group::Gc, Group::Pool, Group::Requests],
+        phases: PhasesWanted::Auto,
+        window: args.window,
+        config,
+        duration: Some(args.duration),
         quiet: true,
-        run: Vec::new(),
+        diagnosis: Some(Diagnosis::new(thresholds)),
+        doing: "looking at",
+        live: |_, _, _| None,
     }
 }
 
 /// The exit code that says whether something is wrong.
 #[must_use]
-pub fn code(summary: &Summary) -> u8 {
+fn code(summary: &Summary) -> u8 {
     let is_wrong = summary.findings.iter().any(|(_, finding)| finding.severity >= Severity::Warning);
     if is_wrong { exit::FOUND } else { exit::OK }
 }
 
 /// Writes what was found.
-pub fn write(path: &Path, format: Format, summary: &Summary) -> Result<(), String> {
+fn write(path: &Path, format: Format, summary: &Summary) -> Result<(), String> {
     let fail = |error: std::io::Error| format!("cannot write what was found: {error}");
     let to_stdout = path == Path::new("-");
     let bytes = match format {
@@ -97,7 +131,7 @@ pub fn write(path: &Path, format: Format, summary: &Summary) -> Result<(), Strin
         let mut out = std::io::stdout().lock();
         return out.write_all(&bytes).and_then(|()| out.flush()).map_err(fail);
     }
-    std::fs::write(PathBuf::from(path), bytes).map_err(fail)
+    std::fs::write(path, bytes).map_err(fail)
 }
 
 /// The stacks that findings name, then the findings.

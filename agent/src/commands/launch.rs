@@ -16,7 +16,10 @@ use std::{
 
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use super::subject::{self, Subject, SubjectError};
+use super::{
+    driver::DriverError,
+    subject::{self, Subject, SubjectError},
+};
 use crate::{cli::exit, units::Pid};
 
 /// The hidden word on the command line by which the child knows itself.
@@ -31,6 +34,13 @@ pub struct Launched {
 }
 
 impl Launched {
+    /// The same for a command line, which may be none.
+    pub fn of_command(command: &[String]) -> Result<Option<Self>, DriverError> {
+        let Some(program) = command.first() else { return Ok(None) };
+        let fail = |source| DriverError::Launch { command: program.clone(), source };
+        Self::prepare(command).map(Some).map_err(fail)
+    }
+
     /// Starts the waiting child.
     pub fn prepare(command: &[String]) -> io::Result<Self> {
         let name = command.first().ok_or(io::ErrorKind::InvalidInput)?;

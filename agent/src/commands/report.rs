@@ -8,9 +8,9 @@ use std::{
 
 use log::warn;
 
-use super::trace::write_text;
+use super::{profile, trace::write_text};
 use crate::{
-    cli::{Format, ReportArgs, exit},
+    cli::{ProfileFormat, ReportArgs, exit},
     core::{Core, Output},
     diagnose::Diagnosis,
     export::{ndjson, recording},
@@ -30,35 +30,53 @@ pub fn run(args: &ReportArgs) -> u8 {
 }
 
 fn report(args: &ReportArgs) -> Result<(), String> {
-    let name = args.file.display();
-    let mut from = open(&args.file).map_err(|error| format!("cannot read {name}: {error}"))?;
-    let head = from.fill_buf().map_err(|error| format!("cannot read {name}: {error}"))?;
-    let is_recording = recording::is_recording(head);
-    let mut summary = Summary::default();
-    let mut lines = match args.format {
-        Format::Text => None,
-        Format::Ndjson => Some(create(&args.output)?),
-    };
-    let mut diagnosis = Diagnosis::default();
-    let mut put = |record: &Record| match &mut lines {
-        None => {
-            summary.add(record);
-            Ok(())
-        }
-        Some(out) => ndjson::write_record(out, record).map_err(|error| format!("cannot write: {error}")),
-    };
-    let mut take = |record: &Record| {
-        diagnosis.before(record).iter().try_for_each(&mut put)?;
-        put(record)
-    };
-    if is_recording {
-        replay(from, &mut take).map_err(|error| format!("{name}: {error}"))?;
-    } else {
-        read_lines(from, &mut take).map_err(|error| format!("{name}: {error}"))?;
+    let format = args.format.or_else(|| ProfileFormat::of_name(&args.output)).unwrap_or(ProfileFormat::Text);
+    if format == ProfileFormat::Ndjson {
+        let mut out = create(&args.output)?;
+        read(&args.file, &mut |record| {
+            ndjson::write_record(&mut out, record).map_err(|error| format!("cannot write: {error}"))
+        })?;
+        return out.flush().map_err(|error| format!("cannot write: {error}"));
     }
-    match lines {
-        None => write_text(&args.output, &summary),
-        Some(mut out) => out.flush().map_err(|error| format!("cannot write: {error}")),
+    let summary = read_summary(&args.file)?;
+    let is_profile = summary
+        .targets
+        .values()
+        .filter_map(|target| target.target.as_ref())
+        .any(|target| target.config.profile.is_some());
+    let view = profile::view(args.view);
+    let is_plain = args.output.extension().is_some_and(|ending| ending == "txt") && args.format.is_none();
+    let format = if is_plain && !is_profile { ProfileFormat::Text } else { format };
+    if format == ProfileFormat::Text && !is_profile && view.measure.is_none() {
+        return write_text(&args.output, &summary);
+    }
+    profile::write(&args.output, format, &summary, view)
+}
+
+/// What the records of a file add up to.
+pub fn read_summary(path: &Path) -> Result<Summary, String> {
+    let mut summary = Summary::default();
+    read(path, &mut |record| {
+        summary.add(record);
+        Ok(())
+    })?;
+    Ok(summary)
+}
+
+/// All records of a file, whichever kind it is of.
+fn read(path: &Path, take: &mut impl FnMut(&Record) -> Result<(), String>) -> Result<(), String> {
+    let mut diagnosis = Diagnosis::default();
+    let take = &mut |record: &Record| {
+        diagnosis.before(record).iter().try_for_each(&mut *take)?;
+        take(record)
+    };
+    let name = path.display();
+    let mut from = open(path).map_err(|error| format!("cannot read {name}: {error}"))?;
+    let head = from.fill_buf().map_err(|error| format!("cannot read {name}: {error}"))?;
+    if recording::is_recording(head) {
+        replay(from, take).map_err(|error| format!("{name}: {error}"))
+    } else {
+        read_lines(from, take).map_err(|error| format!("{name}: {error}"))
     }
 }
 
@@ -94,7 +112,7 @@ fn read_lines(from: impl BufRead, take: &mut impl FnMut(&Record) -> Result<(), S
     if let Some(complaint) = reader.tally().complaint() {
         warn!("{complaint}");
     }
-    if any { Ok(()) } else { Err("no records of `agent trace --format ndjson` in it".into()) }
+    if any { Ok(()) } else { Err("no records of `agent trace` or `agent profile` in it".into()) }
 }
 
 fn open(path: &Path) -> io::Result<BufReader<Box<dyn Read>>> {

@@ -1,14 +1,17 @@
 //! A trace in progress, as seen from below: what is attached, and what the kernel half has counted so far.
 
-use std::{collections::BTreeMap, fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration,
+};
 
 use agent_ebpf::{
     abi::family,
     spec::{Group, Tracepoint, id},
-    state::{AliveKey, SiteKey, SiteState, Target, ThreadState, target_flag},
+    state::{AliveKey, SiteKey, SiteState, Target, ThreadState, flag, target_flag},
 };
 use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
+use zerocopy::FromBytes;
 
 use super::cost;
 use crate::{
@@ -17,7 +20,7 @@ use crate::{
     intake::{Batch, Intake, IntakeError},
     probe::{
         attach::{AttachError, LoadError, Probes, Settings, TracepointSkip, Way},
-        btf::KernelTypes,
+        btf::{BtfError, KernelTypes},
         maps::{Collections, Maps, MapsError, monotonic_ns},
         tables::Tables,
         tracefs,
@@ -49,6 +52,13 @@ pub struct FileProbes {
 }
 
 impl FileProbes {
+    /// Each full collection's begin and end is probed.
+    #[must_use]
+    pub fn counts_gcs(&self) -> bool {
+        let has = |id: u64| self.points.values().flatten().any(|(_, probe)| *probe == id);
+        [id::GC_START, id::GC_MARK_COMPACT, id::GC_END].into_iter().all(has)
+    }
+
     fn attach(&self, group: Group, probes: &mut Probes) -> Result<(), AttachError> {
         probes.attach(group, &self.path(), self.points.get(&group).map_or(&[], Vec::as_slice))
     }
@@ -91,6 +101,7 @@ pub struct Session {
     phases_marked: MonoNs,
     phases_seen_ns: u64,
     turns_at_tick: u64,
+    polls: Polls,
     pub batches: mpsc::Receiver<Batch>,
     pub degraded: Vec<Degraded>,
     pub way: Way,
@@ -98,9 +109,14 @@ pub struct Session {
 
 impl Session {
     /// Loads the kernel half and attaches what does not depend on a target. Must be called inside the runtime.
-    pub fn start(settings: &Settings, groups: &'static [Group], phases: PhasesWanted) -> Result<Self, SessionError> {
+    pub fn start(
+        settings: &Settings,
+        groups: &'static [Group],
+        phases: PhasesWanted,
+        types: TypesAhead,
+    ) -> Result<Self, SessionError> {
         let mut degraded = Vec::new();
-        let types = match KernelTypes::read() {
+        let types = match types.take() {
             Ok(types) => Some(types),
             Err(error) => {
                 warn!("{error}; exits and new threads are not seen at once, and exit codes not at all");
@@ -134,7 +150,7 @@ impl Session {
             files: Vec::new(),
             groups,
             duty,
-            requests: Requests::new(),
+            requests: Requests::new(groups.contains(&Group::Requests)),
             received: [0; family::COUNT],
             flush,
             hit_cost: None,
@@ -142,6 +158,7 @@ impl Session {
             phases_marked: monotonic_ns(),
             phases_seen_ns: 0,
             turns_at_tick: 0,
+            polls: Polls::default(),
             batches,
             degraded,
         })
@@ -153,7 +170,8 @@ impl Session {
             return Ok(());
         }
         if let Some(probes) = &mut self.probes {
-            for group in self.groups {
+            // Probes on requests come and go.
+            for group in self.groups.iter().filter(|group| **group != Group::Requests) {
                 file.attach(*group, probes)?;
             }
             if self.duty.as_ref().is_some_and(PhaseDuty::is_attached) {
@@ -177,10 +195,12 @@ impl Session {
         pid: Pid,
         functions: FunctionLayout,
         handle_space: u32,
+        counts_gcs: bool,
         follow: bool,
     ) -> Result<(), SessionError> {
+        self.watch_all_polls(follow);
         let target = Target {
-            flags: if follow { target_flag::FOLLOW } else { 0 },
+            flags: if follow { target_flag::FOLLOW } else { 0 } | if counts_gcs { target_flag::COUNTS_GCS } else { 0 },
             vtable_back: THREAD_POOL_WORK_VTABLE_BACK,
             function_shared: functions.shared,
             function_type_first: functions.types.0,
@@ -251,6 +271,7 @@ impl Session {
     /// Reads the maps as of `now`, a moment that has just passed.
     pub fn snapshot(&mut self, now: MonoNs) -> Result<Tick, SessionError> {
         let snapshot = self.maps.snapshot(now)?;
+        self.shed_polls(&snapshot.threads);
         self.mark_phases(snapshot.now);
         self.requests.mark(snapshot.now, self.requests.is_attached() && !self.files.is_empty());
         self.requests.hits = snapshot.hits.get(id::MESSAGE_DONE as usize).copied().unwrap_or(0);
@@ -380,9 +401,41 @@ impl Session {
             if let Some(duty) = &mut self.duty {
                 duty.set_hit_cost(Duration::from_nanos(cost.uprobe_ns));
             }
-            self.requests.duty.set_hit_cost(Duration::from_nanos(cost.uprobe_ns));
+            if let Some(duty) = &mut self.requests.duty {
+                duty.set_hit_cost(Duration::from_nanos(cost.uprobe_ns));
+            }
         }
         self.hit_cost = measured;
+    }
+
+    /// A program that is new here may poll either way. Those that a process starts, if they are followed, are seen too late for that.
+    fn watch_all_polls(&mut self, follow: bool) {
+        self.polls = if follow { Polls::Kept } else { Polls::Unknown };
+        let Some(probes) = &mut self.probes else { return };
+        if let Err(error) = probes.attach_again(&[BY_WAIT, BY_PWAIT].concat()) {
+            warn!("polls are not seen: {error}");
+        }
+    }
+
+    /// Tracepoints of the call by which no loop polls come off: every poll of every other process would pass them.
+    fn shed_polls(&mut self, threads: &[u8]) {
+        if self.polls != Polls::Unknown {
+            return;
+        }
+        let states =
+            threads.chunks_exact(size_of::<ThreadState>()).filter_map(|state| ThreadState::read_from_bytes(state).ok());
+        let seen = states.fold(0, |seen, state| seen | state.flags);
+        let idle: &[&str] = match (seen & flag::POLLS_BY_WAIT != 0, seen & flag::POLLS_BY_PWAIT != 0) {
+            (true, false) => &BY_PWAIT,
+            (false, true) => &BY_WAIT,
+            (false, false) => return,
+            (true, true) => &[],
+        };
+        self.polls = Polls::Kept;
+        if let Some(probes) = &mut self.probes {
+            probes.detach_tracepoints(idle);
+            debug!("tracepoints detached, as no loop polls by them: {idle:?}");
+        }
     }
 
     fn mark_phases(&mut self, now: MonoNs) {
@@ -403,6 +456,34 @@ impl Session {
     }
 }
 
+/// Programs on the two calls by which loops poll.
+const BY_WAIT: [&str; 2] = ["enter_epoll_wait", "exit_epoll_wait"];
+const BY_PWAIT: [&str; 2] = ["enter_epoll_pwait", "exit_epoll_pwait"];
+
+/// Which of those are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Polls {
+    /// Both: no loop has polled yet.
+    #[default]
+    Unknown,
+    /// Those that are needed.
+    Kept,
+}
+
+/// The kernel's types, read while something else is done: they take as long as all symbols of a Node.js.
+pub struct TypesAhead(Option<JoinHandle<Result<KernelTypes, BtfError>>>);
+
+impl TypesAhead {
+    #[must_use]
+    pub fn read() -> Self {
+        Self(std::thread::Builder::new().name("agent-types".into()).spawn(KernelTypes::read).ok())
+    }
+
+    fn take(self) -> Result<KernelTypes, BtfError> {
+        self.0.and_then(|reader| reader.join().ok()).unwrap_or_else(KernelTypes::read)
+    }
+}
+
 /// Whether time on CPU is split by phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PhasesWanted {
@@ -414,7 +495,7 @@ pub enum PhasesWanted {
 /// The probe at the end of each request: when it was attached, and what it cost.
 #[derive(Debug)]
 struct Requests {
-    duty: PhaseDuty,
+    duty: Option<PhaseDuty>,
     marked: MonoNs,
     seen_ns: u64,
     hits: u64,
@@ -422,13 +503,13 @@ struct Requests {
 }
 
 impl Requests {
-    fn new() -> Self {
-        let duty = PhaseDuty::once_each(UPROBE_COST);
+    fn new(wanted: bool) -> Self {
+        let duty = wanted.then(|| PhaseDuty::once_each(UPROBE_COST));
         Self { duty, marked: monotonic_ns(), seen_ns: 0, hits: 0, hits_before: 0 }
     }
 
     fn is_attached(&self) -> bool {
-        self.duty.is_attached()
+        self.duty.as_ref().is_some_and(PhaseDuty::is_attached)
     }
 
     /// Counts the time since the last mark, if the probe was attached in it.
@@ -442,7 +523,7 @@ impl Requests {
     fn decide(&mut self, window: Duration) -> Action {
         let hits = self.hits.saturating_sub(self.hits_before);
         self.hits_before = self.hits;
-        self.duty.step(hits, window)
+        self.duty.as_mut().map_or(Action::Keep, |duty| duty.step(hits, window))
     }
 }
 

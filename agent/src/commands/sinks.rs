@@ -13,7 +13,6 @@ use std::{
 use log::error;
 
 use crate::{
-    cli::Format,
     core::Input,
     export::{ndjson, recording},
     report::Record,
@@ -29,14 +28,13 @@ enum Message {
 }
 
 /// Where records and inputs go.
+#[derive(Default)]
 pub struct Destinations {
     /// Newline-delimited JSON; `-` is standard output.
     pub ndjson: Vec<PathBuf>,
     pub recording: Option<PathBuf>,
     /// The report for a person, which is written at the end and not by the writer thread.
     pub text: Option<PathBuf>,
-    /// In what form `agent diagnose` writes there.
-    pub findings: Format,
 }
 
 /// What became of the sinks.

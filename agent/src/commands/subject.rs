@@ -1,6 +1,6 @@
 //! A process that is to be traced: what it is, and where its probes go.
 
-use std::{collections::BTreeMap, fs::File, io::ErrorKind, path::Path, sync::Arc};
+use std::{fs::File, io::ErrorKind, path::Path, sync::Arc};
 
 use agent_ebpf::spec::{Component, Group, id};
 
@@ -18,7 +18,7 @@ use crate::{
         heap::HeapReader,
         host,
         node::{NodeError, NodeFiles, NodeTarget, PoolSize},
-        procfs::{self, FileIdentity, ProcError, Seccomp},
+        procfs::{self, FileIdentity, ProcError, Process, Seccomp},
         v8::FunctionLayout,
     },
     units::{Clock, Pid, Tid},
@@ -103,17 +103,31 @@ pub fn examine(pid: Pid) -> Result<Subject, SubjectError> {
     })
 }
 
-/// Every Node.js process of this host that may be looked at. Each program is looked into once.
-#[must_use]
-pub fn all() -> Vec<Pid> {
-    let mut known = BTreeMap::new();
-    let own = std::process::id();
-    let pids = procfs::processes().into_iter().filter(|pid| pid.0 != own);
-    pids.filter(|pid| {
-        let Ok(process) = procfs::Process::read(*pid) else { return false };
-        *known.entry(process.exe_identity).or_insert_with(|| NodeTarget::inspect(*pid).is_ok())
+/// Looks at a running process of whatever kind: one that is no Node.js has stacks, too.
+pub fn examine_any(pid: Pid) -> Result<Subject, SubjectError> {
+    match examine(pid) {
+        Err(SubjectError::Node(NodeError::NotNode { .. })) => {}
+        examined => return examined,
+    }
+    let process = Process::read(pid).map_err(NodeError::from)?;
+    let facts = TargetFacts {
+        pid,
+        start_time: process.started(),
+        exe: process.exe.display().to_string(),
+        command: command(&process.command),
+        kernel_release: host::kernel_release(),
+        cpus: cpus(),
+        ..TargetFacts::default()
+    };
+    Ok(Subject {
+        pid,
+        functions: FunctionLayout::default(),
+        v8: None,
+        handle_space: 0,
+        files: Vec::new(),
+        facts,
+        heaps: None,
     })
-    .collect()
 }
 
 /// Looks at a program that `pid` is about to become. One that is no Node.js itself, a script say, may become one: then its probes

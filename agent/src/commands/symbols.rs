@@ -10,7 +10,9 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
     core::{Input, Output},
-    symbolize::{Named, Symbolizer},
+    probe::maps::Collections,
+    symbolize::{GcClock, Named, Symbolizer},
+    units::Pid,
 };
 
 /// Questions that may wait: more stacks than that are new only in the first moments of a trace.
@@ -27,10 +29,11 @@ pub struct Symbols {
 
 impl Symbols {
     /// Answers go to `answers` as inputs for the core.
-    pub fn start(answers: UnboundedSender<Input>) -> std::io::Result<Self> {
+    pub fn start(answers: UnboundedSender<Input>, collections: Collections) -> std::io::Result<Self> {
         let (questions, inbox) = sync_channel(QUESTIONS_MAX);
-        let thread =
-            std::thread::Builder::new().name("agent-symbols".into()).spawn(move || answer_all(&inbox, &answers))?;
+        let thread = std::thread::Builder::new()
+            .name("agent-symbols".into())
+            .spawn(move || answer_all(&inbox, &answers, collections))?;
         Ok(Self { questions, pending: 0, pending_classes: 0, thread })
     }
 
@@ -73,9 +76,15 @@ impl Symbols {
     }
 }
 
-fn answer_all(inbox: &Receiver<Output>, answers: &UnboundedSender<Input>) {
+impl GcClock for Collections {
+    fn of(&self, pid: Pid) -> Option<(u32, u32)> {
+        self.of(pid.0)
+    }
+}
+
+fn answer_all(inbox: &Receiver<Output>, answers: &UnboundedSender<Input>, collections: Collections) {
     // Made here, as it keeps what it reads to its own thread.
-    let mut symbolizer = Symbolizer::new();
+    let mut symbolizer = Symbolizer::new(Box::new(collections));
     let mut later = VecDeque::new();
     // Ends when the last question is answered and nobody is there to ask another.
     while let Some(question) = next(inbox, &mut later) {

@@ -6,7 +6,7 @@ use crate::{
     counters::{Counters, Reason},
     decode::Body,
     limits::LIFE_WINDOW_MAX,
-    report::model::{self, TraceConfig},
+    report::model::{self, Measure, TraceConfig},
     units::{Clock, MonoNs, Pid, Tid},
 };
 
@@ -31,6 +31,11 @@ impl Process {
     pub fn learn(&mut self, facts: TargetFacts) {
         self.book.set(settings(Some(&facts)));
         self.facts = Some(facts);
+    }
+
+    /// What is profiled, where nothing else is wanted.
+    pub fn profile(&self) -> Option<Measure> {
+        self.facts.as_ref().and_then(|facts| facts.config.profile)
     }
 
     /// 0 is not known.
@@ -87,6 +92,7 @@ fn settings(facts: Option<&TargetFacts>) -> Settings {
         slow_turn_ns: config.slow_turn_ns,
         delay_period_ns: config.delay_resolution_ns,
         pool_size: facts.and_then(|facts| facts.thread_pool_size).unwrap_or(0),
+        is_profile: config.profile.is_some(),
     }
 }
 

@@ -78,6 +78,7 @@ const TYPES: &[&str] = &[
     "heap_limit",
     "stack",
     "off_cpu",
+    "profile",
     "process",
     "warning",
     "agent",

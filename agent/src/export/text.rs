@@ -4,6 +4,7 @@ mod agent;
 mod findings;
 mod format;
 mod loops;
+mod profile;
 mod stack;
 mod waits;
 
@@ -11,6 +12,7 @@ use std::fmt::Write as _;
 
 use format::{Page, cut, duration, rate};
 use loops::Shares;
+pub use profile::{measured, progress as profile_progress, render as profile, render_diff as profile_diff};
 
 use crate::report::{
     Body, Record,

@@ -120,7 +120,7 @@ pub struct Probes {
     way: Way,
     parts: &'static [Part],
     sample_hz: u32,
-    tracepoints: Vec<Link>,
+    tracepoints: Vec<(&'static str, Link)>,
     uprobes: BTreeMap<Group, Vec<Link>>,
 }
 
@@ -130,8 +130,8 @@ type Link = Box<dyn Send>;
 impl Drop for Probes {
     /// Each link waits tens of milliseconds for a grace period of its own; together they share one.
     fn drop(&mut self) {
-        let links = self.tracepoints.drain(..).chain(std::mem::take(&mut self.uprobes).into_values().flatten());
-        detach_all(links.collect());
+        let tracepoints = self.tracepoints.drain(..).map(|(_, link)| link);
+        detach_all(tracepoints.chain(std::mem::take(&mut self.uprobes).into_values().flatten()).collect());
     }
 }
 
@@ -244,7 +244,23 @@ impl Probes {
         skips
     }
 
-    fn attach_tracepoint(&mut self, tracepoint: &Tracepoint) -> Result<(), String> {
+    /// Attaches those of the wanted tracepoints with these programs that are not.
+    pub fn attach_again(&mut self, programs: &[&str]) -> Result<(), String> {
+        let attached = |program: &str| self.tracepoints.iter().any(|(name, _)| *name == program);
+        let wanted = TRACEPOINTS.iter().filter(|row| self.parts.contains(&row.part));
+        let wanted: Vec<_> = wanted.filter(|row| programs.contains(&row.program) && !attached(row.program)).collect();
+        wanted.into_iter().try_for_each(|tracepoint| self.attach_tracepoint(tracepoint))
+    }
+
+    /// Detaches the tracepoints with these programs. Nobody waits for it: the kernel takes its time over it.
+    pub fn detach_tracepoints(&mut self, programs: &[&str]) {
+        let (off, on) = self.tracepoints.drain(..).partition(|(name, _)| programs.contains(name));
+        self.tracepoints = on;
+        let off: Vec<(&str, Link)> = off;
+        std::thread::spawn(move || drop(off));
+    }
+
+    fn attach_tracepoint(&mut self, tracepoint: &'static Tracepoint) -> Result<(), String> {
         let program =
             self.ebpf.program_mut(tracepoint.program).ok_or_else(|| format!("no program {}", tracepoint.program))?;
         let links: Result<Vec<Link>, ProgramError> = match tracepoint.form {
@@ -270,7 +286,8 @@ impl Probes {
                 program.load().and_then(|()| cpus.into_iter().map(|cpu| sample(program, cpu, self.sample_hz)).collect())
             }
         };
-        self.tracepoints.extend(links.map_err(|error| chain(&error))?);
+        let links = links.map_err(|error| chain(&error))?;
+        self.tracepoints.extend(links.into_iter().map(|link| (tracepoint.program, link)));
         Ok(())
     }
 

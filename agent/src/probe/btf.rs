@@ -4,7 +4,7 @@
 //! says it in `/sys/kernel/btf/vmlinux`. Format: `Documentation/bpf/btf.rst` of the kernel. The parser walks the type
 //! section once, without recursion but for anonymous members, and never reads past the slice.
 
-use std::{collections::HashMap, path::Path};
+use std::path::Path;
 
 use thiserror::Error;
 
@@ -51,8 +51,8 @@ impl KernelTypes {
 
     pub fn parse(bytes: &[u8]) -> Result<Self, BtfError> {
         let btf = Btf::index(bytes)?;
-        let task = btf.structure("task_struct").ok_or(BtfError::Missing { what: "struct task_struct" })?;
-        let signal = btf.structure("signal_struct").ok_or(BtfError::Missing { what: "struct signal_struct" })?;
+        let task = btf.task.ok_or(BtfError::Missing { what: "struct task_struct" })?;
+        let signal = btf.signal.ok_or(BtfError::Missing { what: "struct signal_struct" })?;
         let field = |structure, name, what| btf.member(structure, name, 0).ok_or(BtfError::Missing { what });
         Ok(Self {
             task_pid: field(task, "pid", "task_struct.pid")?,
@@ -98,7 +98,8 @@ struct Btf<'a> {
     strings: &'a [u8],
     /// By type id; id 0 is `void`.
     types: Vec<TypeAt>,
-    structures: HashMap<&'a [u8], TypeAt>,
+    task: Option<TypeAt>,
+    signal: Option<TypeAt>,
     switch: Option<TypeAt>,
 }
 
@@ -123,7 +124,8 @@ impl<'a> Btf<'a> {
             bytes,
             strings: bytes.get(string_begin..string_end).unwrap_or_default(),
             types: vec![TypeAt(usize::MAX)],
-            structures: HashMap::new(),
+            task: None,
+            signal: None,
             switch: None,
         };
         let mut at = type_begin;
@@ -145,12 +147,12 @@ impl<'a> Btf<'a> {
             _ => 0,
         };
         self.types.push(ty);
-        let name = self.name(ty, 0);
-        if kind == kind::STRUCT && !name.is_empty() {
-            self.structures.entry(name).or_insert(ty);
-        }
-        if kind == kind::TYPEDEF && name == b"btf_trace_sched_switch" {
-            self.switch = Some(ty);
+        // There are a hundred thousand types, and a trace waits for this: their names are compared, not read.
+        match kind {
+            kind::STRUCT if self.is_named(ty, b"task_struct") => self.task = self.task.or(Some(ty)),
+            kind::STRUCT if self.is_named(ty, b"signal_struct") => self.signal = self.signal.or(Some(ty)),
+            kind::TYPEDEF if self.is_named(ty, b"btf_trace_sched_switch") => self.switch = Some(ty),
+            _ => {}
         }
         ty.0.checked_add(TYPE_BYTES + tail).ok_or(BtfError::Malformed { at: ty.0, what: "type too long" })
     }
@@ -164,8 +166,9 @@ impl<'a> Btf<'a> {
         from.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 
-    fn structure(&self, name: &str) -> Option<TypeAt> {
-        self.structures.get(name.as_bytes()).copied()
+    fn is_named(&self, ty: TypeAt, name: &[u8]) -> bool {
+        let from = self.word(ty, 0).and_then(|at| self.strings.get(at as usize..)).unwrap_or_default();
+        from.strip_prefix(name).is_some_and(|rest| rest.first() == Some(&0))
     }
 
     fn by_id(&self, id: u32) -> Option<TypeAt> {

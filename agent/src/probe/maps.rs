@@ -7,7 +7,7 @@ use agent_ebpf::{
     spec::HITS_COUNT,
     state::{
         AliveKey, FamilyCounters, RunQueueKey, SiteKey, SiteState, Tally, Target, ThreadState, WorkKey, WorkState,
-        counter,
+        counter, target_flag,
     },
 };
 use aya::maps::{HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
@@ -70,11 +70,11 @@ pub struct Collections {
 }
 
 impl Collections {
-    /// Full ones, and all, by their beginnings and ends; `None` of a process that is no target.
+    /// Full ones, and all, by their beginnings and ends; `None` of a process that is no target, or whose collector is not probed.
     #[must_use]
     pub fn of(&self, tgid: u32) -> Option<(u32, u32)> {
         let target = Target::read_from_bytes(&self.targets.get(&tgid, 0).ok()?).ok()?;
-        Some((target.major_gcs, target.gcs))
+        (target.flags & target_flag::COUNTS_GCS != 0).then_some((target.major_gcs, target.gcs))
     }
 }
 

@@ -3,8 +3,9 @@
 use agent_ebpf::{abi::event_loop::Ledger, state::flag};
 
 use super::model::{
-    Gc, GcPause, LedgerPart, LoopTime, LoopWindow, OffCpu, OffCpuStack, OffCpuStay, OffCpuTotals, OnCpuStack, Phases,
-    Profile, ProfileStack, Role, RunQueue, SlowTurn, StackId, ThreadPool, ThreadWindow, Window, Work,
+    Gc, GcPause, LedgerPart, LoopTime, LoopWindow, Measure, OffCpu, OffCpuStack, OffCpuStay, OffCpuTotals, OnCpuStack,
+    Phases, Profile, ProfileStack, ProfileThread, Role, RunQueue, SlowTurn, StackId, ThreadPool, ThreadWindow, Window,
+    Work,
 };
 use crate::{
     aggregate::{
@@ -228,6 +229,7 @@ pub fn off_cpu(groups: &[(Group, Totals)], other: &Totals) -> Option<OffCpu> {
     let stacks = groups
         .iter()
         .map(|(group, totals)| OffCpuStack {
+            tid: group.tid.map(|tid| tid.0),
             class: group.class,
             reason: group.reason,
             user_stack: group.user_stack.map(StackId),
@@ -252,7 +254,30 @@ pub fn profile(figures: &SampleFigures) -> Option<Profile> {
         samples: totals.samples,
         gc_samples: totals.gc_samples,
     });
-    Some(Profile { period_ns: figures.period_ns, stacks: stacks.collect(), other_samples: figures.other })
+    Some(Profile {
+        duration_ns: 0,
+        period_ns: figures.period_ns,
+        stacks: stacks.collect(),
+        other_samples: figures.other,
+        threads: Vec::new(),
+    })
+}
+
+/// A window of `agent profile`: its samples, and of `window` what tells the threads apart.
+#[must_use]
+pub fn profile_window(figures: &SampleFigures, window: Window, measure: Measure) -> Profile {
+    let Window { duration_ns, loops, threads, .. } = window;
+    // Who runs is seen by samples alone; who waits is not.
+    let has_ledger = measure != Measure::OnCpu;
+    let of_loops = loops.into_iter().map(|of| (of.tid, of.name, of.role, of.ledger));
+    let others = threads.into_iter().map(|of| (of.tid, of.name, of.role, of.ledger));
+    let threads = of_loops.chain(others).map(|(tid, name, role, ledger)| ProfileThread {
+        tid,
+        name,
+        role,
+        ledger: has_ledger.then_some(ledger),
+    });
+    Profile { duration_ns, threads: threads.collect(), ..profile(figures).unwrap_or_default() }
 }
 
 fn off_cpu_totals(totals: &Totals) -> OffCpuTotals {

@@ -1,9 +1,11 @@
 //! The versioned output: the only place that knows the JSON shape.
 
 pub mod build;
+pub mod flame;
 mod histogram_json;
 mod merge;
 pub mod model;
+pub mod names;
 pub mod summary;
 
 pub use merge::{dropped, merge_totals, merge_work};

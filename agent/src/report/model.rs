@@ -16,7 +16,8 @@ pub use account::{AgentCost, End, EndReason, FamilyAccount, ProbeHits};
 pub use finding::{Evidence, Finding, Growth, Severity};
 pub use memory::{Heap, LoopHandles, Memory, Resident, Site, SiteKind};
 pub use stacks::{
-    Frame, FrameKind, OffCpu, OffCpuStack, OffCpuTotals, Profile, ProfileStack, Stack, StackId, Tier, Truncated,
+    Frame, FrameKind, Measure, OffCpu, OffCpuStack, OffCpuTotals, Profile, ProfileStack, ProfileThread, Stack, StackId,
+    Tier, Truncated,
 };
 
 use super::histogram_json;
@@ -110,6 +111,9 @@ pub struct TraceConfig {
     pub sample_hz: u32,
     /// Period of the timer whose lateness `nodejs.eventloop.delay` states.
     pub delay_resolution_ns: u64,
+    /// Of `agent profile`: what was measured. Such a trace has no lines about windows and turns.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub profile: Option<Measure>,
 }
 
 impl Default for TraceConfig {
@@ -121,6 +125,7 @@ impl Default for TraceConfig {
             other_off_cpu_min_ns: 1_000_000,
             sample_hz: 0,
             delay_resolution_ns: 10_000_000,
+            profile: None,
         }
     }
 }

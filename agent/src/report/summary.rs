@@ -9,7 +9,8 @@ use super::{
     merge::{merge_cost, merge_gc, merge_ledger, merge_loop, merge_pool, merge_totals},
     model::{
         AgentCost, Class, End, Finding, Gc, GcType, HeapLimit, LedgerPart, LoopWindow, Memory, OffCpu, OffCpuTotals,
-        OffReason, Process, Profile, ProfileStack, Role, SlowTurn, Stack, StackId, Target, ThreadPool, Warning, Window,
+        OffReason, Process, Profile, ProfileStack, ProfileThread, Role, SlowTurn, Stack, StackId, Target, ThreadPool,
+        Warning, Window,
     },
 };
 use crate::{aggregate::histogram::Histogram, limits};
@@ -58,6 +59,10 @@ pub struct TargetSummary {
     pub sample_period_ns: u64,
     /// The last look.
     pub memory: Option<Memory>,
+    /// Length of the windows of a profile.
+    pub profiled_ns: u64,
+    /// Threads of a profile; those of a trace are in `loops` and `threads`.
+    pub profiled: BTreeMap<u32, ProfileThread>,
     pub heap_limits: Vec<(String, HeapLimit)>,
     pub threads_started: u64,
     pub threads_ended: u64,
@@ -77,6 +82,7 @@ pub struct RoleSummary {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OffCpuKey {
+    pub tid: Option<u32>,
     pub class: Class,
     pub reason: OffReason,
     pub user_stack: Option<StackId>,
@@ -228,23 +234,42 @@ impl TargetSummary {
     }
 
     fn profile(&mut self, profile: &Profile) {
-        self.sample_period_ns = profile.period_ns;
-        self.samples_other += profile.other_samples;
+        // A window without samples does not know.
+        self.sample_period_ns = self.sample_period_ns.max(profile.period_ns);
+        self.samples_other = self.samples_other.saturating_add(profile.other_samples);
+        self.profiled_ns = self.profiled_ns.saturating_add(profile.duration_ns);
+        for thread in &profile.threads {
+            self.profiled_thread(thread);
+        }
         for &ProfileStack { tid, class, user_stack, kernel_stack, samples, gc_samples } in &profile.stacks {
             let key = SampleKey { tid, class, user_stack, kernel_stack };
             if self.samples.len() >= limits::STACKS_SHOWN_MAX && !self.samples.contains_key(&key) {
-                self.samples_other += samples;
+                self.samples_other = self.samples_other.saturating_add(samples);
                 continue;
             }
             let totals = self.samples.entry(key).or_default();
-            totals.samples += samples;
-            totals.gc_samples += gc_samples;
+            totals.samples = totals.samples.saturating_add(samples);
+            totals.gc_samples = totals.gc_samples.saturating_add(gc_samples);
+        }
+    }
+
+    fn profiled_thread(&mut self, thread: &ProfileThread) {
+        if self.profiled.len() >= limits::THREADS_MAX && !self.profiled.contains_key(&thread.tid) {
+            return;
+        }
+        let known = self.profiled.entry(thread.tid).or_insert_with(|| ProfileThread { ledger: None, ..thread.clone() });
+        thread.name.clone_into(&mut known.name);
+        // A thread is known by what it once did.
+        known.role = known.role.min(thread.role);
+        if let Some(ledger) = &thread.ledger {
+            merge_ledger(known.ledger.get_or_insert_default(), ledger);
         }
     }
 
     fn off_cpu(&mut self, off_cpu: &OffCpu) {
         for stack in &off_cpu.stacks {
             let key = OffCpuKey {
+                tid: stack.tid,
                 class: stack.class,
                 reason: stack.reason,
                 user_stack: stack.user_stack,

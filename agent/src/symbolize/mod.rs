@@ -6,10 +6,13 @@
 
 mod demangle;
 mod jit;
+mod kept;
 mod kernel;
+mod leaf;
 mod lines;
 pub mod memory;
 mod module;
+mod user;
 pub mod v8;
 
 use std::{
@@ -19,7 +22,7 @@ use std::{
 };
 
 use crate::{
-    decode::{Frames, UserFrame, UserFrames},
+    decode::Frames,
     limits::{SYMBOL_FILES_MAX, SYMBOL_SPACES_MAX, V8_LAYOUTS_MAX},
     report::model::{Frame, FrameKind, Truncated},
     target::{
@@ -29,20 +32,19 @@ use crate::{
     units::{Pid, UserAddr},
 };
 use agent_ebpf::spec::Component;
+use kept::Kept;
 use kernel::KernelSymbols;
 use log::debug;
 use memory::LiveMemory;
 use module::Module;
-use v8::{
-    V8,
-    frames::{Decoded, Seen},
-    layout::Layout,
-};
+use v8::{V8, layout::Layout};
 
 pub use demangle::readable;
 pub use jit::PerfMap;
 pub use kernel::parse as parse_kallsyms;
+pub use leaf::not_set_up;
 pub use lines::parse_debug_ranges;
+pub use user::{GcClock, NoClock};
 
 /// Reading `/proc/PID/maps` takes the target's mmap lock: not more often than this. Less than a window, as each window brings new
 /// stacks at once.
@@ -68,6 +70,7 @@ pub struct Symbolizer {
     lines: blazesym::symbolize::Symbolizer,
     /// How the V8 of a file lays out its heap; `None` if that is not known.
     layouts: HashMap<FileIdentity, Option<Layout>>,
+    clock: Box<dyn GcClock>,
 }
 
 /// What is mapped where in a process.
@@ -79,6 +82,9 @@ struct Space {
     used: Option<Instant>,
     perf_map: PerfMap,
     v8: Runtime,
+    /// The file that holds it.
+    v8_inode: Option<u64>,
+    kept: Kept,
 }
 
 /// The V8 of a process.
@@ -90,21 +96,32 @@ enum Runtime {
     V8(Box<V8<LiveMemory>>),
 }
 
+impl Runtime {
+    fn get(&self) -> Option<&V8<LiveMemory>> {
+        match self {
+            Self::V8(v8) => Some(v8),
+            Self::NotLooked | Self::None => None,
+        }
+    }
+}
+
 impl Default for Symbolizer {
     fn default() -> Self {
-        Self::new()
+        Self::new(Box::new(NoClock))
     }
 }
 
 impl Symbolizer {
+    /// `clock` tells of collections, after which a heap is another.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(clock: Box<dyn GcClock>) -> Self {
         Self {
             spaces: HashMap::new(),
             modules: HashMap::new(),
             kernel: None,
             lines: inlined_functions(),
             layouts: HashMap::new(),
+            clock,
         }
     }
 
@@ -117,16 +134,6 @@ impl Symbolizer {
                 Named { frames, truncated: None }
             }
         }
-    }
-
-    /// Names a user stack. Every address but the first is a return address: the call lies before it.
-    pub fn symbolize_user(&mut self, pid: Pid, stack: &UserFrames) -> Named {
-        self.enter(pid);
-        let mut frames = Vec::with_capacity(stack.frames.len());
-        for (depth, frame) in stack.frames.iter().enumerate() {
-            self.user_frame(pid, *frame, depth, &mut frames);
-        }
-        Named { frames: frames.into_iter().map(Arc::new).collect(), truncated: None }
     }
 
     /// Names a kernel stack, innermost first, from the scheduler's own entry on: what lies above is the tracing of it.
@@ -172,69 +179,15 @@ impl Symbolizer {
         space.used = Some(Instant::now());
     }
 
-    fn user_frame(&mut self, pid: Pid, frame: UserFrame, depth: usize, frames: &mut Vec<Frame>) {
-        let at = frame.pc.saturating_sub(u64::from(depth > 0));
-        let seen = Seen { pc: at, object: frame.object, bytecode_offset: frame.bytecode_offset };
-        let Some(mapping) = self.mapping(pid, at) else {
-            frames.push(unknown(frame.pc));
-            return;
-        };
-        if is_compiled_at_run_time(&mapping) {
-            let decoded = self.v8(pid).and_then(|v8| {
-                let decoded = v8.run_time(seen, mapping.start);
-                let decoded = decoded.or_else(|because| if depth > 0 { v8.function_only(seen) } else { Err(because) });
-                decoded.inspect_err(|because| debug!("frame not named, pid={pid} pc={at:#x}: {because}")).ok()
-            });
-            if let Some(Decoded { frames: named, .. }) = decoded {
-                frames.extend(named);
-                return;
-            }
-            let space = self.spaces.entry(pid).or_default();
-            let unnamed = || Frame { name: "[js]".to_owned(), kind: FrameKind::Js, ..Frame::default() };
-            frames.push(space.perf_map.frame(pid, at).unwrap_or_else(unnamed));
-            return;
-        }
-        if !mapping.is_file() {
-            let name = mapping.path.to_string_lossy().into_owned();
-            frames.push(Frame { name, kind: FrameKind::Native, ..Frame::default() });
-            return;
-        }
-        let offset = at.wrapping_sub(mapping.start.0).wrapping_add(mapping.offset);
-        let begin = frames.len();
-        if let Some((module, lines)) = self.module_and_lines(pid, &mapping) {
-            module.frames(offset, lines, frames);
-        }
-        if let [.., symbol] = frames.as_slice()
-            && symbol.kind == FrameKind::Builtin
-            && frames.len() == begin + 1
-        {
-            let symbol = symbol.clone();
-            let decoded = self.v8(pid).and_then(|v8| {
-                let decoded = v8.builtin(seen, symbol);
-                decoded.inspect_err(|because| debug!("frame not named, pid={pid} pc={at:#x}: {because}")).ok()
-            });
-            if let Some(Decoded { frames: named, .. }) = decoded {
-                frames.truncate(begin);
-                frames.extend(named);
-            }
-        }
-        if frames.len() == begin {
-            // A stripped library: the place in the file can be named later, by whoever has its symbols.
-            let module = file_name(&mapping);
-            let name = format!("{}+{offset:#x}", module.as_deref().unwrap_or("?"));
-            frames.push(Frame { name, module, kind: FrameKind::Unknown, ..Frame::default() });
-        }
-    }
-
     /// The V8 of a process, if it has one whose heap is known.
     fn v8(&mut self, pid: Pid) -> Option<&mut V8<LiveMemory>> {
         let space = self.spaces.entry(pid).or_default();
         if matches!(space.v8, Runtime::NotLooked) {
-            let layout = layout_of(pid, &mut self.layouts);
-            space.v8 = match layout {
-                Some(layout) => Runtime::V8(Box::new(V8::new(LiveMemory::of(pid), layout))),
-                None => Runtime::None,
-            };
+            space.v8 = Runtime::None;
+            if let Some((file, layout)) = layout_of(pid, &mut self.layouts) {
+                space.v8 = Runtime::V8(Box::new(V8::new(LiveMemory::of(pid), layout)));
+                space.v8_inode = Some(file.inode);
+            }
         }
         match &mut space.v8 {
             Runtime::V8(v8) => Some(v8),
@@ -258,7 +211,10 @@ impl Symbolizer {
             // A process that has gone keeps the maps that are known of it.
             if let Ok(mut mappings) = procfs::executable_mappings(pid) {
                 mappings.sort_by_key(|mapping| mapping.start);
-                space.mappings = mappings;
+                if mappings != space.mappings {
+                    space.kept.clear();
+                    space.mappings = mappings;
+                }
             }
         }
         find(space)
@@ -282,7 +238,7 @@ impl Symbolizer {
     }
 }
 
-fn layout_of(pid: Pid, layouts: &mut HashMap<FileIdentity, Option<Layout>>) -> Option<Layout> {
+fn layout_of(pid: Pid, layouts: &mut HashMap<FileIdentity, Option<Layout>>) -> Option<(FileIdentity, Layout)> {
     let target = NodeTarget::inspect(pid).map_err(|error| debug!("no V8: {error}")).ok()?;
     let file = target.node.holder(Component::V8)?;
     if layouts.len() >= V8_LAYOUTS_MAX {
@@ -292,7 +248,7 @@ fn layout_of(pid: Pid, layouts: &mut HashMap<FileIdentity, Option<Layout>>) -> O
         let [major, minor, build, _] = target.node.v8_version()?;
         Layout::of_file([major, minor, build], &file.elf).map_err(|error| debug!("no JavaScript names: {error}")).ok()
     };
-    layouts.entry(file.identity).or_insert_with(read).clone()
+    layouts.entry(file.identity).or_insert_with(read).clone().map(|layout| (file.identity, layout))
 }
 
 /// Names are made readable here, whichever table they come from.

@@ -70,6 +70,12 @@ impl Module {
         (function.size == 0 || within < u64::from(function.size)).then_some(function)
     }
 
+    /// How far behind the begin of its function a file offset is.
+    pub fn bytes_into_function(&self, offset: u64) -> Option<u64> {
+        let addr = self.elf.addr_of_offset(offset)?;
+        addr.0.checked_sub(self.function(addr)?.addr.0)
+    }
+
     fn frame_at(&self, Place { name, file, line }: &Place) -> Frame {
         Frame { file: file.clone(), line: *line, ..self.frame(name) }
     }

@@ -225,13 +225,20 @@ pub fn incarnation(pid: Pid) -> Option<Incarnation> {
     Some(Incarnation { start_ticks, start_stack, exe })
 }
 
-/// The ids of all processes, in order.
+/// Processes, in order of their ids.
 #[must_use]
-pub fn processes() -> Vec<Pid> {
+pub fn pids() -> Vec<Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let mut pids: Vec<Pid> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid)).collect();
+    let mut pids: Vec<Pid> = entries.filter_map(|entry| Some(Pid(entry.file_name().to_str()?.parse().ok()?))).collect();
     pids.sort_unstable();
     pids
+}
+
+/// Which file a process runs; `None` for one of the kernel's, and for one that has gone.
+#[must_use]
+pub fn executable_identity(pid: Pid) -> Option<FileIdentity> {
+    let metadata = fs::metadata(path_of(pid, "exe")).ok()?;
+    Some(FileIdentity { device: metadata.dev(), inode: metadata.ino() })
 }
 
 /// Threads of the process, in order of their ids; those that end meanwhile are left out.

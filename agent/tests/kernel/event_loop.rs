@@ -8,7 +8,7 @@ use crate::{
     harness::{
         Bench, Process, Trace, VERSION, VERSIONS, Workload, bench, close, node, request, say, script, trace, within,
     },
-    records::{Histogram, Records, Span, assert_closed, get, list, number, sum},
+    records::{Histogram, Records, Span, assert_closed, get, list, number, sum, text},
 };
 
 /// Idle time up to a moment, from samples `[time, idle, active]` that lie on both sides of it.
@@ -150,4 +150,23 @@ fn every_known_hold_up_is_a_slow_turn_of_its_length() {
     close("slow turn, less the hold-up in it, p90 (ms)", 0.0, excess[excess.len() * 9 / 10], allowed);
     // The edges of the trace may cut one each; on a busy machine, the short hold-ups are slow turns too.
     assert!(excess.len() > 10 && slow.len() - held <= 2, "{} of {} slow turns hold the loop up", held, slow.len());
+}
+
+/// libuv before 1.45 polls by one call, later ones by the other.
+#[test]
+fn polls_of_a_kind_that_no_traced_loop_does_are_not_probed_for_long() {
+    let Some(bench) = bench() else { return };
+    let mut old = Workload::start("18.20.8", "mixed.js", &[]);
+    let mut new = Workload::start(VERSION, "mixed.js", &[]);
+    for (traced, own, other) in [(&mut old, "epoll_wait", "epoll_pwait"), (&mut new, "epoll_pwait", "epoll_wait")] {
+        let records = trace(&bench, traced, 3.0, &["--window", "500ms"]);
+        let windows: Vec<_> = records.of_type("agent").collect();
+        let hits = |window: &Value, call: &str| -> f64 {
+            let named = |hit: &&Value| text(hit, "probe").strip_prefix("enter_") == Some(call);
+            list(window, "probes").iter().filter(named).map(|hit| number(hit, "hits")).sum()
+        };
+        assert!(hits(windows[0], other) > 0.0, "{other} of the other process is seen at first");
+        let last = windows[windows.len() - 2];
+        assert!(hits(last, own) > 50.0 && hits(last, other) == 0.0, "{other} is still probed: {last}");
+    }
 }

@@ -144,13 +144,19 @@ impl Process {
     /// Reads standard output until a line begins with `prefix`, and gives the rest of that line.
     #[track_caller]
     pub fn wait_out(&mut self, prefix: &str) -> String {
-        wait_line(&self.stdout, &mut self.out, prefix).unwrap_or_else(|| self.give_up(prefix))
+        self.wait_out_within(prefix, START_LIMIT)
+    }
+
+    /// The same of something that may take long.
+    #[track_caller]
+    pub fn wait_out_within(&mut self, prefix: &str, limit: Duration) -> String {
+        wait_line(&self.stdout, &mut self.out, prefix, limit).unwrap_or_else(|| self.give_up(prefix))
     }
 
     /// The same on standard error.
     #[track_caller]
     pub fn wait_err(&mut self, prefix: &str) -> String {
-        wait_line(&self.stderr, &mut self.err, prefix).unwrap_or_else(|| self.give_up(prefix))
+        wait_line(&self.stderr, &mut self.err, prefix, START_LIMIT).unwrap_or_else(|| self.give_up(prefix))
     }
 
     #[track_caller]
@@ -193,8 +199,8 @@ impl Process {
     }
 }
 
-fn wait_line(source: &mpsc::Receiver<String>, seen: &mut Vec<String>, prefix: &str) -> Option<String> {
-    let deadline = Instant::now() + START_LIMIT;
+fn wait_line(source: &mpsc::Receiver<String>, seen: &mut Vec<String>, prefix: &str, limit: Duration) -> Option<String> {
+    let deadline = Instant::now() + limit;
     loop {
         let line = source.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
         let rest = line.strip_prefix(prefix).map(|rest| rest.trim().to_owned());
@@ -263,13 +269,32 @@ impl Trace {
     /// Returns once it has attached.
     #[track_caller]
     pub fn start(bench: &Bench, pid: u32, args: &[&str]) -> Self {
+        Self::of("trace", "--ndjson", "tracing", bench, pid, args)
+    }
+
+    /// `agent profile` instead.
+    #[track_caller]
+    pub fn profile(bench: &Bench, pid: u32, args: &[&str]) -> Self {
+        Self::of("profile", "-o", "profiling", bench, pid, args)
+    }
+
+    #[track_caller]
+    fn of(command: &str, output: &str, doing: &str, bench: &Bench, pid: u32, args: &[&str]) -> Self {
         let ndjson = bench.dir.path().join(format!("{pid}-{}.ndjson", fresh()));
         let pid_text = pid.to_string();
-        let mut all = vec!["trace", "--pid", &pid_text, "--ndjson", ndjson.to_str().unwrap()];
+        let mut all = vec![command, "--pid", &pid_text, output, ndjson.to_str().unwrap()];
         all.extend_from_slice(args);
         let mut process = Process::spawn(&mut agent_command(&all));
-        process.wait_err(&format!("agent: tracing pid {pid}"));
+        process.wait_err(&format!("agent: {doing} pid {pid}"));
         Self { process, ndjson }
+    }
+
+    /// Ends it as Ctrl-C does.
+    #[track_caller]
+    pub fn interrupt(mut self) -> Records {
+        self.process.signal(Signal::INT);
+        self.process.wait(END_LIMIT);
+        self.records()
     }
 
     /// Waits for the end of its duration.

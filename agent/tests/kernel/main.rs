@@ -20,6 +20,7 @@ mod diagnose;
 mod event_loop;
 mod gc;
 mod harness;
+mod js;
 mod luck;
 mod peer;
 mod records;

@@ -15,10 +15,11 @@ use crate::run::Error;
 
 pub const HEAD: &str = "\
 \nProbe hits times their cost: traps by calibration in the same run, programs by the kernel's own count of their run time \
-(`kernel.bpf_stats_enabled`, which makes them look somewhat dearer). Scheduler programs see every process of the machine, so a busy \
+(`kernel.bpf_stats_enabled`) less what it says of as many runs of an empty program under the same load, which is the counting itself. \
+Scheduler programs see every process of the machine, so a busy \
 neighbour raises their part. What the kernel spends on reaching a tracepoint's program is not in the sum. Phase probes are attached \
 for a part of the time only; *phases seen* is their share of what was counted here.\n\n\
-| case | phases seen | uprobe hits/s | traps | other program runs/s | BPF programs | of that: stacks and scheduler | sum, of one core | agent's own CPU | its memory |\n|---|---|---|---|---|---|---|---|---|---|\n";
+| case | phases seen | uprobe hits/s | traps | other program runs/s | an empty run | BPF programs | of that: stacks and scheduler | sum, of one core | agent's own CPU | its memory |\n|---|---|---|---|---|---|---|---|---|---|---|\n";
 
 /// How long programs are counted: most rests of the phase probes are shorter than this.
 const SPAN: Duration = Duration::from_secs(12);
@@ -28,6 +29,7 @@ const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// Attaches the agent once more and counts.
 pub fn row(case: Case, pid: u32) -> Result<String, Error> {
     let _stats = Stats::count()?;
+    let empty_ns = empty_run_ns()?;
     let attached = Tool::Agent.attach(pid)?;
     std::thread::sleep(Duration::from_secs(2));
     let (begin, cpu) = (run_times(attached.pid())?, attached.cpu_seconds());
@@ -39,9 +41,11 @@ pub fn row(case: Case, pid: u32) -> Result<String, Error> {
     attached.detach();
     let spent = |names: &[&str]| -> f64 {
         let used = end.iter().filter(|(name, _)| names.is_empty() || names.contains(&name.as_str()));
-        used.map(|(name, (ns, _))| ns - begin.get(name).map_or(0.0, |(ns, _)| *ns)).sum::<f64>()
-            / 1e9
-            / SPAN.as_secs_f64()
+        let net = used.map(|(name, (ns, runs))| {
+            let (ns_before, runs_before) = begin.get(name).copied().unwrap_or_default();
+            ns - ns_before - (runs - runs_before) * empty_ns
+        });
+        net.sum::<f64>() / 1e9 / SPAN.as_secs_f64()
     };
     let runs = |name: &str| {
         let count = |of: &BTreeMap<String, (f64, f64)>| of.get(name).map_or(0.0, |(_, runs)| *runs);
@@ -52,7 +56,7 @@ pub fn row(case: Case, pid: u32) -> Result<String, Error> {
     let others = end.keys().filter(|name| !name.starts_with("probe_")).map(|name| runs(name)).sum::<f64>();
     let programs = spent(&[]);
     Ok(format!(
-        "| {} | {:.0} % | {uprobes:.0} | {:.2} % ({hit_ns:.0} ns each) | {others:.0} | {:.2} % | {:.2} % | {:.2} % | {:.1} % | {memory:.0} MB |\n",
+        "| {} | {:.0} % | {uprobes:.0} | {:.2} % ({hit_ns:.0} ns each) | {others:.0} | {empty_ns:.0} ns | {:.2} % | {:.2} % | {:.2} % | {:.1} % | {memory:.0} MB |\n",
         case.name(),
         phases_seen * 100.0,
         traps * 100.0,
@@ -61,6 +65,20 @@ pub fn row(case: Case, pid: u32) -> Result<String, Error> {
         (traps + programs) * 100.0,
         cpu / SPAN.as_secs_f64() * 100.0,
     ))
+}
+
+/// What the kernel counts for a run of a program that does nothing.
+fn empty_run_ns() -> Result<f64, Error> {
+    let attached = Tool::Empty.attach(0)?;
+    let begin = run_times(attached.pid())?;
+    std::thread::sleep(Duration::from_secs(3));
+    let end = run_times(attached.pid())?;
+    attached.detach();
+    let total = |times: &BTreeMap<String, (f64, f64)>| {
+        times.values().fold((0.0, 0.0), |(ns, runs), (more_ns, more_runs)| (ns + more_ns, runs + more_runs))
+    };
+    let ((ns_before, runs_before), (ns, runs)) = (total(&begin), total(&end));
+    Ok((ns - ns_before) / (runs - runs_before))
 }
 
 /// Programs are counted while this lives.

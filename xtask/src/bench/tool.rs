@@ -21,6 +21,8 @@ pub enum Tool {
     Bpftrace,
     OffCpuTime,
     RunQLat,
+    /// A program on `sched_switch` that does nothing: what the kernel's counting itself takes.
+    Empty,
 }
 
 impl Tool {
@@ -32,6 +34,7 @@ impl Tool {
             Self::Bpftrace => "bpftrace script",
             Self::OffCpuTime => "offcputime",
             Self::RunQLat => "runqlat",
+            Self::Empty => "an empty program",
         }
     }
 
@@ -52,20 +55,25 @@ impl Tool {
                 bpftrace.arg(root().join("scripts/workloads/peer.bt")).arg(&pid);
                 bpftrace
             }
+            Self::Empty => {
+                let mut bpftrace = Command::new("bpftrace");
+                bpftrace.args(["-e", r#"BEGIN { printf("READY\n") } tracepoint:sched:sched_switch { }"#]);
+                bpftrace
+            }
             Self::OffCpuTime => peer("offcputime", &["-p", &pid, "3600"]),
             Self::RunQLat => peer("runqlat", &["-p", &pid, "3600", "1"]),
         };
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         if self == Self::Agent {
             command.stderr(Stdio::piped());
-        } else if self == Self::Bpftrace {
+        } else if matches!(self, Self::Bpftrace | Self::Empty) {
             command.stdout(Stdio::piped());
         }
         let child = command.spawn().map_err(|source| Error::io(self.name(), source))?;
         let mut attached = Attached { child, begin, attach: Duration::ZERO, hit_ns: Arc::default() };
         match self {
             Self::Agent => attached.hit_ns = self.wait_for(attached.child.stderr.take(), "tracing pid")?,
-            Self::Bpftrace => {
+            Self::Bpftrace | Self::Empty => {
                 self.wait_for(attached.child.stdout.take(), "READY")?;
                 // Its BEGIN runs before the other probes are attached.
                 std::thread::sleep(Duration::from_millis(1_500));

@@ -106,7 +106,10 @@ fn probe(ctx: &ProbeContext) -> u32 {
         id::GC_SCAVENGE => state.gc_collectors |= collector::SCAVENGE,
         id::GC_MARK_COMPACT => {
             state.gc_collectors |= collector::MARK_COMPACT;
-            thread::count_collection(state.tgid, true);
+            // Of one whose begin was not seen, the end will not be counted either.
+            if state.gc_started_ns != 0 {
+                thread::count_collection(state.tgid, true);
+            }
         }
         id::GC_MINOR_MARK_SWEEP => state.gc_collectors |= collector::MINOR_MARK_SWEEP,
         id::GC_END => gc_end(state),

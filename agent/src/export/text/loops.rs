@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     format::{Page, clock, count, duration, parts_bar, percent, plural, rate, ratio, safe, spark},
-    stack,
+    profile, stack,
 };
 use crate::{
     aggregate::histogram::Histogram,
@@ -264,6 +264,9 @@ fn slow_turn(page: &mut Page, summary: &Summary, target: &TargetSummary, time: &
     };
     let still = if turn.open { " and going on" } else { "" };
     page.line(&format!("  {}  {}{still}: {thread}{}", clock(time), duration(turn.busy_ns), parts.join(", ")));
+    if let Some(functions) = profile::functions_of(summary, &turn.on_cpu) {
+        page.line(&format!("      {functions}"));
+    }
     if let Some(stay) = turn.off_cpu.first().filter(|stay| ratio(stay.duration_ns, turn.busy_ns) >= 0.05) {
         let frames = stack::folded(summary, stay.user_stack, stay.kernel_stack);
         page.line(&format!("      {} {}: {frames}", stack::reason(stay.reason), duration(stay.duration_ns)));

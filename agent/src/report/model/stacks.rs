@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Class, OffReason, Space};
+use super::{Class, LedgerPart, OffReason, Role, Space};
 
 /// A hash over a stack's addresses; sixteen hexadecimal digits in JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -68,6 +68,9 @@ pub struct Frame {
     /// The line is where the function begins, as the one that runs is not known.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub start_line: bool,
+    /// Where the function begins, where that is known beside the line that runs: what tells functions of one name apart.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub function_line: Option<u32>,
     /// Of JavaScript: what ran it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tier: Option<Tier>,
@@ -100,9 +103,25 @@ pub enum Tier {
     Turbofan,
 }
 
+/// What `agent profile` measures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    /// Samples of what runs.
+    #[default]
+    OnCpu,
+    /// Stays off CPU.
+    OffCpu,
+    /// Both, and idle apart.
+    Wall,
+}
+
 /// What ran on the CPUs in a window, by stack.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Profile {
+    /// Length of the window; 0 where another line states it.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub duration_ns: u64,
     /// Time on CPU that one sample stands for.
     pub period_ns: u64,
     /// Most samples first.
@@ -110,6 +129,20 @@ pub struct Profile {
     /// Samples of stacks beyond the limit.
     #[serde(default)]
     pub other_samples: u64,
+    /// Of `agent profile`: the threads that were seen, the main thread first.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub threads: Vec<ProfileThread>,
+}
+
+/// A thread in a window of a profile.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfileThread {
+    pub tid: u32,
+    pub name: String,
+    pub role: Role,
+    /// Where its time went; absent where switches were not followed.
+    #[serde(flatten)]
+    pub ledger: Option<LedgerPart>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,6 +176,9 @@ pub struct OffCpu {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OffCpuStack {
+    /// The thread, where they are told apart: in `agent profile`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tid: Option<u32>,
     pub class: Class,
     pub reason: OffReason,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// A frame as the walk saw it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Seen {
     /// Within the instruction that runs, or within the call.
     pub pc: u64,
@@ -37,6 +37,16 @@ pub struct Seen {
     pub object: u64,
     /// See [`crate::decode::UserFrame::bytecode_offset`].
     pub bytecode_offset: u64,
+    /// Of the innermost frame, where it was interrupted.
+    pub live: Option<Live>,
+}
+
+/// Where the interpreter keeps its place while one of its handlers runs; the frame has that of the last call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Live {
+    pub offset: u64,
+    /// The tagged address of the bytecode array.
+    pub array: u64,
 }
 
 impl Seen {
@@ -71,7 +81,7 @@ impl<M: Memory> V8<M> {
         let named = self.describe(function, &mut decoded.proofs)?;
         match self.heap.body(function)? {
             Body::Bytecode(bytecode) => {
-                let interpreted = self.interpreter_offset(seen);
+                let interpreted = self.interpreter_offset(seen, bytecode, &symbol.name);
                 if interpreted.is_none() || !is_interpreter(&symbol.name) {
                     decoded.frames.push(symbol);
                 }
@@ -107,10 +117,12 @@ impl<M: Memory> V8<M> {
     }
 
     /// The offset in the bytecode, where the frame is one of the interpreter's.
-    fn interpreter_offset(&self, seen: Seen) -> Option<u32> {
+    fn interpreter_offset(&self, seen: Seen, bytecode: Object, symbol: &str) -> Option<u32> {
+        let live = seen.live.filter(|live| symbol.ends_with("Handler") && Tagged(live.array).object() == Ok(bytecode));
+        let offset = live.map_or(seen.bytecode_offset, |live| live.offset);
         // It counts from the tagged array.
         let before = u64::from(self.heap.layout.bytecode_data) - 1;
-        u32::try_from(seen.bytecode_offset.checked_sub(before)?).ok()
+        u32::try_from(offset.checked_sub(before)?).ok()
     }
 
     /// Names a frame whose address is in code made at run time, in a mapping that begins at `mapped`.
@@ -150,15 +162,8 @@ impl<M: Memory> V8<M> {
     fn baseline(&mut self, seen: Seen, code: &Code, decoded: &mut Decoded) -> Result<(), Refusal> {
         let heap = &self.heap;
         let field = |offset: u32| Tagged(code.words.get(offset as usize / 8).copied().unwrap_or(0)).object();
-        let mut bytecode = field(heap.layout.code.deopt)?;
-        if heap.type_of(bytecode)? == heap.layout.types.interpreter_data {
-            bytecode = heap.object(bytecode, fixed::INTERPRETER_DATA_BYTECODE)?;
-        }
-        heap.expect(bytecode, heap.layout.types.bytecode_array)?;
         let function = seen.function()?;
-        if heap.body(function)? != Body::Bytecode(bytecode) {
-            return Err(Refusal::Changed);
-        }
+        let bytecode = self.baseline_bytecode(function, code)?;
         let count = usize::try_from(heap.count(bytecode, fixed::ARRAY_LENGTH)?).unwrap_or(usize::MAX);
         let bytecodes = heap.bytes(bytecode.field(heap.layout.bytecode_data)?, count, V8_BYTECODES_MAX)?;
         let table = heap.byte_array(field(heap.layout.code.positions)?, V8_TABLE_BYTES_MAX)?;
@@ -168,6 +173,46 @@ impl<M: Memory> V8<M> {
         let named = self.describe(function, &mut decoded.proofs)?;
         decoded.frames.push(frame_of(&named, position, Some(Tier::Baseline)));
         Ok(())
+    }
+
+    /// The bytecode of a function, if its baseline code is this one.
+    fn baseline_bytecode(&self, function: Object, code: &Code) -> Result<Object, Refusal> {
+        let heap = &self.heap;
+        let Body::Bytecode(bytecode) = heap.body(function)? else { return Err(Refusal::Changed) };
+        if heap.layout.types.baseline_data.is_some() {
+            // Until 9.x code does not know its bytecode, but the function both.
+            let data = heap.object(function, heap.layout.function_info.data)?;
+            return (heap.object(data, fixed::BASELINE_DATA_CODE)? == code.object)
+                .then_some(bytecode)
+                .ok_or(Refusal::Changed);
+        }
+        let deopt = code.words.get(heap.layout.code.deopt as usize / 8).copied().unwrap_or(0);
+        let mut own = Tagged(deopt).object()?;
+        if heap.type_of(own)? == heap.layout.types.interpreter_data {
+            own = heap.object(own, fixed::INTERPRETER_DATA_BYTECODE)?;
+        }
+        (own == bytecode).then_some(bytecode).ok_or(Refusal::Changed)
+    }
+
+    /// Where the code begins that holds an address.
+    pub fn code_start(&mut self, pc: u64, mapped: UserAddr) -> Option<u64> {
+        self.heap.begin();
+        self.heap.code_at(pc, mapped, &mut self.codes).ok().map(|code| code.start)
+    }
+
+    /// The address is in code of the frame's function.
+    pub fn is_code_of(&mut self, seen: Seen, mapped: UserAddr) -> bool {
+        self.heap.begin();
+        let Ok(function) = seen.function() else { return false };
+        let Ok(code) = self.heap.code_at(seen.pc, mapped, &mut self.codes) else { return false };
+        match code.kind {
+            Kind::Baseline => self.baseline_bytecode(function, &code).is_ok(),
+            Kind::Optimised(_) => self
+                .heap
+                .optimised(&code, seen.pc)
+                .is_ok_and(|all| all.last().is_some_and(|at| at.function == function)),
+            Kind::Other => false,
+        }
     }
 
     /// The function of a frame that is set up, where nothing more is known of it.
@@ -189,13 +234,17 @@ impl<M: Memory> V8<M> {
 /// A name for functions that have none, as DevTools has it.
 const ANONYMOUS: &str = "(anonymous)";
 
+/// And for those in evaluated code, as V8 has it.
+const EVALUATED: &str = "eval";
+
 fn frame_of(function: &Function, position: Option<u32>, tier: Option<Tier>) -> Frame {
     let script = function.script.as_deref();
     let place = |position: u32| script?.place(position);
     let known = position.and_then(place);
     let place = known.or_else(|| function.start.and_then(place));
+    let unnamed = if script.is_some_and(|script| script.is_evaluated) { EVALUATED } else { ANONYMOUS };
     Frame {
-        name: if function.name.is_empty() { ANONYMOUS.to_owned() } else { function.name.clone() },
+        name: if function.name.is_empty() { unnamed.to_owned() } else { function.name.clone() },
         kind: FrameKind::Js,
         file: script.and_then(|script| script.file.clone()),
         line: place.map(|place| place.line),
@@ -211,7 +260,7 @@ fn wasm_frame() -> Frame {
 }
 
 /// Code of the interpreter itself: it says nothing beside the function that it runs.
-fn is_interpreter(builtin: &str) -> bool {
+pub fn is_interpreter(builtin: &str) -> bool {
     builtin.ends_with("Handler")
         || builtin.starts_with("InterpreterEntryTrampoline")
         || builtin.starts_with("InterpreterEnterAt")

@@ -52,6 +52,15 @@ impl Functions {
     }
 }
 
+/// Where a name is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Name {
+    /// What the function calls itself.
+    Own(String),
+    /// What it was assigned to, as V8 understood it; empty if it did not.
+    Inferred(String),
+}
+
 /// What a function runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
@@ -84,19 +93,23 @@ impl<M: Memory> Heap<M> {
         }
         let [name, script] = identity.map(Tagged);
         let script = self.script_of(script, functions, depth)?;
-        let (mut text, mut start) = self.name(name)?;
+        let (mut name, mut start) = self.name(name)?;
         if let Ok(data) = self.uncompiled(&words) {
             start = start.or(self.u32(data.field(fixed::UNCOMPILED_START)?).ok());
-            if text.is_empty() {
+            if name == Name::Inferred(String::new()) {
                 let inferred = self.object(data, fixed::UNCOMPILED_INFERRED_NAME)?;
-                text = self.text(inferred, V8_NAME_UNITS_MAX).unwrap_or_default();
+                name = Name::Inferred(self.text(inferred, V8_NAME_UNITS_MAX).unwrap_or_default());
             }
         }
-        if text.is_empty()
-            && let (Some(script), Some(start)) = (&script, start)
-        {
-            text = self.assigned_name(script, start).unwrap_or_default();
-        }
+        let text = match (name, &script, start) {
+            (Name::Inferred(name), Some(script), Some(start)) => self.text_before(script, start).map_or_else(
+                |_| name.clone(),
+                |before| {
+                    if is_computed(&before) { String::new() } else { or_else(name.clone(), || name_before(&before)) }
+                },
+            ),
+            (Name::Own(name) | Name::Inferred(name), ..) => name,
+        };
         let function = Arc::new(Function { name: text, script, start });
         if functions.functions.len() >= V8_FUNCTIONS_MAX {
             functions.functions.clear();
@@ -121,11 +134,12 @@ impl<M: Memory> Heap<M> {
     }
 
     /// The name and the start position in a function's `name_or_scope_info`.
-    fn name(&self, word: Tagged) -> Result<(String, Option<u32>), Refusal> {
-        let Ok(object) = word.object() else { return Ok((String::new(), None)) };
+    fn name(&self, word: Tagged) -> Result<(Name, Option<u32>), Refusal> {
+        let Ok(object) = word.object() else { return Ok((Name::Inferred(String::new()), None)) };
         let instance_type = self.type_of(object)?;
         if instance_type < self.layout.types.first_nonstring {
-            return Ok((self.text(object, V8_NAME_UNITS_MAX)?, None));
+            let text = self.text(object, V8_NAME_UNITS_MAX)?;
+            return Ok((if text.is_empty() { Name::Inferred(text) } else { Name::Own(text) }, None));
         }
         if instance_type == self.layout.types.scope_info {
             return self.scope_info(object);
@@ -133,61 +147,53 @@ impl<M: Memory> Heap<M> {
         Err(Refusal::OtherType)
     }
 
-    /// A `ScopeInfo`: flags, counts, names and properties of variables; then, each if there is one, the function's name and its
-    /// slot, the inferred name, and, before 12.8, the function's start and end. No other strings lie there.
-    fn scope_info(&self, at: Object) -> Result<(String, Option<u32>), Refusal> {
-        const VARIABLES: usize = 3;
-        const START: usize = 4;
-        /// A word for a class variable, two for the name, one for the inferred one, and two for the positions.
-        const TAIL: usize = 6;
+    /// A `ScopeInfo`: flags, counts, names and properties of variables; then, each if the flags say so, a word about a class
+    /// variable, the function's name and its slot, the inferred name, and, before 12.8, the function's start and end.
+    fn scope_info(&self, at: Object) -> Result<(Name, Option<u32>), Refusal> {
+        const TAIL: usize = 7;
         let layout = self.layout.scope_info;
-        let head = self.words::<6>(at)?;
-        let variables = head.get(VARIABLES).and_then(|word| Tagged(*word).smi());
-        let variables = variables.and_then(|count| u32::try_from(count).ok()).ok_or(Refusal::OutOfRange)?;
-        if variables > V8_NAME_UNITS_MAX {
-            return Err(Refusal::TooLarge);
-        }
+        let [_, flags, _, variables, start, _] = self.words::<6>(at)?;
+        let flags = ScopeFlags::of(flags);
+        let variables = unsigned(variables).filter(|count| *count <= V8_NAME_UNITS_MAX).ok_or(Refusal::OutOfRange)?;
         let hashed = layout.hashed_from.is_some_and(|from| variables >= from);
         let words = if hashed { variables + 1 } else { variables * 2 };
-        let tail_at = (1 + layout.first_vars + words) * 8;
-        let tail = self.bytes(at.field(tail_at)?, TAIL * 8, TAIL * 8)?;
-        let mut names = Vec::new();
-        let mut before = None;
-        let mut start = None;
-        if layout.positions_first {
-            start = head.get(START).and_then(|word| Tagged(*word).smi()).and_then(|start| u32::try_from(start).ok());
+        let skipped = flags.class_variable() + if layout.has_receiver { flags.receiver() } else { 0 };
+        let tail = self.bytes(at.field((1 + layout.first_vars + words) * 8)?, TAIL * 8, TAIL * 8)?;
+        let mut tail = tail.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).skip(skipped);
+        let (mut own, mut inferred) = (None, None);
+        if flags.has_name() {
+            own = self.name_text(tail.next().ok_or(Refusal::OutOfRange)?)?;
+            tail.next();
         }
-        for word in tail.as_chunks::<8>().0.iter().map(|word| Tagged(u64::from_le_bytes(*word))) {
-            let smi = word.smi().and_then(|smi| u32::try_from(smi).ok());
-            if let (None, Some(begin), Some(end)) = (start, before, smi)
-                && begin < end
-                && !layout.positions_first
-            {
-                start = Some(begin);
-                break;
-            }
-            before = smi;
-            if smi.is_some() {
-                continue;
-            }
-            // Undefined stands for a name that is not known; anything else is behind the names.
-            let Ok(object) = word.object() else { break };
-            match self.type_of(object) {
-                Ok(string) if string < self.layout.types.first_nonstring => names.push(object),
-                Ok(oddball) if oddball == self.layout.types.oddball => {}
-                _ => break,
-            }
+        if flags.has_inferred_name() {
+            inferred = self.name_text(tail.next().ok_or(Refusal::OutOfRange)?)?;
         }
-        let mut texts = names.iter().filter_map(|name| self.text(*name, V8_NAME_UNITS_MAX).ok());
-        Ok((texts.find(|text| !text.is_empty()).unwrap_or_default(), start))
+        let start = if layout.positions_first { Some(start) } else { tail.next() }.and_then(unsigned);
+        if let Some(name) = initializer(flags.kind(), layout.members_initializer_kinds) {
+            return Ok((Name::Own(name.to_owned()), start));
+        }
+        let own = own.filter(|own| !own.is_empty());
+        Ok((own.map_or_else(|| Name::Inferred(inferred.unwrap_or_default()), Name::Own), start))
     }
 
-    /// What a function is assigned to, by the text before its parameters: `a.b = function`, `a = async`, `a =`.
-    fn assigned_name(&self, script: &Script, start: u32) -> Option<String> {
+    /// A name, where there may be none.
+    fn name_text(&self, word: u64) -> Result<Option<String>, Refusal> {
+        let word = Tagged(word);
+        if word.smi() == Some(0) {
+            return Ok(None);
+        }
+        let object = word.object()?;
+        if self.type_of(object)? == self.layout.types.oddball {
+            return Ok(None);
+        }
+        self.text(object, V8_NAME_UNITS_MAX).map(Some)
+    }
+
+    /// The text before a function's parameters.
+    fn text_before(&self, script: &Script, start: u32) -> Result<String, Refusal> {
         const BEFORE: u32 = 160;
         let from = start.saturating_sub(BEFORE);
-        let text = self.text_of(script.source?, from, start.checked_sub(from)?).ok()?;
-        name_before(&text).map(str::to_owned)
+        self.text_of(script.source.ok_or(Refusal::Absent)?, from, start.saturating_sub(from))
     }
 
     fn uncompiled(&self, words: &[u64; WORDS]) -> Result<Object, Refusal> {
@@ -253,19 +259,81 @@ impl<M: Memory> Heap<M> {
     }
 }
 
-/// The name to which the function is assigned that begins after this text.
-fn name_before(text: &str) -> Option<&str> {
+/// What a `ScopeInfo`'s flags say (`ScopeFlags`, `src/objects/scope-info.tq`); these have not moved.
+#[derive(Clone, Copy)]
+struct ScopeFlags(u64);
+
+impl ScopeFlags {
+    /// A small integer until 12.x, then 32 bits as they are.
+    fn of(word: u64) -> Self {
+        Self(if word & 0xffff_ffff == 0 { word >> 32 } else { word })
+    }
+
+    /// Words about a class variable.
+    fn class_variable(self) -> usize {
+        usize::from(self.0 >> 10 & 1 == 1)
+    }
+
+    /// Words about the receiver, which is on the stack or in the context.
+    fn receiver(self) -> usize {
+        usize::from(matches!(self.0 >> 7 & 3, 1 | 2))
+    }
+
+    fn has_name(self) -> bool {
+        self.0 >> 12 & 3 != 0
+    }
+
+    fn has_inferred_name(self) -> bool {
+        self.0 >> 14 & 1 == 1
+    }
+
+    /// `FunctionKind`.
+    fn kind(self) -> u64 {
+        self.0 >> 17 & 31
+    }
+}
+
+/// What V8 calls functions that set up the fields of a class, whose own names are those of the class.
+fn initializer(kind: u64, (first, last): (u64, u64)) -> Option<&'static str> {
+    let is_static = kind > last;
+    (kind >= first).then_some(if is_static { "<static_initializer>" } else { "<instance_members_initializer>" })
+}
+
+fn unsigned(word: u64) -> Option<u32> {
+    Tagged(word).smi().and_then(|smi| u32::try_from(smi).ok())
+}
+
+fn or_else(name: String, other: impl FnOnce() -> Option<String>) -> String {
+    if name.is_empty() { other().unwrap_or_default() } else { name }
+}
+
+/// The text before a function, without the words that begin one.
+fn before_function(text: &str) -> &str {
     let mut text = text.trim_end();
     for word in ["*", "function", "async"] {
         text = text.strip_suffix(word).unwrap_or(text).trim_end();
     }
-    let text = text.strip_suffix('=')?.trim_end();
+    text
+}
+
+/// The function is a property whose name is computed: V8 puts that into the function's object, where it is not seen from here, and
+/// what it inferred is the name of something else.
+fn is_computed(before: &str) -> bool {
+    let before = before_function(before);
+    before.strip_suffix(':').unwrap_or(before).trim_end().ends_with(']')
+}
+
+/// The name to which the function is assigned that begins after this text.
+fn name_before(text: &str) -> Option<String> {
+    let text = before_function(text).strip_suffix('=')?.trim_end();
     // No comparison and no arithmetic.
     let is_part = |c: char| c.is_alphanumeric() || matches!(c, '_' | '$' | '.' | '#');
     let name = text.trim_end_matches(is_part).len();
     let name = text.get(name..)?.trim_matches('.');
     let first = name.chars().next()?;
-    (!first.is_numeric()).then_some(name)
+    // V8 leaves these two out.
+    let parts = name.split('.').filter(|part| !matches!(*part, "prototype" | "this"));
+    (!first.is_numeric()).then(|| parts.collect::<Vec<_>>().join("."))
 }
 
 #[cfg(test)]
@@ -274,15 +342,15 @@ mod tests {
 
     #[track_caller]
     fn check(before: &str, expected: Option<&str>) {
-        assert_eq!(name_before(before), expected, "{before}");
+        assert_eq!(name_before(before).as_deref(), expected, "{before}");
     }
 
     #[test]
     fn a_function_is_named_after_what_it_is_assigned_to() {
-        check("};\nModule.prototype._compile = function", Some("Module.prototype._compile"));
+        check("};\nModule.prototype._compile = function", Some("Module._compile"));
         check("const f =", Some("f"));
         check("x.y = async function* ", Some("x.y"));
-        check("this.#a = async ", Some("this.#a"));
+        check("this.#a = async ", Some("#a"));
         check("a == ", None);
         check("a <= ", None);
         check("call(function", None);

@@ -86,6 +86,10 @@ pub struct ScopeInfo {
     pub positions_first: bool,
     /// From this many variables on their names are in a hash table; they always lie in the object before 9.8.
     pub hashed_from: Option<u32>,
+    /// First and last `FunctionKind` of the functions that set up a class's fields; above are those of its static ones.
+    pub members_initializer_kinds: (u64, u64),
+    /// A word about the receiver lies before the name, until 9.x.
+    pub has_receiver: bool,
 }
 
 /// `frametype_*`, as far as they have names of their own.
@@ -152,6 +156,7 @@ pub mod fixed {
     /// `DebugInfo::script`, in the place of a function's script while it is debugged; its function lies before it.
     pub const DEBUG_INFO_SCRIPT: u32 = 16;
     pub const INTERPRETER_DATA_BYTECODE: u32 = 8;
+    pub const BASELINE_DATA_CODE: u32 = 8;
     pub const BASELINE_DATA_DATA: u32 = 16;
     pub const UNCOMPILED_INFERRED_NAME: u32 = 8;
     pub const UNCOMPILED_START: u32 = 16;

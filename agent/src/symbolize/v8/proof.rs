@@ -43,6 +43,12 @@ impl Proof {
         }
     }
 
+    /// All of these words, as they are.
+    #[cfg(test)]
+    pub fn of_words(at: UserAddr, words: [u64; WORDS]) -> Self {
+        Self { at, words, masks: [u64::MAX; WORDS] }
+    }
+
     #[must_use]
     pub fn part(&self) -> Part {
         Part::new(self.at)

@@ -38,7 +38,13 @@ const V9_4: Layout = Layout {
     bytecode_data: 54,
     bytecode_positions: 32,
     deopt: Deopt { literals: 2, function: 6, inlining: 7 },
-    scope_info: ScopeInfo { first_vars: 3, positions_first: false, hashed_from: None },
+    scope_info: ScopeInfo {
+        first_vars: 3,
+        positions_first: false,
+        hashed_from: None,
+        members_initializer_kinds: (24, 24),
+        has_receiver: true,
+    },
     frames: FrameTypes {
         entry: 1,
         construct_entry: 2,
@@ -88,7 +94,13 @@ const V10_0: Layout = Layout {
     bytecode_data: 56,
     bytecode_positions: 32,
     deopt: Deopt { literals: 2, function: 6, inlining: 7 },
-    scope_info: ScopeInfo { first_vars: 3, positions_first: false, hashed_from: Some(75) },
+    scope_info: ScopeInfo {
+        first_vars: 3,
+        positions_first: false,
+        hashed_from: Some(75),
+        members_initializer_kinds: (24, 24),
+        has_receiver: false,
+    },
     frames: FrameTypes {
         entry: 1,
         construct_entry: 2,
@@ -138,7 +150,13 @@ const V11_1: Layout = Layout {
     bytecode_data: 54,
     bytecode_positions: 32,
     deopt: Deopt { literals: 2, function: 6, inlining: 7 },
-    scope_info: ScopeInfo { first_vars: 3, positions_first: false, hashed_from: Some(75) },
+    scope_info: ScopeInfo {
+        first_vars: 3,
+        positions_first: false,
+        hashed_from: Some(75),
+        members_initializer_kinds: (24, 24),
+        has_receiver: false,
+    },
     frames: FrameTypes {
         entry: 1,
         construct_entry: 2,
@@ -188,7 +206,13 @@ const V12_3: Layout = Layout {
     bytecode_data: 64,
     bytecode_positions: 24,
     deopt: Deopt { literals: 2, function: 6, inlining: 7 },
-    scope_info: ScopeInfo { first_vars: 3, positions_first: false, hashed_from: Some(75) },
+    scope_info: ScopeInfo {
+        first_vars: 3,
+        positions_first: false,
+        hashed_from: Some(75),
+        members_initializer_kinds: (24, 24),
+        has_receiver: false,
+    },
     frames: FrameTypes {
         entry: 1,
         construct_entry: 2,
@@ -238,7 +262,13 @@ const V13_4: Layout = Layout {
     bytecode_data: 64,
     bytecode_positions: 24,
     deopt: Deopt { literals: 3, function: 7, inlining: 8 },
-    scope_info: ScopeInfo { first_vars: 5, positions_first: true, hashed_from: Some(75) },
+    scope_info: ScopeInfo {
+        first_vars: 5,
+        positions_first: true,
+        hashed_from: Some(75),
+        members_initializer_kinds: (24, 24),
+        has_receiver: false,
+    },
     frames: FrameTypes {
         entry: 1,
         construct_entry: 2,
@@ -288,7 +318,13 @@ const V14_1: Layout = Layout {
     bytecode_data: 64,
     bytecode_positions: 24,
     deopt: Deopt { literals: 3, function: 7, inlining: 8 },
-    scope_info: ScopeInfo { first_vars: 5, positions_first: true, hashed_from: Some(75) },
+    scope_info: ScopeInfo {
+        first_vars: 5,
+        positions_first: true,
+        hashed_from: Some(75),
+        members_initializer_kinds: (24, 25),
+        has_receiver: false,
+    },
     frames: FrameTypes {
         entry: 1,
         construct_entry: 2,

@@ -32,6 +32,8 @@ pub struct Script {
     /// Where the source is, as of when the script was read.
     pub source: Option<Object>,
     pub source_units: u32,
+    /// It was made by `eval` or `new Function`.
+    pub is_evaluated: bool,
     identity: [u64; IDENTITY.len()],
     /// The first unit of each line.
     lines: Vec<u32>,
@@ -92,6 +94,8 @@ impl<M: Memory> Heap<M> {
         let text = |offset: u32| self.text(field(offset).object().ok()?, V8_NAME_UNITS_MAX).ok();
         let url_at = self.layout.script_source_url;
         let file = text(url_at).filter(|url| !url.is_empty()).or_else(|| text(fixed::SCRIPT_NAME));
+        let is_evaluated = field(fixed::SCRIPT_EVAL_FROM_SHARED).object().and_then(|from| self.type_of(from))
+            == Ok(self.layout.types.function_info);
         let file = file.or_else(|| self.eval_origin(at, functions, depth).ok());
         let offset = |at: u32| field(at).smi().and_then(|smi| u32::try_from(smi).ok()).unwrap_or(0);
         let source = field(fixed::SCRIPT_SOURCE).object().ok().filter(|source| self.is_string(*source));
@@ -99,6 +103,7 @@ impl<M: Memory> Heap<M> {
             file,
             source_map_url: text(url_at + 8),
             source,
+            is_evaluated,
             line_offset: offset(fixed::SCRIPT_LINE_OFFSET),
             column_offset: offset(fixed::SCRIPT_COLUMN_OFFSET),
             ..Script::default()
@@ -151,8 +156,10 @@ impl<M: Memory> Heap<M> {
         let name = if function.name.is_empty() { "<anonymous>" } else { &function.name };
         let within = function.script.as_ref();
         let file = within.and_then(|script| script.file.as_deref()).ok_or(Refusal::Absent)?;
-        // Evaluated code that evaluates: its own name comes after where it is from.
-        let file = if file.starts_with("eval at ") { format!("{file}, <anonymous>") } else { file.to_owned() };
+        // Evaluated code that evaluates: V8 gives no place in the outer one.
+        if within.is_some_and(|script| script.is_evaluated) {
+            return Ok(format!("eval at {name} ({file})"));
+        }
         let place = position.and_then(|position| within?.place(position));
         Ok(match place {
             Some(Place { line, column }) => format!("eval at {name} ({file}:{line}:{column})"),

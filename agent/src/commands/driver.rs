@@ -1,0 +1,545 @@
+//! The live driver: attaches, feeds the core with what comes, and carries out what the core asks for.
+//!
+//! What is attached and measured is the mission's affair; the way from probes to sums is the same for all.
+
+use std::{
+    io::{IsTerminal, Write},
+    pin::pin,
+    time::Duration,
+};
+
+use agent_ebpf::{
+    abi::{
+        family, kind,
+        process::{Exec, Exit, exit_flag},
+    },
+    spec::Group,
+};
+use log::{info, warn};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+};
+use zerocopy::FromBytes;
+
+use super::{
+    asleep,
+    discover::Discovery,
+    launch::Launched,
+    lookout::Lookout,
+    session::{FileProbes, PhasesWanted, Session, SessionError, TypesAhead},
+    sinks::{Destinations, Sinks},
+    subject::{self, Subject, SubjectError},
+    symbols::Symbols,
+};
+use crate::{
+    cli::exit,
+    core::{Core, Input, Output, Tick},
+    diagnose::Diagnosis,
+    export::text::Style,
+    intake::Batch,
+    probe::{attach::Settings, maps::monotonic_ns, tracefs},
+    report::{
+        Record,
+        model::{EndReason, TraceConfig},
+        summary::Summary,
+    },
+    units::Pid,
+};
+
+/// How long the end of a trace waits for names that are still being looked up, and a window for classes of work.
+const NAMES_PATIENCE: Duration = Duration::from_secs(3);
+
+/// When the rate of turns is first looked at: two looks of the intake, and enough turns to count.
+const EARLY: Duration = Duration::from_millis(120);
+
+/// How often heaps are looked at: what is the least in a window is near what the last collection left.
+const GLANCE: Duration = Duration::from_millis(250);
+
+/// Longer than any trace, and short enough for the clock.
+const FOREVER: Duration = Duration::from_hours(24 * 365);
+
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    #[error(transparent)]
+    Subject(#[from] SubjectError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error("{0}")]
+    Output(String),
+    #[error("cannot start {command}: {source}")]
+    Launch { command: String, source: std::io::Error },
+    #[error(
+        "no Node.js process runs here (or none that may be looked at): name one with --pid, or start it after `--`"
+    )]
+    NobodyThere,
+    #[error("the runtime could not start: {0}")]
+    Runtime(#[source] std::io::Error),
+}
+
+impl DriverError {
+    #[must_use]
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Subject(error) if error.is_denied() => exit::NOT_ALLOWED,
+            Self::Subject(_) | Self::NobodyThere => exit::NO_TARGET,
+            Self::Session(_) => exit::NOT_ALLOWED,
+            Self::Output(_) | Self::Launch { .. } | Self::Runtime(_) => exit::FAILED,
+        }
+    }
+}
+
+/// What is to be measured, and how.
+pub struct Mission {
+    pub settings: Settings,
+    /// Uprobes that every file gets.
+    pub groups: &'static [Group],
+    pub phases: PhasesWanted,
+    pub window: Duration,
+    pub config: TraceConfig,
+    pub duration: Option<Duration>,
+    pub quiet: bool,
+    /// What is wrong is said as it ends; then it is looked at what processes hold, too.
+    pub diagnosis: Option<Diagnosis>,
+    /// What is done to a process, in a word for people.
+    pub doing: &'static str,
+    /// One line about a record, where somebody watches.
+    pub live: fn(&Record, &Summary, Style) -> Option<String>,
+}
+
+/// Who is looked at.
+pub struct Whom {
+    pub subjects: Vec<Subject>,
+    /// A program that has not begun yet.
+    pub launched: Option<Launched>,
+    /// Children that are of the kind, too.
+    pub follow: bool,
+    /// How a process is looked at that has become another program.
+    pub examine: fn(Pid) -> Result<Subject, SubjectError>,
+    /// Looks for more while it lasts.
+    pub discovery: Option<Discovery>,
+}
+
+/// How it went.
+pub struct Finished {
+    pub code: u8,
+    pub summary: Summary,
+}
+
+/// Carries a mission out. The kernel's types are read while the processes are looked at.
+pub fn drive(
+    mission: Mission,
+    whom: Whom,
+    types: TypesAhead,
+    destinations: &Destinations,
+) -> Result<Finished, DriverError> {
+    // Before there is a second thread: mount namespaces belong to threads.
+    if let Err(error) = tracefs::ensure() {
+        warn!("{error}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DriverError::Runtime)?;
+    runtime.block_on(async {
+        let sinks = Sinks::open(destinations).map_err(DriverError::Output)?;
+        let session = Session::start(&mission.settings, mission.groups, mission.phases, types)?;
+        let duration = mission.duration;
+        let Whom { subjects, launched, follow, examine, discovery } = whom;
+        let mut driver = Driver::new(mission, session, sinks, examine)?;
+        driver.follow = follow;
+        driver.discovery = discovery;
+        let only = subjects.len() == 1;
+        for subject in subjects {
+            let pid = subject.pid;
+            match driver.add(subject) {
+                Ok(()) => {}
+                Err(error) if only => return Err(error),
+                Err(error) => warn!("pid={pid} is left out: {error}"),
+            }
+        }
+        if driver.targets.is_empty() {
+            return Err(DriverError::NobodyThere);
+        }
+        if let Some(launched) = launched {
+            launched.go();
+        }
+        let end = driver.run(duration).await?;
+        Ok(driver.finish(end).await)
+    })
+}
+
+/// Why the trace ended, and with which exit code.
+#[derive(Clone, Copy, Debug)]
+struct Ending {
+    reason: EndReason,
+    code: u8,
+}
+
+/// Feeds the core and carries out what it asks for.
+struct Driver {
+    core: Core,
+    session: Session,
+    sinks: Sinks,
+    symbols: Symbols,
+    answers: mpsc::UnboundedReceiver<Input>,
+    summary: Summary,
+    targets: Vec<Pid>,
+    /// Turns that have ended, over all threads: the governor's measure.
+    turns: u64,
+    window: Duration,
+    mission: Mission,
+    lookout: Option<Lookout>,
+    examine: fn(Pid) -> Result<Subject, SubjectError>,
+    discovery: Option<Discovery>,
+    follow: bool,
+    live: bool,
+}
+
+impl Driver {
+    fn new(
+        mission: Mission,
+        session: Session,
+        sinks: Sinks,
+        examine: fn(Pid) -> Result<Subject, SubjectError>,
+    ) -> Result<Self, DriverError> {
+        let (to_core, answers) = mpsc::unbounded_channel();
+        let symbols = Symbols::start(to_core, session.collections()?)
+            .map_err(|error| DriverError::Output(format!("cannot start the symbol thread: {error}")))?;
+        Ok(Self {
+            core: Core::new(),
+            session,
+            sinks,
+            symbols,
+            answers,
+            summary: Summary::default(),
+            targets: Vec::new(),
+            turns: 0,
+            window: mission.window,
+            live: !mission.quiet && std::io::stderr().is_terminal(),
+            lookout: mission.diagnosis.is_some().then(Lookout::default),
+            mission,
+            examine,
+            discovery: None,
+            follow: false,
+        })
+    }
+
+    /// Begins to trace a process.
+    fn add(&mut self, subject: Subject) -> Result<(), DriverError> {
+        let pid = subject.pid;
+        let counts_gcs = subject.files.iter().any(FileProbes::counts_gcs);
+        for file in subject.files {
+            self.session.add_file(file)?;
+        }
+        self.session.add_target(pid, subject.functions, subject.handle_space, counts_gcs, self.follow)?;
+        if let Some(lookout) = &mut self.lookout {
+            lookout.add(pid, subject.heaps);
+        }
+        let mut facts = subject.facts;
+        facts.since = monotonic_ns();
+        self.session.add_threads(&asleep::states(pid, facts.since));
+        facts.clock = subject::clock();
+        facts.config = self.mission.config;
+        facts.degraded.extend(self.session.degraded.iter().cloned());
+        self.targets.push(pid);
+        if !self.mission.quiet {
+            let doing = self.mission.doing;
+            say(&format!("agent: {doing} pid {pid} ({}); Ctrl-C ends it with a report", facts.command.join(" ")));
+        }
+        info!("pid={pid} attached by {}", self.session.way.name());
+        self.feed(Input::Target(Box::new(facts)));
+        self.session.cover(pid, subject.v8);
+        Ok(())
+    }
+
+    /// Until the time is up, a signal comes, or nothing is left to trace.
+    async fn run(&mut self, duration: Option<Duration>) -> Result<Ending, DriverError> {
+        let begin = Instant::now();
+        let deadline = duration.map(|duration| begin + duration);
+        let mut windows = interval_at(begin + self.window, self.window);
+        windows.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut glances = interval_at(begin + GLANCE, GLANCE);
+        glances.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(DriverError::Runtime)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(DriverError::Runtime)?;
+        let mut hangup = signal(SignalKind::hangup()).map_err(DriverError::Runtime)?;
+        let mut early = pin!(sleep_until(begin + EARLY));
+        let mut is_early = true;
+        let mut out = pin!(sleep_until(deadline.unwrap_or_else(|| begin + FOREVER)));
+        loop {
+            tokio::select! {
+                biased;
+                _ = interrupt.recv() => return Ok(Ending { reason: EndReason::Interrupted, code: exit::INTERRUPTED }),
+                _ = terminate.recv() => return Ok(Ending { reason: EndReason::Interrupted, code: exit::TERMINATED }),
+                _ = hangup.recv() => return Ok(Ending { reason: EndReason::Interrupted, code: exit::TERMINATED }),
+                () = &mut out => return Ok(Ending { reason: EndReason::Duration, code: exit::OK }),
+                () = &mut early, if is_early => {
+                    is_early = false;
+                    self.session.govern_early(self.turns, EARLY);
+                }
+                _ = windows.tick() => self.tick().await?,
+                _ = glances.tick(), if self.lookout.is_some() => self.glance(),
+                Some(answer) = self.answers.recv() => self.answer(answer),
+                Some(batch) = self.session.batches.recv() => self.take(batch),
+            }
+            if self.targets.is_empty() {
+                return Ok(Ending { reason: EndReason::TargetsGone, code: exit::OK });
+            }
+            if self.sinks.is_finished() {
+                return Ok(Ending { reason: EndReason::OutputClosed, code: exit::FAILED });
+            }
+        }
+    }
+
+    /// Ends a window: reads the maps, empties the rings, tells the core.
+    async fn tick(&mut self) -> Result<(), DriverError> {
+        for pid in self.targets.clone() {
+            if !subject::exists(pid) {
+                self.gone(pid);
+            }
+        }
+        for subject in self.discovery.as_mut().map(Discovery::newcomers).unwrap_or_default() {
+            let pid = subject.pid;
+            if let Err(error) = self.add(subject) {
+                warn!("pid={pid} is left out: {error}");
+            }
+        }
+        let tick = self.session.snapshot(monotonic_ns())?;
+        self.close_window(tick).await;
+        self.session.govern(self.turns, self.window);
+        Ok(())
+    }
+
+    async fn close_window(&mut self, mut tick: Tick) {
+        self.drain().await;
+        self.session.settle(&mut tick);
+        self.await_classes().await;
+        self.look(&tick);
+        tick.thread_names = subject::thread_names(&self.targets);
+        self.feed(Input::Tick(Box::new(tick)));
+    }
+
+    fn glance(&mut self) {
+        if let Some(lookout) = &mut self.lookout {
+            lookout.glance(&self.session);
+        }
+    }
+
+    /// What each process holds as the window ends.
+    fn look(&mut self, tick: &Tick) {
+        let Some(lookout) = &mut self.lookout else { return };
+        let memories = lookout.look(&mut self.session, &tick.threads);
+        let (handles, scopes) = lookout.suspect(&memories);
+        self.session.watch(handles);
+        self.session.watch_scopes(scopes);
+        for (pid, memory) in memories {
+            self.feed(Input::Memory { pid, now: tick.now, memory: Box::new(memory) });
+        }
+    }
+
+    /// Waits for the classes of the window's work, each of which is asked for once: nothing else is taken in meanwhile.
+    async fn await_classes(&mut self) {
+        let patience = Instant::now() + NAMES_PATIENCE;
+        while self.symbols.pending_classes() > 0 {
+            tokio::select! {
+                answer = self.answers.recv() => match answer {
+                    Some(answer) => self.answer(answer),
+                    None => return,
+                },
+                () = sleep_until(patience) => return,
+            }
+        }
+    }
+
+    /// Takes in all that lies in the rings now.
+    async fn drain(&mut self) {
+        let mut done: oneshot::Receiver<()> = self.session.request_flush().await;
+        loop {
+            tokio::select! {
+                biased;
+                Some(batch) = self.session.batches.recv() => self.take(batch),
+                _ = &mut done => break,
+            }
+        }
+        while let Ok(batch) = self.session.batches.try_recv() {
+            self.take(batch);
+        }
+    }
+
+    fn take(&mut self, batch: Batch) {
+        self.session.count(&batch);
+        if batch.family == family::EVENT_LOOP {
+            self.turns += batch.count;
+        }
+        let events = if batch.family == family::PROCESS { lives(&batch) } else { Vec::new() };
+        self.feed(Input::Records { family: batch.family, bytes: batch.bytes });
+        for event in events {
+            self.live_event(event);
+        }
+    }
+
+    /// Reacts to the life of a target.
+    fn live_event(&mut self, event: Life) {
+        match event {
+            Life::Exited(pid) => self.gone(pid),
+            Life::Executed(pid) => self.executed(pid),
+        }
+    }
+
+    /// A process runs another program now: look at it again.
+    fn executed(&mut self, pid: Pid) {
+        match (self.examine)(pid) {
+            Ok(subject) => {
+                self.targets.retain(|known| *known != pid);
+                if let Err(error) = self.add(subject) {
+                    warn!("pid={pid} cannot be traced after its exec: {error}");
+                    self.gone(pid);
+                }
+            }
+            Err(error) => {
+                if self.targets.contains(&pid) {
+                    say(&format!("agent: pid {pid} now runs another program: {error}"));
+                }
+                self.session.remove_target(pid);
+                self.gone(pid);
+            }
+        }
+    }
+
+    fn gone(&mut self, pid: Pid) {
+        if !self.targets.contains(&pid) {
+            return;
+        }
+        self.targets.retain(|known| *known != pid);
+        if let Some(lookout) = &mut self.lookout {
+            lookout.remove(pid);
+        }
+        self.feed(Input::TargetGone { pid, now: monotonic_ns() });
+    }
+
+    fn answer(&mut self, answer: Input) {
+        self.symbols.answered(&answer);
+        self.feed(answer);
+    }
+
+    /// One input, and everything that follows from it at once.
+    fn feed(&mut self, input: Input) {
+        let mut inputs = vec![input];
+        while let Some(input) = inputs.pop() {
+            self.sinks.input(&input);
+            for output in self.core.step(input) {
+                match output {
+                    Output::Record(record) => self.put(&record),
+                    question => inputs.extend(self.symbols.ask(question)),
+                }
+            }
+        }
+    }
+
+    fn put(&mut self, record: &Record) {
+        for finding in self.mission.diagnosis.as_mut().map(|diagnosis| diagnosis.before(record)).unwrap_or_default() {
+            self.summary.add(&finding);
+            self.sinks.record(&finding);
+        }
+        self.summary.add(record);
+        self.sinks.record(record);
+        if self.live
+            && let Some(line) = (self.mission.live)(record, &self.summary, style(false))
+        {
+            say(&line);
+        }
+    }
+
+    /// Detaches, takes in what is left, and adds it up.
+    async fn finish(mut self, end: Ending) -> Finished {
+        // Before the targets are quiet: from then on the kernel half follows their threads no more.
+        let now = monotonic_ns();
+        for pid in &self.targets {
+            self.session.quiet_target(*pid);
+        }
+        let tick = self.session.snapshot(now);
+        let detaching = std::time::Instant::now();
+        self.session.detach();
+        info!("detached in {:?}", detaching.elapsed());
+        match tick {
+            Ok(tick) => self.close_window(tick).await,
+            Err(error) => warn!("the last window is incomplete: {error}"),
+        }
+        let patience = Instant::now() + NAMES_PATIENCE;
+        while self.symbols.pending() > 0 {
+            tokio::select! {
+                answer = self.answers.recv() => match answer {
+                    Some(answer) => self.answer(answer),
+                    None => break,
+                },
+                () = sleep_until(patience) => {
+                    warn!("{} stacks were not named in time", self.symbols.pending());
+                    break;
+                }
+            }
+        }
+        self.feed(Input::Stop { now: monotonic_ns(), reason: end.reason });
+        let Self { sinks, summary, symbols, .. } = self;
+        symbols.finish();
+        let outcome = sinks.finish();
+        let mut code = end.code;
+        if outcome.stdout_closed {
+            say("agent: standard output was closed by its reader; the trace ended there");
+            code = exit::FAILED;
+        } else if !outcome.failures.is_empty() {
+            code = exit::FAILED;
+        }
+        Finished { code, summary }
+    }
+}
+
+/// What the driver itself must react to.
+#[derive(Clone, Copy, Debug)]
+enum Life {
+    Exited(Pid),
+    Executed(Pid),
+}
+
+/// The ends and the new beginnings of processes in a batch.
+fn lives(batch: &Batch) -> Vec<Life> {
+    let mut events = Vec::new();
+    let mut rest: &[u8] = &batch.bytes;
+    while let Some((len, tail)) = rest.split_first_chunk::<4>() {
+        let Some((record, tail)) = tail.split_at_checked(u32::from_le_bytes(*len) as usize) else { break };
+        rest = tail;
+        let record_kind = record.first_chunk::<4>().map_or(0, |kind| u32::from_le_bytes(*kind));
+        if record_kind == kind::PROCESS_EXIT
+            && let Ok((exit, _)) = Exit::read_from_prefix(record)
+            && exit.header.flags & exit_flag::PROCESS != 0
+        {
+            events.push(Life::Exited(Pid(exit.header.tgid)));
+        } else if record_kind == kind::PROCESS_EXEC
+            && let Ok((exec, _)) = Exec::read_from_prefix(record)
+        {
+            events.push(Life::Executed(Pid(exec.header.tgid)));
+        }
+    }
+    events
+}
+
+/// How to print: as wide as the terminal, with colours where somebody sees them.
+#[must_use]
+pub fn style(stdout: bool) -> Style {
+    let terminal = if stdout { std::io::stdout().is_terminal() } else { std::io::stderr().is_terminal() };
+    let columns = if stdout {
+        rustix::termios::tcgetwinsize(std::io::stdout()).map(|size| size.ws_col)
+    } else {
+        rustix::termios::tcgetwinsize(std::io::stderr()).map(|size| size.ws_col)
+    };
+    let width = columns.ok().filter(|columns| *columns >= 40).map_or(Style::default().width, usize::from);
+    Style { width, colour: terminal && std::env::var_os("NO_COLOR").is_none() }
+}
+
+/// Talk goes to standard error; where even that is closed, nobody is there to talk to.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+#[must_use]
+pub fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,198 @@
+//! Names of frames that were worked out before, and when they may be used again.
+//!
+//! A name that rests on the heap of a V8 is used again only if the words that it rests on are still there: the collector moves functions
+//! and code, and puts others in their place. How many full collections there were by then, where that is counted, says which names
+//! can be right at all:
+//!
+//! | when the stack was taken | now | what may be used |
+//! |---|---|---|
+//! | between collections | no other has begun | anything whose words are there; what is not known may be read |
+//! | between collections | one has begun | what was read under the same count, without looking |
+//! | within one | whatever | what was read before it and whose words are there: that has not moved |
+//! | not counted | not counted | anything whose words are there; what is not known may be read |
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{
+    memory::{Memory, Part},
+    v8::{frames::Seen, proof::Proof},
+};
+use crate::{limits::FRAMES_KEPT_MAX, report::model::Frame};
+
+/// A frame to be named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Asked {
+    pub seen: Seen,
+    /// It has called the frame above; otherwise it is the innermost, and was interrupted or has called the kernel.
+    pub has_called: bool,
+}
+
+/// Frames that share their names.
+pub type Frames = Arc<[Arc<Frame>]>;
+
+/// Which names can be right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// The heap is as it was when the stack was taken; the count of collections, where there is one.
+    Heap { majors: Option<u32> },
+    /// The heap has changed since: only what was read under this count.
+    Past { majors: u32 },
+    /// The stack was taken while the heap changed: only what was read before, and is as it was.
+    Within { before: u32 },
+}
+
+impl Trust {
+    /// By the counts when the stack was taken, and now.
+    #[must_use]
+    pub fn new(taken: u32, now: Option<u32>) -> Self {
+        let Some(now) = now else { return Self::Heap { majors: None } };
+        if taken % 2 == 1 {
+            Self::Within { before: taken.wrapping_sub(1) }
+        } else if taken == now {
+            Self::Heap { majors: Some(now) }
+        } else {
+            Self::Past { majors: taken }
+        }
+    }
+
+    #[must_use]
+    pub fn may_read(self) -> bool {
+        matches!(self, Self::Heap { .. })
+    }
+}
+
+struct Entry {
+    frames: Frames,
+    /// None for a frame that does not rest on a heap.
+    proofs: Box<[Proof]>,
+    majors: Option<u32>,
+    /// Which stack it was last looked at for, where its parts begin then, and what came of it.
+    stack: u64,
+    first_part: usize,
+    holds: bool,
+}
+
+/// The names of one process's frames.
+#[derive(Default)]
+pub struct Kept {
+    entries: HashMap<Asked, Entry>,
+    stacks: u64,
+    parts: Vec<Part>,
+}
+
+impl Kept {
+    /// The names of a stack's frames, as far as they are known and can be right; one batch of small reads at most.
+    pub fn find(&mut self, asked: &[Asked], trust: Trust, memory: Option<&impl Memory>) -> Vec<Option<Frames>> {
+        self.stacks += 1;
+        self.parts.clear();
+        for one in asked {
+            let Some(entry) = self.entries.get_mut(one).filter(|entry| entry.stack != self.stacks) else { continue };
+            entry.stack = self.stacks;
+            entry.first_part = self.parts.len();
+            let (can_be_right, looks) = match trust {
+                Trust::Heap { .. } => (true, true),
+                Trust::Past { majors } => (entry.majors == Some(majors), false),
+                Trust::Within { before } => (entry.majors == Some(before), true),
+            };
+            entry.holds = can_be_right || entry.proofs.is_empty();
+            if can_be_right && looks {
+                self.parts.extend(entry.proofs.iter().map(Proof::part));
+            } else {
+                entry.first_part = usize::MAX;
+            }
+        }
+        if let Some(memory) = memory {
+            memory.read_parts(&mut self.parts);
+        }
+        asked.iter().map(|one| self.checked(one, trust)).collect()
+    }
+
+    fn checked(&mut self, asked: &Asked, trust: Trust) -> Option<Frames> {
+        let entry = self.entries.get_mut(asked)?;
+        if entry.holds && entry.first_part != usize::MAX && !entry.proofs.is_empty() {
+            let parts = self.parts.get(entry.first_part..).unwrap_or_default();
+            entry.holds = entry.proofs.iter().zip(parts).all(|(proof, part)| proof.holds(part))
+                && parts.len() >= entry.proofs.len();
+            entry.first_part = usize::MAX;
+            if let (true, Trust::Heap { majors }) = (entry.holds, trust) {
+                entry.majors = majors;
+            }
+        }
+        entry.holds.then(|| Arc::clone(&entry.frames))
+    }
+
+    pub fn keep(&mut self, asked: Asked, frames: &Frames, proofs: Vec<Proof>, majors: Option<u32>) {
+        if self.entries.len() >= FRAMES_KEPT_MAX {
+            self.entries.clear();
+        }
+        let entry = Entry {
+            frames: Arc::clone(frames),
+            proofs: proofs.into(),
+            majors,
+            stack: 0,
+            first_part: usize::MAX,
+            holds: true,
+        };
+        self.entries.insert(asked, entry);
+    }
+
+    /// Forgets all: what was mapped there is not any more.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{symbolize::memory::Fixture, units::UserAddr};
+
+    const AT: UserAddr = UserAddr(0x1000);
+
+    fn asked() -> Asked {
+        Asked { seen: Seen { pc: 1, object: 3, bytecode_offset: 0, live: None }, has_called: true }
+    }
+
+    /// A name that was read under two collections' counts, and rests on eight words.
+    fn kept() -> (Kept, Fixture) {
+        let mut memory = Fixture::default();
+        memory.map(AT, vec![7; 64]);
+        let mut kept = Kept::default();
+        kept.keep(asked(), &Frames::default(), vec![Proof::of_words(AT, [0x0707_0707_0707_0707; 8])], Some(2));
+        (kept, memory)
+    }
+
+    #[track_caller]
+    fn check(taken: u32, now: Option<u32>, changed: bool, expected: bool) {
+        let (mut kept, mut memory) = kept();
+        if changed {
+            memory.write(UserAddr(AT.0 + 8), &[1]);
+        }
+        let found = kept.find(&[asked(), asked()], Trust::new(taken, now), Some(&memory));
+        assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [expected; 2]);
+    }
+
+    #[test]
+    fn a_name_is_used_while_its_words_are_there() {
+        check(2, Some(2), false, true);
+        check(2, Some(2), true, false);
+        check(2, None, false, true);
+        check(2, None, true, false);
+        check(4, Some(4), false, true);
+    }
+
+    #[test]
+    fn of_a_stack_that_is_older_than_a_collection_only_old_names_are_right() {
+        check(2, Some(3), true, true);
+        check(4, Some(5), false, false);
+        check(0, Some(1), false, false);
+    }
+
+    #[test]
+    fn of_a_stack_within_a_collection_what_has_not_moved_is_right() {
+        check(3, Some(3), false, true);
+        check(3, Some(4), false, true);
+        check(3, Some(3), true, false);
+        check(5, Some(5), false, false);
+    }
+}

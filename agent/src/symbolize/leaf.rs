@@ -1,0 +1,196 @@
+//! The innermost frame of a thread that was interrupted.
+//!
+//! Between two instructions, a frame may not be set up yet or be torn down already. Then the frame pointer is still, or again, that
+//! of the caller: the walk took the words of the caller's frame for those of the innermost one, and went on to the caller's
+//! caller. The caller's return address lies at the top of the stack then; it is put in where the instructions around the address
+//! leave no doubt, and left out otherwise.
+
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+use super::{
+    Symbolizer, is_compiled_at_run_time,
+    kept::{Asked, Trust},
+    memory::Memory,
+    v8::frames::{Live, Seen},
+};
+use crate::{
+    decode::Leaf,
+    limits::PROLOGUE_LOOKED_AT_BYTES,
+    target::procfs::Mapping,
+    units::{Pid, UserAddr},
+};
+
+/// Bytes before and after an address by which an epilogue is known.
+const BEFORE: usize = 8;
+const AFTER: usize = 16;
+
+impl Symbolizer {
+    /// Puts the caller in that the walk has missed, and the interpreter's own place.
+    pub(super) fn repair(&mut self, pid: Pid, leaf: &Leaf, asked: &mut Vec<Asked>, trust: Trust) {
+        let Some(first) = asked.first().copied() else { return };
+        let Some(mapping) = self.mapping(pid, first.seen.pc) else { return };
+        let is_run_time = is_compiled_at_run_time(&mapping);
+        if !is_run_time && !self.keeps_frame_pointers(pid, &mapping) {
+            // The walk went by its tables.
+            return;
+        }
+        let caller = match self.is_bare(pid, first.seen.pc, &mapping, trust) {
+            Some(depth) => leaf.words.get(depth).copied(),
+            None if is_run_time => None,
+            None => self.frameless_caller(pid, leaf, first.seen, trust),
+        };
+        let caller = caller.filter(|caller| self.mapping(pid, caller.wrapping_sub(1)).is_some());
+        if let Some(caller) = caller {
+            let own = Seen { object: 0, bytecode_offset: 0, ..first.seen };
+            if let Some(place) = asked.first_mut() {
+                place.seen = own;
+            }
+            asked.insert(1, Asked { seen: Seen { pc: caller.saturating_sub(1), ..first.seen }, has_called: true });
+        } else if !is_run_time
+            && first.seen.bytecode_offset != 0
+            && let Some(place) = asked.first_mut()
+        {
+            place.seen.live = Some(Live { offset: leaf.r9, array: leaf.r12 });
+        }
+    }
+
+    /// Where the return address is, in words above the stack pointer, if the frame at this address is not set up.
+    fn is_bare(&mut self, pid: Pid, pc: u64, mapping: &Mapping, trust: Trust) -> Option<usize> {
+        let start = if is_compiled_at_run_time(mapping) {
+            trust.may_read().then_some(())?;
+            self.v8(pid)?.code_start(pc, mapping.start)?
+        } else {
+            let offset = pc.wrapping_sub(mapping.start.0).wrapping_add(mapping.offset);
+            let (module, _) = self.module_and_lines(pid, mapping)?;
+            pc.checked_sub(module.bytes_into_function(offset)?)?
+        };
+        let memory = &self.v8(pid)?.heap.memory;
+        let into = usize::try_from(pc.checked_sub(start)?).ok()?;
+        let before = into.min(BEFORE);
+        let mut around = [0; BEFORE + AFTER];
+        let around = around.get_mut(..before + AFTER)?;
+        memory.read_at(UserAddr(pc - before as u64), around).ok()?;
+        let (before, after) = around.split_at(before);
+        if is_torn_down(before, after) {
+            return Some(0);
+        }
+        if into > PROLOGUE_LOOKED_AT_BYTES {
+            return None;
+        }
+        let mut code = vec![0; into];
+        memory.read_at(UserAddr(start), &mut code).ok()?;
+        not_set_up(&code)
+    }
+
+    /// Builtins without a frame, in the middle of them: a word on the stack that returns into the very function in whose frame
+    /// the frame pointer is.
+    fn frameless_caller(&mut self, pid: Pid, leaf: &Leaf, seen: Seen, trust: Trust) -> Option<u64> {
+        if !trust.may_read() || seen.object & 1 == 0 || seen.bytecode_offset != 0 {
+            return None;
+        }
+        leaf.words.into_iter().find(|word| {
+            let Some(mapping) = self.mapping(pid, word.wrapping_sub(1)) else { return false };
+            let within = Seen { pc: word.wrapping_sub(1), ..seen };
+            is_compiled_at_run_time(&mapping) && self.v8(pid).is_some_and(|v8| v8.is_code_of(within, mapping.start))
+        })
+    }
+
+    /// It is the file of V8, or code that V8 made.
+    fn keeps_frame_pointers(&mut self, pid: Pid, mapping: &Mapping) -> bool {
+        self.v8(pid).is_some() && self.spaces.get(&pid).is_some_and(|space| space.v8_inode == Some(mapping.inode))
+    }
+}
+
+/// The frame is gone: what follows returns or goes on to another function.
+fn is_torn_down(before: &[u8], after: &[u8]) -> bool {
+    const POP_RBP: u8 = 0x5d;
+    let Some(next) = Decoder::new(64, after, DecoderOptions::NONE).iter().next() else { return false };
+    if matches!(next.flow_control(), FlowControl::Return) {
+        return true;
+    }
+    // `pop rbp` after `mov rsp, rbp`, or before a jump to another function.
+    let popped = before.last() == Some(&POP_RBP)
+        && (before.ends_with(&[0x48, 0x89, 0xec, POP_RBP]) || before.ends_with(&[0x48, 0x8b, 0xe5, POP_RBP]));
+    let jumps = matches!(next.flow_control(), FlowControl::UnconditionalBranch | FlowControl::IndirectBranch);
+    popped || before.last() == Some(&POP_RBP) && jumps
+}
+
+/// Where the return address is, in words, after the first instructions of a function if they have not set up a frame; `None` if
+/// they have, or do more than is understood.
+#[must_use]
+pub fn not_set_up(code: &[u8]) -> Option<usize> {
+    let mut decoder = Decoder::new(64, code, DecoderOptions::NONE);
+    let mut words = 0_usize;
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        if instruction.is_invalid() || is_set_up(&instruction) {
+            return None;
+        }
+        match instruction.flow_control() {
+            FlowControl::Next | FlowControl::ConditionalBranch => {}
+            _ => return None,
+        }
+        match instruction.mnemonic() {
+            Mnemonic::Push => words += 1,
+            Mnemonic::Pop => words = words.checked_sub(1)?,
+            Mnemonic::Sub if instruction.op0_register() == Register::RSP => {
+                let bytes = (instruction.op1_kind() == OpKind::Immediate8to64
+                    || instruction.op1_kind() == OpKind::Immediate32to64)
+                    .then(|| instruction.immediate(1))?;
+                words = words.checked_add(usize::try_from(bytes / 8).ok()?)?;
+            }
+            _ if writes_stack_pointer(&instruction) => return None,
+            _ => {}
+        }
+    }
+    Some(words)
+}
+
+/// `mov rbp, rsp`, after which the frame pointer is the function's own.
+fn is_set_up(instruction: &Instruction) -> bool {
+    matches!(instruction.code(), Code::Mov_r64_rm64 | Code::Mov_rm64_r64 | Code::Lea_r64_m | Code::Enterq_imm16_imm8)
+        && instruction.op0_register() == Register::RBP
+}
+
+fn writes_stack_pointer(instruction: &Instruction) -> bool {
+    instruction.is_stack_instruction()
+        || instruction.op0_register() == Register::RSP
+            && instruction.mnemonic() != Mnemonic::Cmp
+            && instruction.mnemonic() != Mnemonic::Test
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_set_up_when_the_frame_pointer_is_its_own() {
+        // endbr64; push rbp; mov rbp, rsp; push r12
+        let code = [0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x48, 0x89, 0xe5, 0x41, 0x54];
+        let at = |bytes: usize| not_set_up(&code[..bytes]);
+        assert_eq!([at(0), at(4), at(5), at(8), at(10)], [Some(0), Some(0), Some(1), None, None]);
+    }
+
+    #[test]
+    fn what_comes_before_a_frame_is_stepped_over() {
+        // mov ebx, [rcx-0x20]; test bl, 1; jne +0; push rbp
+        let code = [0x8b, 0x59, 0xe0, 0xf6, 0xc3, 0x01, 0x75, 0x00, 0x55];
+        assert_eq!(not_set_up(&code), Some(1));
+        // sub rsp, 0x18
+        assert_eq!(not_set_up(&[0x48, 0x83, 0xec, 0x18]), Some(3));
+        // call +0: who knows
+        assert_eq!(not_set_up(&[0xe8, 0, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn a_frame_is_torn_down_before_a_return() {
+        assert!(is_torn_down(&[], &[0xc3]));
+        assert!(is_torn_down(&[], &[0xc2, 0x08, 0x00]));
+        // mov rsp, rbp; pop rbp | pop rcx
+        assert!(is_torn_down(&[0x48, 0x89, 0xec, 0x5d], &[0x59]));
+        // pop rbp | jmp
+        assert!(is_torn_down(&[0x41, 0x5c, 0x5d], &[0xe9, 0, 0, 0, 0]));
+        assert!(!is_torn_down(&[0x5d], &[0x90]));
+        assert!(!is_torn_down(&[0x90], &[0x5d, 0xc3]));
+    }
+}

@@ -1,0 +1,235 @@
+//! Names of user stacks: of native code, of V8's builtins, and of JavaScript as far as the heap can be trusted.
+
+use std::{collections::HashMap, sync::Arc};
+
+use log::debug;
+
+use super::{
+    Symbolizer, file_name, is_compiled_at_run_time,
+    kept::{Asked, Frames, Trust},
+    memory::Memory,
+    unknown,
+    v8::{
+        frames::{Decoded, Seen, is_interpreter},
+        proof::Proof,
+    },
+};
+use crate::{
+    decode::{UserFrames, WalkEnd},
+    report::model::{Frame, FrameKind, Truncated},
+    symbolize::Named,
+    target::procfs::Mapping,
+    units::Pid,
+};
+
+/// Counts the collections of a process, from any thread.
+pub trait GcClock: Send {
+    /// Beginnings and ends of full collections so far, and of all; `None` where they are not seen.
+    fn of(&self, pid: Pid) -> Option<(u32, u32)>;
+}
+
+/// Sees no collections.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoClock;
+
+impl GcClock for NoClock {
+    fn of(&self, _: Pid) -> Option<(u32, u32)> {
+        None
+    }
+}
+
+/// What a frame was named, and what that rests on.
+#[derive(Debug, Default)]
+struct Answer {
+    frames: Vec<Frame>,
+    proofs: Vec<Proof>,
+    /// It will be the same next time.
+    lasts: bool,
+}
+
+impl Answer {
+    fn lasting(frame: Frame) -> Self {
+        Self { frames: vec![frame], proofs: Vec::new(), lasts: true }
+    }
+
+    fn passing(frame: Frame) -> Self {
+        Self { lasts: false, ..Self::lasting(frame) }
+    }
+}
+
+impl Symbolizer {
+    /// Names a user stack. Every address but the first is a return address: the call lies before it.
+    pub fn symbolize_user(&mut self, pid: Pid, stack: &UserFrames) -> Named {
+        self.enter(pid);
+        let now = self.majors(pid);
+        let trust = Trust::new(stack.major_gcs, now);
+        let asked = self.asked(pid, stack, trust);
+        let truncated = self.truncated(pid, stack.end, &asked);
+        let space = self.spaces.entry(pid).or_default();
+        let memory = space.v8.get().map(|v8| &v8.heap.memory);
+        let mut named = space.kept.find(&asked, trust, memory);
+        self.name_the_others(pid, &asked, &mut named, trust);
+        let frames = named.iter().flatten().flat_map(|frames| frames.iter().cloned()).collect();
+        Named { frames, truncated }
+    }
+
+    fn majors(&self, pid: Pid) -> Option<u32> {
+        self.clock.of(pid).map(|(majors, _)| majors)
+    }
+
+    /// Works out what is not known yet, and keeps it if nothing has changed meanwhile.
+    fn name_the_others(&mut self, pid: Pid, asked: &[Asked], named: &mut [Option<Frames>], trust: Trust) {
+        let mut answers: HashMap<Asked, Answer> = HashMap::new();
+        for (one, _) in asked.iter().zip(named.iter()).filter(|(_, known)| known.is_none()) {
+            if !answers.contains_key(one) {
+                let answer = self.answer(pid, *one, trust.may_read());
+                answers.insert(*one, answer);
+            }
+        }
+        if answers.is_empty() {
+            return;
+        }
+        let still = self.still(pid, &answers, trust);
+        let mut settled: HashMap<Asked, Frames> = HashMap::with_capacity(answers.len());
+        for (one, mut answer) in answers {
+            let rests_on_heap = !answer.proofs.is_empty();
+            if rests_on_heap && !still {
+                answer = self.answer(pid, one, false);
+            }
+            let frames: Frames = answer.frames.into_iter().map(Arc::new).collect();
+            if answer.lasts {
+                let majors = if let Trust::Heap { majors } = trust { majors } else { None };
+                self.spaces.entry(pid).or_default().kept.keep(one, &frames, answer.proofs, majors);
+            }
+            settled.insert(one, frames);
+        }
+        for (one, place) in asked.iter().zip(named.iter_mut()) {
+            if place.is_none() {
+                *place = settled.get(one).cloned();
+            }
+        }
+    }
+
+    /// Nothing that was read has changed since it was read.
+    fn still(&mut self, pid: Pid, answers: &HashMap<Asked, Answer>, trust: Trust) -> bool {
+        let proofs: Vec<&Proof> = answers.values().flat_map(|answer| &answer.proofs).collect();
+        if proofs.is_empty() {
+            return true;
+        }
+        let mut parts: Vec<_> = proofs.iter().map(|proof| proof.part()).collect();
+        let Some(v8) = self.spaces.entry(pid).or_default().v8.get() else { return false };
+        v8.heap.memory.read_parts(&mut parts);
+        let same = proofs.iter().zip(&parts).all(|(proof, part)| proof.holds(part));
+        same && trust == Trust::Heap { majors: self.majors(pid) }
+    }
+
+    /// Names one frame; `heap` says whether that of V8 may be read.
+    fn answer(&mut self, pid: Pid, asked: Asked, heap: bool) -> Answer {
+        let at = asked.seen.pc;
+        let Some(mapping) = self.mapping(pid, at) else {
+            return Answer::passing(unknown(at.saturating_add(u64::from(asked.has_called))));
+        };
+        if is_compiled_at_run_time(&mapping) {
+            return self.run_time(pid, asked, &mapping, heap);
+        }
+        if !mapping.is_file() {
+            let name = mapping.path.to_string_lossy().into_owned();
+            return Answer::lasting(Frame { name, kind: FrameKind::Native, ..Frame::default() });
+        }
+        let offset = at.wrapping_sub(mapping.start.0).wrapping_add(mapping.offset);
+        let mut frames = Vec::new();
+        if let Some((module, lines)) = self.module_and_lines(pid, &mapping) {
+            module.frames(offset, lines, &mut frames);
+        }
+        match frames.as_slice() {
+            [] => {
+                // A stripped library: the place in the file can be named later, by whoever has its symbols.
+                let module = file_name(&mapping);
+                let name = format!("{}+{offset:#x}", module.as_deref().unwrap_or("?"));
+                Answer::lasting(Frame { name, module, kind: FrameKind::Unknown, ..Frame::default() })
+            }
+            [symbol] if symbol.kind == FrameKind::Builtin => self.builtin(pid, asked, symbol.clone(), heap),
+            _ => Answer { frames, proofs: Vec::new(), lasts: true },
+        }
+    }
+
+    /// Names code that V8 brought along.
+    fn builtin(&mut self, pid: Pid, asked: Asked, symbol: Frame, heap: bool) -> Answer {
+        let seen = asked.seen;
+        if heap && let Some(v8) = self.v8(pid) {
+            match v8.builtin(seen, symbol.clone()) {
+                Ok(decoded) => return decoded.into(),
+                Err(because) => debug!("frame not named, pid={pid} pc={:#x}: {because}", seen.pc),
+            }
+        }
+        if seen.object & 1 == 0 {
+            return Answer::lasting(symbol);
+        }
+        // The address says which builtin it is, whatever the heap has become; not which function it runs for.
+        if is_interpreter(&symbol.name) { Answer::passing(javascript()) } else { Answer::passing(symbol) }
+    }
+
+    /// Names code that V8 made.
+    fn run_time(&mut self, pid: Pid, asked: Asked, mapping: &Mapping, heap: bool) -> Answer {
+        let seen = asked.seen;
+        let decoded = heap.then(|| self.v8(pid)).flatten().and_then(|v8| {
+            let decoded = v8.run_time(seen, mapping.start);
+            // The frame of a function that has called is set up: its function is in it.
+            let decoded =
+                decoded.or_else(|because| if asked.has_called { v8.function_only(seen) } else { Err(because) });
+            decoded.inspect_err(|because| debug!("frame not named, pid={pid} pc={:#x}: {because}", seen.pc)).ok()
+        });
+        if let Some(decoded) = decoded {
+            return decoded.into();
+        }
+        let space = self.spaces.entry(pid).or_default();
+        Answer::passing(space.perf_map.frame(pid, seen.pc).unwrap_or_else(javascript))
+    }
+
+    /// Why a stack does not reach down to where its thread began.
+    fn truncated(&mut self, pid: Pid, end: WalkEnd, asked: &[Asked]) -> Option<Truncated> {
+        match end {
+            WalkEnd::Outermost => return None,
+            WalkEnd::Deep => return Some(Truncated::TooDeep),
+            WalkEnd::Unreadable | WalkEnd::NotAbove | WalkEnd::Unknown => {}
+        }
+        // libc starts threads, and does it without a frame pointer.
+        let outermost = asked.last().and_then(|last| self.mapping(pid, last.seen.pc));
+        let is_start =
+            asked.len() > 1 && outermost.as_ref().and_then(file_name).is_some_and(|name| starts_threads(&name));
+        (!is_start).then_some(Truncated::NoFramePointer)
+    }
+
+    /// The frames to be named.
+    fn asked(&mut self, pid: Pid, stack: &UserFrames, trust: Trust) -> Vec<Asked> {
+        let mut asked: Vec<Asked> = Vec::with_capacity(stack.frames.len() + 1);
+        asked.extend(stack.frames.iter().enumerate().map(|(depth, frame)| Asked {
+            seen: Seen {
+                pc: frame.pc.saturating_sub(u64::from(depth > 0)),
+                object: frame.object,
+                bytecode_offset: frame.bytecode_offset,
+                live: None,
+            },
+            has_called: depth > 0,
+        }));
+        if let Some(leaf) = &stack.leaf {
+            self.repair(pid, leaf, &mut asked, trust);
+        }
+        asked
+    }
+}
+
+impl From<Decoded> for Answer {
+    fn from(Decoded { frames, proofs }: Decoded) -> Self {
+        Self { frames, proofs, lasts: true }
+    }
+}
+
+/// A function of which nothing is known.
+fn javascript() -> Frame {
+    Frame { name: "[js]".to_owned(), kind: FrameKind::Js, ..Frame::default() }
+}
+
+fn starts_threads(file: &str) -> bool {
+    ["libc.", "libc-", "libpthread", "ld-linux", "ld-musl"].iter().any(|name| file.starts_with(name))
+}

@@ -1,0 +1,8 @@
+//! Stacks of JavaScript against what V8 itself says of them, in processes that were started without a flag.
+
+mod blocked;
+mod churn;
+mod frames;
+mod profile;
+mod spots;
+mod truth;

@@ -1,0 +1,56 @@
+//! A workload whose every frame is known: it blocks at spots, and notes V8's own account of the stack at each.
+
+use std::collections::BTreeSet;
+
+use super::{
+    frames::stacks,
+    truth::{Tally, Truth, Verdict},
+};
+use crate::{
+    harness::{Bench, Trace, VERSIONS, Workload, bench, say},
+    records::{Records, list},
+};
+
+/// Stacks that were taken in `Atomics.wait`, each once. Where the truth is taken, nothing else waits in it.
+fn at_spots(records: &Records, truths: &[Truth]) -> Tally {
+    let stacks = stacks(records);
+    let off_cpu = records.of_type("off_cpu").flat_map(|record| list(record, "stacks"));
+    let ids: BTreeSet<&str> = off_cpu.filter_map(|entry| entry.get("user_stack")?.as_str()).collect();
+    let mut tally = Tally::default();
+    for stack in ids.iter().filter_map(|&id| stacks.get(id)).filter(|stack| stack.has("AtomicsWait")) {
+        assert_eq!(stack.truncated, None, "a stack of {} frames", stack.frames.len());
+        tally.add(stack, truths);
+    }
+    tally
+}
+
+/// Traces `stacks.js` to its end.
+fn run(bench: &Bench, version: &str) -> (Records, Vec<Truth>) {
+    let mut workload = Workload::start(version, "js/stacks.js", &[]);
+    let trace = Trace::profile(bench, workload.pid(), &["--off-cpu", "--off-cpu-threshold", "500us"]);
+    workload.go();
+    workload.0.wait_out("DONE");
+    (trace.interrupt(), Truth::read_all(&workload.truths()))
+}
+
+fn check(bench: &Bench, version: &str) {
+    let (records, truths) = run(bench, version);
+    let tally = at_spots(&records, &truths);
+    say(&format!("measured JavaScript stacks against V8's, node {version}: {tally}"));
+    let wrong = tally.count(Verdict::Wrong) + tally.count_async(Verdict::Wrong);
+    assert_eq!(wrong, 0, "node {version}: {tally}{}", tally.complaints());
+    assert!(tally.equal_share() >= 99.0, "node {version}: {tally}{}", tally.complaints());
+    let spots: BTreeSet<&String> = truths.iter().map(|truth| &truth.spot).collect();
+    let unseen: Vec<_> = spots.into_iter().filter(|&spot| !tally.spots.contains(spot)).collect();
+    assert!(unseen.is_empty(), "node {version}: no stack at {unseen:?}");
+}
+
+#[test]
+fn functions_scripts_and_lines_of_every_frame_are_those_of_error_stack() {
+    let Some(bench) = bench() else { return };
+    for version in
+        std::env::var("ONLY").map_or(VERSIONS.to_vec(), |v| vec![VERSIONS.into_iter().find(|x| **x == v).unwrap()])
+    {
+        check(&bench, version);
+    }
+}

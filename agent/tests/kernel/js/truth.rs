@@ -1,0 +1,273 @@
+//! Frames of a stack against V8's call sites of the same moment (`workloads/js/spot.js`).
+//!
+//! What differs without being wrong: V8's call sites know builtins by name but not by line, so those are left out on both
+//! sides; a property's function may be named by the path that it was assigned to (`exports.run`), by the property (`run`), or
+//! with what kind it is (`get run`), of which the last word is compared; and one that has no name at all has at most one that is
+//! read from the source, for which the property that holds it is the truth. A script without a name (`eval`) has none to compare.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use serde_json::Value;
+
+use super::frames::{Frame, Stack};
+use crate::records::{list, number, text};
+
+/// A call site.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Site {
+    pub function: Option<String>,
+    method: Option<String>,
+    pub script: Option<String>,
+    pub line: Option<u64>,
+    kind: String,
+}
+
+impl Site {
+    fn read(site: &Value) -> Self {
+        let word = |index: usize| site[index].as_str().map(str::to_owned);
+        Self {
+            function: word(0),
+            method: word(1),
+            script: word(2),
+            line: site[3].as_u64(),
+            kind: text_of(&site[4]).to_owned(),
+        }
+    }
+}
+
+fn text_of(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("{value} is no string"))
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let function = self.function.as_deref().unwrap_or("(anonymous)");
+        write!(f, "{function} {}:{}", self.script.as_deref().unwrap_or("?"), self.line.unwrap_or(0))
+    }
+}
+
+/// A spot where the target blocked, by one of the ways that led there.
+pub struct Truth {
+    pub spot: String,
+    pub sites: Vec<Site>,
+    pub times: f64,
+}
+
+impl Truth {
+    /// The list `spots` of a workload's truths.
+    pub fn read_all(truths: &Value) -> Vec<Self> {
+        let spots = list(truths, "spots").iter();
+        spots
+            .map(|spot| Self {
+                spot: text(spot, "spot").to_owned(),
+                sites: list(spot, "frames").iter().map(Site::read).collect(),
+                times: number(spot, "times"),
+            })
+            .collect()
+    }
+
+    fn on_stack(&self) -> Vec<&Site> {
+        self.sites.iter().filter(|site| matches!(site.kind.as_str(), "js" | "eval")).collect()
+    }
+
+    fn awaiting(&self) -> Vec<&Site> {
+        self.sites.iter().filter(|site| site.kind == "async" && site.line.is_some()).collect()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    Equal,
+    /// Script and line are right, and the function is said to have no name.
+    Unnamed,
+    /// Nothing is claimed.
+    Unknown,
+    /// The function is right, and its line is said not to be known.
+    StartLine,
+    WrongLine,
+    /// Another function, another script, or no frame where there was one.
+    Wrong,
+}
+
+impl Verdict {
+    /// How much it speaks for a frame being the one it is compared with.
+    fn likeness(self) -> usize {
+        match self {
+            Self::Equal => 4,
+            Self::Unnamed | Self::StartLine => 3,
+            Self::WrongLine => 2,
+            Self::Unknown => 1,
+            Self::Wrong => 0,
+        }
+    }
+}
+
+/// Names of no function.
+const ANONYMOUS: [&str; 3] = ["(anonymous)", "<anonymous>", "anonymous"];
+
+/// The last word of a name, without what tells how it was found.
+fn bare(name: &str) -> &str {
+    let name = name.strip_prefix('~').unwrap_or(name);
+    // A symbol's name holds dots: `[Symbol.iterator]`.
+    let name = name.find('[').map_or_else(|| name.rsplit('.').next().unwrap_or(name), |at| &name[at..]);
+    name.strip_prefix("get ").or_else(|| name.strip_prefix("set ")).unwrap_or(name)
+}
+
+fn is_anonymous(frame: &Frame) -> bool {
+    ANONYMOUS.contains(&frame.name.as_str())
+}
+
+fn same_name(frame: &Frame, site: &Site) -> bool {
+    let found = bare(&frame.name);
+    match (&site.function, &site.method) {
+        (Some(function), _) => bare(function) == found,
+        (None, Some(method)) => is_anonymous(frame) || bare(method) == found,
+        // Read from the source: it holds no more than the text before the function, which nothing else knows.
+        (None, None) => is_anonymous(frame) || frame.name.starts_with('~'),
+    }
+}
+
+fn judge(frame: &Frame, site: &Site) -> Verdict {
+    if frame.is_unknown() {
+        return Verdict::Unknown;
+    }
+    let same_script = site.script.is_none() || frame.file == site.script;
+    let named = same_name(frame, site);
+    if !same_script || !named && !is_anonymous(frame) {
+        return Verdict::Wrong;
+    }
+    if frame.line == site.line {
+        if named { Verdict::Equal } else { Verdict::Unnamed }
+    } else if frame.start_line || frame.line.is_none() {
+        Verdict::StartLine
+    } else {
+        Verdict::WrongLine
+    }
+}
+
+/// Verdicts on a stack's frames; those missing or too many are wrong. A function that calls itself is judged once, by its worst
+/// frame: four hundred frames of one recursion are not worth more than a call.
+fn judge_all<'a>(frames: &[&Frame], sites: &[&'a Site]) -> Vec<(Verdict, Option<&'a Site>, Option<Frame>)> {
+    let length = frames.len().max(sites.len());
+    let mut verdicts: Vec<(Verdict, Option<&Site>, Option<Frame>)> = Vec::new();
+    for index in 0..length {
+        let (frame, site) = (frames.get(index).copied(), sites.get(index).copied());
+        let verdict = frame.zip(site).map_or(Verdict::Wrong, |(frame, site)| judge(frame, site));
+        match verdicts.last_mut() {
+            Some(last) if last.1 == site && site.is_some() => {
+                if verdict > last.0 {
+                    *last = (verdict, site, frame.cloned());
+                }
+            }
+            _ => verdicts.push((verdict, site, frame.cloned())),
+        }
+    }
+    verdicts
+}
+
+/// What a comparison added up to.
+#[derive(Default)]
+pub struct Tally {
+    verdicts: BTreeMap<Verdict, usize>,
+    async_verdicts: BTreeMap<Verdict, usize>,
+    /// Async frames of the truth that the stack does not have.
+    async_missing: usize,
+    pub tiers: BTreeMap<String, usize>,
+    pub inlined: usize,
+    pub stacks: usize,
+    pub spots: BTreeSet<String>,
+    /// Told apart, worst first.
+    complaints: BTreeSet<(std::cmp::Reverse<Verdict>, String)>,
+}
+
+impl Tally {
+    /// Adds a stack that was taken at one of the spots. Which one is for the frames to say: the one of which most are equal.
+    pub fn add(&mut self, stack: &Stack, truths: &[Truth]) {
+        let frames: Vec<&Frame> = stack.js().collect();
+        let equal = |truth: &&Truth| {
+            let sites = truth.on_stack();
+            let likeness: usize = frames.iter().zip(&sites).map(|(frame, site)| judge(frame, site).likeness()).sum();
+            // Of two that are as like, the one with fewer others; of those, the one with as many async frames that agree.
+            let awaiting = stack.awaiting().zip(truth.awaiting());
+            let awaited: usize = awaiting.map(|(frame, site)| judge(frame, site).likeness()).sum();
+            (likeness, std::cmp::Reverse(sites.len().abs_diff(frames.len())), awaited)
+        };
+        let truth = truths.iter().max_by_key(equal).unwrap();
+        self.stacks += 1;
+        self.spots.insert(truth.spot.clone());
+        for (verdict, site, frame) in judge_all(&frames, &truth.on_stack()) {
+            *self.verdicts.entry(verdict).or_default() += 1;
+            self.complain(&truth.spot, verdict, site, frame.as_ref());
+        }
+        for frame in &frames {
+            if let Some(tier) = &frame.tier {
+                *self.tiers.entry(tier.clone()).or_default() += 1;
+            }
+            self.inlined += usize::from(frame.inlined);
+        }
+        let (frames, sites): (Vec<&Frame>, _) = (stack.awaiting().collect(), truth.awaiting());
+        self.async_missing += sites.len().saturating_sub(frames.len());
+        for (frame, site) in frames.iter().zip(&sites) {
+            let verdict = judge(frame, site);
+            *self.async_verdicts.entry(verdict).or_default() += 1;
+            self.complain(&truth.spot, verdict, Some(site), Some(frame));
+        }
+        for frame in frames.iter().skip(sites.len()) {
+            *self.async_verdicts.entry(Verdict::Wrong).or_default() += 1;
+            self.complain(&truth.spot, Verdict::Wrong, None, Some(frame));
+        }
+    }
+
+    fn complain(&mut self, spot: &str, verdict: Verdict, site: Option<&Site>, frame: Option<&Frame>) {
+        if verdict == Verdict::Equal {
+            return;
+        }
+        let site = site.map_or_else(|| "no frame".to_owned(), ToString::to_string);
+        let frame = frame.map_or_else(
+            || "no frame".to_owned(),
+            |frame| {
+                let (file, tier) = (frame.file.as_deref().unwrap_or("?"), frame.tier.as_deref().unwrap_or("?"));
+                let how = if frame.inlined { "inlined" } else { tier };
+                format!("{} {file}:{} ({how})", frame.name, frame.line.unwrap_or(0))
+            },
+        );
+        self.complaints.insert((std::cmp::Reverse(verdict), format!("{verdict:?} at `{spot}`: {site} -> {frame}")));
+    }
+
+    pub fn count(&self, verdict: Verdict) -> usize {
+        self.verdicts.get(&verdict).copied().unwrap_or_default()
+    }
+
+    pub fn count_async(&self, verdict: Verdict) -> usize {
+        self.async_verdicts.get(&verdict).copied().unwrap_or_default()
+    }
+
+    pub fn frames(&self) -> usize {
+        self.verdicts.values().sum()
+    }
+
+    /// Percent.
+    pub fn equal_share(&self) -> f64 {
+        self.count(Verdict::Equal) as f64 / (self.frames() as f64).max(1.0) * 100.0
+    }
+
+    /// The first differences, one a line.
+    pub fn complaints(&self) -> String {
+        const SHOWN: usize = 40;
+        self.complaints.iter().take(SHOWN).map(|(_, line)| format!("\n  {line}")).collect()
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} stacks, {} frames: {:.2} % equal, ", self.stacks, self.frames(), self.equal_share())?;
+        for verdict in [Verdict::Unnamed, Verdict::Unknown, Verdict::StartLine, Verdict::WrongLine, Verdict::Wrong] {
+            write!(f, "{} {verdict:?}, ", self.count(verdict))?;
+        }
+        write!(f, "{} inlined, tiers {:?}; async: {:?}, ", self.inlined, self.tiers, self.async_verdicts)?;
+        write!(f, "{} missing", self.async_missing)
+    }
+}
