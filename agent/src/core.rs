@@ -78,7 +78,9 @@ impl Core {
             Input::Memory { pid, now, memory } => {
                 let stacks: Vec<_> = memory.sites.iter().map(|site| site.stack.0).collect();
                 self.record(now, pid, Body::Memory(memory));
-                stacks.into_iter().for_each(|stack| self.need(Some(stack)));
+                for stack in stacks {
+                    self.need(Some(stack));
+                }
             }
             Input::WorkClass { pid, vtable, class } => {
                 if let Some(process) = self.processes.get_mut(&pid) {

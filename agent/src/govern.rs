@@ -172,12 +172,11 @@ impl Suspicion {
         }
         let (stage, watch) = match self.stage {
             Stage::Idle if self.grows() => (Stage::Making(self.making_windows), Watch::Begin),
-            Stage::Idle => (Stage::Idle, Watch::Keep),
+            Stage::Idle | Stage::Resting(1) => (Stage::Idle, Watch::Keep),
             Stage::Making(1) => (Stage::Taking(TAKING_WINDOWS), Watch::Narrow),
             Stage::Making(left) => (Stage::Making(left - 1), Watch::Keep),
             Stage::Taking(1) => (Stage::Resting(RESTING_WINDOWS), Watch::End),
             Stage::Taking(left) => (Stage::Taking(left - 1), Watch::Keep),
-            Stage::Resting(1) => (Stage::Idle, Watch::Keep),
             Stage::Resting(left) => (Stage::Resting(left - 1), Watch::Keep),
         };
         self.stage = stage;

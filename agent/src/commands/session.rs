@@ -274,7 +274,8 @@ impl Session {
         self.shed_polls(&snapshot.threads);
         self.mark_phases(snapshot.now);
         self.requests.mark(snapshot.now, self.requests.is_attached() && !self.files.is_empty());
-        self.requests.hits = snapshot.hits.get(id::MESSAGE_DONE as usize).copied().unwrap_or(0);
+        self.requests.hits =
+            usize::try_from(id::MESSAGE_DONE).ok().and_then(|at| snapshot.hits.get(at)).copied().unwrap_or(0);
         let phases_seen_ns = std::mem::take(&mut self.phases_seen_ns);
         let hits = (0..).zip(&snapshot.hits).filter(|(_, hits)| **hits > 0).map(|(slot, hits)| (slot, *hits)).collect();
         Ok(Tick {

@@ -47,7 +47,7 @@ fn path(frames: &[std::sync::Arc<Frame>]) -> Vec<String> {
 
 /// The function outside of Node.js that is nearest to the top: whose code it is.
 #[must_use]
-pub fn culprit<'a>(process: &'a Process, stack: StackId) -> Option<&'a Frame> {
+pub fn culprit(process: &Process, stack: StackId) -> Option<&Frame> {
     let frames = process.stacks.get(&stack)?;
     frames.iter().map(AsRef::as_ref).find(|frame| match frame.kind {
         FrameKind::Native => frame.module.as_deref().is_some_and(|module| !is_runtime(module)),

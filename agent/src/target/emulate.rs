@@ -5,6 +5,14 @@
 //! meanwhile, so a figure can be torn, as any that is read from outside. A small part of the instruction set is enough for functions that
 //! only look and add up; at the first instruction, or system call, beyond it the run ends.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::struct_excessive_bools,
+    clippy::too_many_lines,
+    reason = "registers are cut and extended as the processor does it, its flags are bits, and its instructions a long list"
+)]
+
 use std::collections::HashMap;
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, MemorySize, Mnemonic, OpKind, Register};
@@ -299,8 +307,7 @@ impl<'a, S: Source> Machine<'a, S> {
 
     fn address(&self, instruction: &Instruction) -> u64 {
         let of = |register: Register| match register {
-            Register::None => 0,
-            Register::RIP => 0,
+            Register::None | Register::RIP => 0,
             register => self.register(register),
         };
         let base = match instruction.memory_base() {
@@ -401,7 +408,7 @@ impl<'a, S: Source> Machine<'a, S> {
         let value = cut(value, size);
         self.flags.zero = value == 0;
         self.flags.sign = value >> (size.clamp(1, 8) * 8 - 1) & 1 == 1;
-        self.flags.parity = (value & 0xff).count_ones() % 2 == 0;
+        self.flags.parity = (value & 0xff).count_ones().is_multiple_of(2);
     }
 
     fn logic(&mut self, value: u64, size: usize) {
@@ -556,7 +563,7 @@ impl<'a, S: Source> Machine<'a, S> {
                 self.write(instruction, 0, value)?;
             }
             Mnemonic::Imul if instruction.op_count() > 1 => {
-                let first = if instruction.op_count() == 3 { 1 } else { 0 };
+                let first = u32::from(instruction.op_count() == 3);
                 let left = self.read(instruction, first)?;
                 let right = self.read(instruction, first + 1)?;
                 let value =
@@ -663,7 +670,7 @@ impl<'a, S: Source> Machine<'a, S> {
         if instruction.op_count() == 1 {
             self.write(instruction, 0, u64::from(holds))?;
         } else {
-            let operand = if holds { 1 } else { 0 };
+            let operand = u32::from(holds);
             let value = self.read(instruction, operand)?;
             self.write(instruction, 0, value)?;
         }

@@ -24,7 +24,7 @@ const TYPES: [&str; 18] = [
 ];
 
 /// `UV_HANDLE_CLOSING` and `UV_HANDLE_CLOSED`: on its way out.
-const CLOSING_FLAGS: u32 = 3;
+const CLOSING_FLAGS: u64 = 3;
 
 /// One handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub struct Handles {
 
 /// Counts a loop's open handles.
 #[must_use]
-pub fn count(memory: &ProcessMemory, event_loop: UserAddr) -> Handles {
+pub fn count(memory: ProcessMemory, event_loop: UserAddr) -> Handles {
     let mut best = Handles { partial: true, ..Handles::default() };
     for _ in 0..ATTEMPTS {
         let mut found = Handles::default();
@@ -71,14 +71,14 @@ fn sum(handles: &Handles) -> u64 {
 
 /// The first handles of a loop: those that Node.js itself opens.
 #[must_use]
-pub fn first(memory: &ProcessMemory, event_loop: UserAddr, most: usize) -> Vec<Handle> {
+pub fn first(memory: ProcessMemory, event_loop: UserAddr, most: usize) -> Vec<Handle> {
     let mut handles = Vec::new();
     walk(memory, event_loop, most, |handle| handles.push(handle));
     handles
 }
 
 /// False if it did not come back to where it began.
-fn walk(memory: &ProcessMemory, event_loop: UserAddr, most: usize, mut visit: impl FnMut(Handle)) -> bool {
+fn walk(memory: ProcessMemory, event_loop: UserAddr, most: usize, mut visit: impl FnMut(Handle)) -> bool {
     let Some(head) = event_loop.0.checked_add(LOOP_HANDLE_QUEUE) else { return false };
     let Some(mut node) = memory.word(UserAddr(head)) else { return false };
     for _ in 0..most {
@@ -97,7 +97,7 @@ fn walk(memory: &ProcessMemory, event_loop: UserAddr, most: usize, mut visit: im
         };
         let kind = usize::try_from(word(8) & 0xffff_ffff).ok().and_then(|kind| TYPES.get(kind));
         let (Some(kind), true) = (kind, word(0) == event_loop.0) else { return false };
-        let is_closing = word(80) as u32 & CLOSING_FLAGS != 0;
+        let is_closing = word(80) & CLOSING_FLAGS != 0;
         visit(Handle { at: UserAddr(at), kind, is_closing });
         node = word(24);
     }

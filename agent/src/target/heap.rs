@@ -61,7 +61,7 @@ pub enum Hold {
 
 /// What the node of a global handle says: the state is in the low bits of its flags, at 11 (`GlobalHandles::Node`).
 #[must_use]
-pub fn hold(memory: &ProcessMemory, slot: UserAddr) -> Option<Hold> {
+pub fn hold(memory: ProcessMemory, slot: UserAddr) -> Option<Hold> {
     let mut flags = [0];
     if !memory.read(UserAddr(slot.0.checked_add(11)?), &mut flags) {
         return None;
@@ -112,8 +112,8 @@ impl HeapReader {
     }
 
     #[must_use]
-    pub fn memory(&self) -> &ProcessMemory {
-        &self.memory
+    pub fn memory(&self) -> ProcessMemory {
+        self.memory
     }
 
     /// The loop of the main thread.
@@ -125,7 +125,7 @@ impl HeapReader {
 
     /// The isolate whose JavaScript runs on a loop: found in what Node.js's own handles belong to.
     pub fn isolate_of(&mut self, event_loop: UserAddr) -> Option<UserAddr> {
-        let handles = handles::first(&self.memory, event_loop, HANDLES_LOOKED_AT);
+        let handles = handles::first(self.memory, event_loop, HANDLES_LOOKED_AT);
         let mut candidates = Vec::new();
         // The handle of the isolate's own task queue leads to `PerIsolatePlatformData`.
         for handle in handles.iter().filter(|handle| handle.kind == "async") {
@@ -138,7 +138,7 @@ impl HeapReader {
             candidates.extend(self.words(handle.at.0.saturating_sub(ENVIRONMENT_WORDS * 8), ENVIRONMENT_WORDS));
         }
         let mut tried = BTreeSet::new();
-        for candidate in candidates.into_iter().filter(|at| at & 7 == 0 && *at > 0xffff) {
+        for candidate in candidates.into_iter().filter(|at| at.is_multiple_of(8) && *at > 0xffff) {
             if tried.len() >= TRIES_MAX {
                 break;
             }

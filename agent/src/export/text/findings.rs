@@ -1,5 +1,7 @@
 //! What is wrong, worst first: one block a finding.
 
+use std::fmt::Write as _;
+
 use super::{
     format::{Page, clock, duration, safe},
     stack,
@@ -62,7 +64,7 @@ fn slope(growth: &Growth) -> String {
     let unit = safe(unit);
     let mut text = format!("+{} {unit} a minute (r² {r2:.2})", figure(slope * 60.0));
     if let Some(per_request) = per_request {
-        text.push_str(&format!(", {} a request", figure(*per_request)));
+        let _ = write!(text, ", {} a request", figure(*per_request));
     }
     text
 }
