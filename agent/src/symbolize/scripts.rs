@@ -1,6 +1,6 @@
 //! What a process's scripts say of where they were made from.
 
-use super::{Symbolizer, memory::Memory, v8::V8};
+use super::{Symbolizer, v8::V8};
 use crate::{
     limits::{V8_SOURCE_MAP_UNITS_MAX, V8_SOURCE_TAIL_UNITS_MAX},
     symbolize::v8::{
@@ -8,6 +8,7 @@ use crate::{
         layout::fixed,
         script::Script,
     },
+    target::memory::Memory,
     units::Pid,
 };
 
