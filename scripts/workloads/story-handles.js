@@ -18,8 +18,8 @@ const healthy = process.argv.includes('--healthy');
 const addon = () => require(process.env.STORY_ADDON ?? path.join(__dirname, '../../.cache/workloads/story-handles.node'));
 
 const NATIVE_BYTES = 4096;
-/// Entries of the healthy cache: full after ten seconds at 400 requests a second.
-const CACHE_MAX = 4000;
+/// Entries of the healthy cache: full after five seconds at 400 requests a second.
+const CACHE_MAX = 2000;
 /// Requests whose working memory lives on for a while, as that of slow requests does: it is old when it is garbage.
 const RECENT_MAX = 1000;
 

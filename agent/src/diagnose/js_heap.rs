@@ -15,6 +15,15 @@ struct Collection {
     most_before: f64,
 }
 
+/// Collections keep coming: where the last one is older than some of them are apart, what was kept then may be all that there will be.
+#[expect(clippy::cast_precision_loss, reason = "collections")]
+fn keep_coming(collections: &[Collection], end_s: f64) -> bool {
+    const INTERVALS: f64 = 1.5;
+    let (Some(first), Some(last)) = (collections.first(), collections.last()) else { return false };
+    let interval = (last.at_s - first.at_s) / (collections.len() - 1).max(1) as f64;
+    end_s - last.at_s <= INTERVALS * interval
+}
+
 /// Of the largest heap: others' collections come at other times.
 #[expect(clippy::cast_precision_loss, reason = "figures for trends")]
 fn collections(process: &Process) -> Vec<Collection> {
@@ -53,6 +62,7 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
         && trend.gained() >= thresholds.heap_bytes.max(thresholds.heap_share * trend.first)
         && trend.r2 >= thresholds.r2
         && trend.goes_on(thresholds.still_growing)
+        && keep_coming(&collections, process.windows.back().map_or(0.0, |point| point.at_s))
         && survivals.iter().all(|share| *share >= 0.0)
         && survivals.last().is_some_and(|share| *share >= least);
     if !holds {
