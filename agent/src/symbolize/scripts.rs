@@ -61,11 +61,7 @@ impl<M: Memory> V8<M> {
     }
 
     /// Reads something of a script that must be there before and after.
-    fn of_script(
-        &self,
-        file: &str,
-        read: impl FnOnce(Object) -> Result<String, Refusal>,
-    ) -> Result<String, Refusal> {
+    fn of_script(&self, file: &str, read: impl FnOnce(Object) -> Result<String, Refusal>) -> Result<String, Refusal> {
         self.heap.begin();
         self.heap.forget();
         let script = self.functions.script_of_file(file).ok_or(Refusal::Absent)?;

@@ -204,9 +204,13 @@ impl Map {
     }
 
     /// A function whose parameters begin here. Its name is what the map has for the word right before them, if that is the name that the
-    /// script has.
+    /// script has: of functions that have none, something else stands there.
     fn function(&self, line: u32, column: u32, name: &str) -> Option<Place> {
         let mut place = self.place(line, Some(column))?;
+        let is_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '$' | '#');
+        if name.is_empty() || !name.chars().all(is_word) {
+            return Some(place);
+        }
         let (line, column) = (line.checked_sub(1)?, column.checked_sub(1)?);
         let length = u32::try_from(name.encode_utf16().count()).ok()?;
         let at = column.checked_sub(length)?;
@@ -365,6 +369,18 @@ mod tests {
         let mapped = mapped.unwrap();
         assert_eq!((mapped.name.as_str(), mapped.file.as_deref()), ("hashPassword", Some(file)));
         assert_eq!((mapped.line, mapped.column, mapped.function_line), (Some(2), Some(3), Some(1)));
+    }
+
+    #[test]
+    fn a_function_without_a_name_is_not_called_what_stands_before_it() {
+        let mut builder = sourcemap::SourceMapBuilder::new(Some("app.js"));
+        let source = builder.add_source("app.ts");
+        let name = builder.add_name("app");
+        builder.add_raw(0, 0, 0, 0, Some(source), Some(name), false);
+        builder.add_raw(0, 11, 0, 13, Some(source), None, false);
+        let map = Map { decoded: DecodedMap::Regular(builder.into_sourcemap()), base: PathBuf::new() };
+        // `hr.get("/",(e,r)=>` of `app.get('/', (req, res) =>`.
+        assert_eq!(map.function(1, 12, "(anonymous)").unwrap().name, None);
     }
 
     /// A directory with files that are older than this process.
