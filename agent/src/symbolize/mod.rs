@@ -11,7 +11,7 @@ mod kernel;
 mod leaf;
 mod lines;
 mod module;
-mod scripts;
+pub mod scripts;
 pub mod source_map;
 mod user;
 pub mod v8;
