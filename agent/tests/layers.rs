@@ -23,11 +23,13 @@ const EDGES: &[(&str, &[&str])] = &[
     ("report", &["aggregate", "decode", "limits", "units"]),
     ("diagnose", &["limits", "report"]),
     ("symbolize", &["decode", "limits", "report", "target", "units"]),
+    ("census", &["limits", "symbolize", "target", "units"]),
     ("core", &["aggregate", "counters", "decode", "limits", "report", "units"]),
     ("export", &["aggregate", "core", "limits", "report", "units"]),
     (
         "commands",
         &[
+            "census",
             "cli",
             "core",
             "diagnose",

@@ -6,6 +6,7 @@ mod diagnose;
 mod discover;
 pub mod doctor;
 mod driver;
+mod heap;
 pub mod launch;
 mod lookout;
 pub mod profile;
@@ -30,6 +31,7 @@ pub fn run(cli: &Cli) -> u8 {
         Command::Diagnose(args) => diagnose::run(args),
         Command::Profile(args) => profile::run(args),
         Command::Report(args) => report::run(args),
+        Command::Heap(args) => heap::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions { shell } => {
             let mut text = Vec::new();
