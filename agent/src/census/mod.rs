@@ -94,3 +94,6 @@ pub fn take<M: Memory>(subject: &Subject<'_, M>, go_on: &mut dyn FnMut(&Tally) -
     }
     Census { by_constructor, tally, heap_bytes, pages: count }
 }
+
+#[cfg(test)]
+mod tests;

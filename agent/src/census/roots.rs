@@ -50,8 +50,7 @@ pub fn follow(memory: &impl Memory, regions: &[Region], present: &Present, reach
         let mut is_abandoned = false;
         while chunk < range.end {
             let is_page = reach.pages.covers(chunk);
-            is_abandoned =
-                !is_page && (is_abandoned || range.contains(&chunk) && was_page(memory, chunk, &reach.pages));
+            is_abandoned = !is_page && (is_abandoned || range.contains(&chunk) && was_page(memory, chunk));
             if !is_page && !is_abandoned {
                 let within = chunk.max(range.start)..(chunk + PAGE_BYTES).min(range.end);
                 for run in runs(chunk, present(UserAddr(chunk)), &within) {
@@ -81,14 +80,19 @@ fn follow_used(bytes: &[u8], run: &Range<u64>, free: &[Range<u64>], reach: &mut 
 }
 
 /// A chunk of V8's that it keeps for later: there is no metadata any more, but what lies in it is what is left of a heap.
-fn was_page(memory: &impl Memory, at: u64, pages: &Pages) -> bool {
+fn was_page(memory: &impl Memory, at: u64) -> bool {
     let mut bytes = [[0; 8]; 3];
     if memory.read_at(UserAddr(at), bytes.as_flattened_mut()).is_err() {
         return false;
     }
     let [flags, metadata, map] = bytes.map(u64::from_le_bytes);
-    let leads_to_map = map & 7 == 1 && pages.find(map - 1).is_some();
-    flags >> 32 == 0 && metadata.is_multiple_of(8) && metadata > 0xffff && leads_to_map
+    let word = |tagged: u64| {
+        let addr = Some(tagged).filter(|word| word & 7 == 1)?;
+        memory.word_at(UserAddr(addr - 1)).ok()
+    };
+    // An object has a Map, which has one, and so has that.
+    let has_object = || word(map).and_then(word).and_then(word).is_some_and(|word| word & 7 == 1);
+    flags >> 32 == 0 && metadata.is_multiple_of(8) && metadata > 0xffff && has_object()
 }
 
 /// Stretches of a chunk that are there.
