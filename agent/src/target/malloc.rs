@@ -1,8 +1,9 @@
 //! Memory that glibc's allocator keeps for later: what is left in it are old contents, to which nothing leads any more.
 //!
-//! A heap is a row of chunks: each begins with its size, whose lowest bit says whether the chunk before is in use. Chunks that a
-//! thread has just freed stay marked as used, and are in its cache: a table in the heap's first chunk. Another allocator has no such
-//! rows; then nothing is found, and all of it counts as used.
+//! A heap is a row of chunks: each begins with its size, whose lowest bit says whether the chunk before is in use. Small chunks that
+//! were freed just now stay marked as used, and are in lists: their first word is a link to another one, mangled with its own place
+//! since 2.32; before, only those in the cache are found, a table in the heap's first chunk. Another allocator has no such rows; then
+//! nothing is found, and all of it counts as used.
 
 use std::ops::Range;
 
@@ -52,8 +53,12 @@ fn walk(memory: &impl Memory, row: Range<u64>) -> Option<Vec<Range<u64>>> {
     const CHUNKS_MIN: usize = 16;
     let mut free = Vec::new();
     let mut at = row.start;
-    let size_at = |chunk: u64| memory.word_at(UserAddr(chunk + 8)).ok();
-    let mut size = size_at(at)?;
+    let head_at = |chunk: u64| {
+        let mut head = [[0; 8]; 2];
+        memory.read_at(UserAddr(chunk + 8), head.as_flattened_mut()).ok()?;
+        Some(head.map(u64::from_le_bytes))
+    };
+    let [mut size, mut first] = head_at(at)?;
     for chunks in 0..MALLOC_CHUNKS_MAX {
         let bytes = size & !FLAGS;
         let next = at.checked_add(bytes)?;
@@ -69,8 +74,9 @@ fn walk(memory: &impl Memory, row: Range<u64>) -> Option<Vec<Range<u64>>> {
             free.push(at + HEAD_BYTES..row.end);
             return Some(free);
         }
-        let of_next = size_at(next)?;
-        if of_next & PREVIOUS_IN_USE == 0 && free.len() < MALLOC_FREE_MAX {
+        let [of_next, first_of_next] = head_at(next)?;
+        let is_free = of_next & PREVIOUS_IN_USE == 0 || is_listed(memory, at + HEAD_BYTES, first, bytes, &row);
+        if is_free && free.len() < MALLOC_FREE_MAX {
             free.push(at + HEAD_BYTES..next);
         }
         // The top of an arena's heap ends before the mapping does.
@@ -78,9 +84,22 @@ fn walk(memory: &impl Memory, row: Range<u64>) -> Option<Vec<Range<u64>>> {
             free.push(at + HEAD_BYTES..next);
             return (chunks >= CHUNKS_MIN).then_some(free);
         }
-        (at, size) = (next, of_next);
+        (at, size, first) = (next, of_next, first_of_next);
     }
     Some(free)
+}
+
+/// The first word of a chunk is a mangled link, to a chunk of the same size or to none: the chunk waits in a list.
+fn is_listed(memory: &impl Memory, at: u64, first: u64, bytes: u64, row: &Range<u64>) -> bool {
+    /// The largest chunks of the cache; other lists have smaller ones.
+    const LISTED_BYTES_MAX: u64 = 1056;
+    let link = first ^ (at >> 12);
+    if bytes > LISTED_BYTES_MAX || link == 0 {
+        return bytes <= LISTED_BYTES_MAX;
+    }
+    // The cache's links lead to what was asked for, the others' to the chunk.
+    let is_same = |size_at: u64| memory.word_at(UserAddr(size_at)).is_ok_and(|size| size & !FLAGS == bytes);
+    row.contains(&link) && link.is_multiple_of(16) && (is_same(link - 8) || is_same(link + 8))
 }
 
 /// Chunks in a thread's cache.
@@ -101,5 +120,40 @@ fn cached(memory: &impl Memory, cache: u64, row: &Range<u64>, free: &mut Vec<Ran
             // The link is mangled with its own place since 2.32.
             at = next ^ (at >> 12);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::memory::Fixture;
+
+    const HEAP: u64 = 0x10_0000;
+
+    /// Chunks of 48 bytes, of which some are free, and one waits in a list.
+    #[test]
+    fn chunks_that_are_free_are_found() {
+        let mut words = Vec::new();
+        for chunk in 0..20_u64 {
+            // A chunk says of the one before whether it is in use: the fourth is not.
+            let size = if chunk == 4 { 48 } else { 48 | PREVIOUS_IN_USE };
+            let at = HEAP + chunk * 48 + HEAD_BYTES;
+            // The seventh leads to the tenth, which leads nowhere.
+            let first = match chunk {
+                6 => (HEAP + 9 * 48 + HEAD_BYTES) ^ (at >> 12),
+                9 => at >> 12,
+                _ => chunk,
+            };
+            words.extend([0, size, first, 1, 2, 3]);
+        }
+        words.extend([0, 65, 0, 0, 0, 0, 0, 0]);
+        let mut memory = Fixture::default();
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let row = HEAP..HEAP + bytes.len() as u64;
+        memory.map(UserAddr(HEAP), bytes);
+        let free: Vec<u64> = free(&memory, &row, true).iter().map(|range| (range.start - HEAP) / 48).collect();
+        assert_eq!(free, [3, 6, 9, 20]);
+        assert_eq!(super::free(&memory, &(HEAP + 8..row.end), true), []);
+        assert_eq!(super::free(&memory, &(row.end..row.end + 4096), true), []);
     }
 }
