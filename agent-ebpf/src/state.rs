@@ -1,7 +1,7 @@
 //! Values of the maps that both halves touch.
 
 use crate::{
-    abi::{event_loop::Ledger, family, record},
+    abi::{event_loop::Ledger, family, postgres::LockTag, record},
     spec::HITS_COUNT,
 };
 
@@ -179,6 +179,31 @@ record! {
 }
 
 record! {
+    /// A PostgreSQL cluster whose backends are traced, keyed by the tgid of its postmaster, the parent of each of them.
+    pub struct Cluster[16] {
+        /// Offsets in `PGPROC`: of the process id, and of the lock that is waited for; 0 is not known.
+        pub proc_pid: u32,
+        pub proc_wait_lock: u32,
+        pub reserved: u64,
+    }
+}
+
+record! {
+    /// A wait for a lock that a backend is in, keyed by its tgid: see [`crate::abi::postgres`].
+    pub struct LockWaitState[56] {
+        pub started_ns: u64,
+        pub lock: u64,
+        pub tag: LockTag,
+        pub cluster: u32,
+        pub pid: u32,
+        pub mode: u32,
+        /// 1 once its end was sent.
+        pub ended: u32,
+        pub reserved: u64,
+    }
+}
+
+record! {
     /// Per family and CPU: what the kernel half tried to send and what the ring had no room for.
     pub struct FamilyCounters[16] {
         pub emitted: u64,
@@ -188,7 +213,7 @@ record! {
 
 record! {
     /// All tallies of the kernel half, one value a CPU: user space reads them with a single call.
-    pub struct Tally[824] {
+    pub struct Tally[912] {
         pub families: [FamilyCounters; family::COUNT],
         /// By [`counter`].
         pub counters: [u64; counter::COUNT],
@@ -272,7 +297,9 @@ pub mod counter {
     /// Stacks that were walked, and their frames: what walking costs.
     pub const STACKS_WALKED: u32 = 7;
     pub const FRAMES_WALKED: u32 = 8;
-    pub const COUNT: usize = 9;
+    /// A wait for a lock was not followed: the map was full.
+    pub const LOCK_WAITS_FULL: u32 = 9;
+    pub const COUNT: usize = 10;
     pub const NAMES: [&str; COUNT] = [
         "threads_full",
         "works_full",
@@ -283,6 +310,7 @@ pub mod counter {
         "switch_in_unseen",
         "stacks_walked",
         "frames_walked",
+        "lock_waits_full",
     ];
 }
 
@@ -292,6 +320,7 @@ pub mod counter {
 pub mod global {
     pub const TASK_PID: &str = "TASK_PID";
     pub const TASK_TGID: &str = "TASK_TGID";
+    pub const TASK_REAL_PARENT: &str = "TASK_REAL_PARENT";
     pub const TASK_STATE: &str = "TASK_STATE";
     pub const TASK_EXIT_CODE: &str = "TASK_EXIT_CODE";
     /// 1 where `sched_switch` passes the previous state as its fourth argument (5.18 and newer).

@@ -40,6 +40,7 @@ Examples:
   agent trace --pid 4121 --slow-turn 50ms                  each turn longer than 50 ms one by one
   agent trace --pid 4121 --off-cpu-threshold 0             every stay off CPU, however short
   agent trace --follow -- node server.js                   from the first instruction, children too
+  agent trace --pid 812                                    a PostgreSQL server: who waits for whose lock
 
 The process is not stopped, signalled or changed: no flag, no restart, no inspector.";
 
@@ -95,7 +96,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Trace a Node.js process: event loop, thread pool, garbage collection, off-CPU time, run queue
+    /// Trace a Node.js process (event loop, thread pool, garbage collection, off-CPU time, run queue), or a PostgreSQL server (locks)
     #[command(after_help = TRACE_EXAMPLES)]
     Trace(TraceArgs),
     /// Profile processes: where JavaScript, native code and the kernel spend their time, on CPU or waiting
@@ -131,6 +132,16 @@ pub enum Phases {
     Always,
     /// Never: time on CPU is not split by phase
     Never,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Statements {
+    /// Not shown, but for what autovacuum says of itself
+    None,
+    /// Without their literals
+    Fingerprint,
+    /// As they are: they may hold secrets
+    Whole,
 }
 
 #[derive(Args, Debug)]
@@ -182,6 +193,14 @@ pub struct TraceArgs {
     /// Trace Node.js processes that the process starts, too
     #[arg(long)]
     pub follow: bool,
+
+    /// Watch the locks of this PostgreSQL server too, and say which of the process's connections wait for them
+    #[arg(long, value_name = "PID")]
+    pub postgres: Option<u32>,
+
+    /// Statements of PostgreSQL's backends
+    #[arg(long, value_enum, default_value = "fingerprint")]
+    pub pg_statements: Statements,
 
     /// How often figures are summed up
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = window)]

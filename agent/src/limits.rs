@@ -190,6 +190,35 @@ pub const V8_INLINING_DEPTH_MAX: usize = 64;
 /// Builds of V8 whose layout is kept: 2 KiB each.
 pub const V8_LAYOUTS_MAX: usize = 16;
 
+/// Server processes of one PostgreSQL cluster: `max_connections` of a large one, and its workers.
+pub const PG_PROCESSES_MAX: usize = 16_384;
+
+/// Clusters at a time.
+pub const PG_CLUSTERS_MAX: usize = 64;
+
+/// Locks that are waited for at one time: no more than there are waiters.
+pub const PG_LOCKS_MAX: usize = 4096;
+
+/// Holders of one lock, and its waiters, that are followed: 12 B and 32 B each.
+pub const PG_PARTIES_MAX: usize = 16_384;
+
+/// Relations of one cluster whose names are kept: 100 B each.
+pub const PG_RELATIONS_MAX: usize = 16_384;
+
+/// Locks that a window reports one by one, those with the most waiters first; the rest is summed.
+pub const PG_LOCKS_REPORTED_MAX: usize = 32;
+
+/// Bytes of a program's constants that are searched for its version: 2.5 MB in PostgreSQL 15.
+pub const CONSTANTS_BYTES_MAX: u64 = 64 << 20;
+
+/// Bytes of one table of TCP connections: 150 B x 65 536 = 10 MiB.
+pub const NET_TABLE_BYTES_MAX: u64 = 16 << 20;
+
+/// TCP connections of one network namespace: as many as a host has ports.
+pub const SOCKETS_MAX: usize = 65_536;
+
+/// Descriptors of one process that are looked at.
+pub const PROC_FDS_MAX: usize = 65_536;
 /// Frames of one process whose names are kept: about 300 B x 32 768 = 10 MiB; a large service has some ten thousand.
 pub const FRAMES_KEPT_MAX: usize = 32_768;
 

@@ -28,6 +28,7 @@ use super::{
     asleep,
     discover::Discovery,
     launch::Launched,
+    postgres::Watch,
     session::{FileProbes, PhasesWanted, Session, SessionError, TypesAhead},
     sinks::{Destinations, Sinks},
     subject::{self, Subject, SubjectError},
@@ -44,6 +45,7 @@ use crate::{
         model::{EndReason, TraceConfig},
         summary::Summary,
     },
+    target::postgres::PostgresError,
     units::Pid,
 };
 
@@ -62,6 +64,8 @@ pub enum DriverError {
     Subject(#[from] SubjectError),
     #[error(transparent)]
     Session(#[from] SessionError),
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
     #[error("{0}")]
     Output(String),
     #[error("cannot start {command}: {source}")]
@@ -79,7 +83,7 @@ impl DriverError {
     pub fn code(&self) -> u8 {
         match self {
             Self::Subject(error) if error.is_denied() => exit::NOT_ALLOWED,
-            Self::Subject(_) | Self::NobodyThere => exit::NO_TARGET,
+            Self::Subject(_) | Self::Postgres(_) | Self::NobodyThere => exit::NO_TARGET,
             Self::Session(_) => exit::NOT_ALLOWED,
             Self::Output(_) | Self::Launch { .. } | Self::Runtime(_) => exit::FAILED,
         }
@@ -115,6 +119,8 @@ pub struct Whom {
     pub examine: fn(Pid) -> Result<Subject, SubjectError>,
     /// Looks for more while it lasts.
     pub discovery: Option<Discovery>,
+    /// PostgreSQL servers, whose locks are watched.
+    pub clusters: Vec<Watch>,
 }
 
 /// How it went.
@@ -139,7 +145,7 @@ pub fn drive(
         let sinks = Sinks::open(destinations).map_err(DriverError::Output)?;
         let session = Session::start(&mission.settings, mission.groups, mission.phases, types)?;
         let duration = mission.duration;
-        let Whom { subjects, launched, follow, examine, discovery } = whom;
+        let Whom { subjects, launched, follow, examine, discovery, clusters } = whom;
         let mut driver = Driver::new(mission, session, sinks, examine)?;
         driver.follow = follow;
         driver.discovery = discovery;
@@ -151,6 +157,9 @@ pub fn drive(
                 Err(error) if only => return Err(error),
                 Err(error) => warn!("pid={pid} is left out: {error}"),
             }
+        }
+        for watch in clusters {
+            driver.add_cluster(watch)?;
         }
         if driver.targets.is_empty() {
             return Err(DriverError::NobodyThere);
@@ -179,6 +188,7 @@ struct Driver {
     answers: mpsc::UnboundedReceiver<Input>,
     summary: Summary,
     targets: Vec<Pid>,
+    clusters: Vec<Watch>,
     /// Turns that have ended, over all threads: the governor's measure.
     turns: u64,
     window: Duration,
@@ -207,6 +217,7 @@ impl Driver {
             answers,
             summary: Summary::default(),
             targets: Vec::new(),
+            clusters: Vec::new(),
             turns: 0,
             window: mission.window,
             live: !mission.quiet && std::io::stderr().is_terminal(),
@@ -240,6 +251,52 @@ impl Driver {
         self.feed(Input::Target(Box::new(facts)));
         self.session.cover(pid, subject.v8);
         Ok(())
+    }
+
+    /// Begins to trace a PostgreSQL cluster: its backends cost nothing until one of them waits for a lock.
+    fn add_cluster(&mut self, mut watch: Watch) -> Result<(), DriverError> {
+        let (file, mut facts) = watch.prepare().map_err(PostgresError::from)?;
+        let pid = watch.pid();
+        self.session.add_cluster(pid, file, watch.offsets())?;
+        facts.since = monotonic_ns();
+        facts.degraded.extend(self.session.degraded.iter().cloned());
+        if !self.mission.quiet {
+            let (doing, version) = (self.mission.doing, watch.version().unwrap_or("of an unknown version"));
+            say(&format!("agent: {doing} pid {pid} (PostgreSQL {version}); Ctrl-C ends it with a report"));
+        }
+        info!("pid={pid} attached by {}", self.session.way.name());
+        self.feed(Input::Cluster(Box::new(facts)));
+        // Who waits already began before any probe.
+        let reading = watch.read();
+        self.feed(Input::PgReading(Box::new(reading)));
+        // Beside a process that is traced, it is watched for as long as that lives.
+        if self.targets.is_empty() {
+            self.targets.push(pid);
+        }
+        self.clusters.push(watch);
+        Ok(())
+    }
+
+    /// Reads the lock tables, after the records that came before.
+    fn read_clusters(&mut self) {
+        let mut inputs = Vec::new();
+        for watch in &mut self.clusters {
+            inputs.push(Input::PgReading(Box::new(watch.read())));
+            if let Some(offsets) = watch.offsets_found()
+                && let Err(error) = self.session.set_cluster(watch.pid(), offsets)
+            {
+                warn!("{error}");
+            }
+        }
+        for watch in &self.clusters {
+            let cluster = watch.pid();
+            for client in self.targets.iter().copied().filter(|client| *client != cluster) {
+                inputs.push(Input::PgClient { client, cluster, backends: watch.serving(client) });
+            }
+        }
+        for input in inputs {
+            self.feed(input);
+        }
     }
 
     /// Until the time is up, a signal comes, or nothing is left to trace.
@@ -301,6 +358,7 @@ impl Driver {
         self.drain().await;
         self.session.settle(&mut tick);
         self.await_classes().await;
+        self.read_clusters();
         tick.thread_names = subject::thread_names(&self.targets);
         self.feed(Input::Tick(Box::new(tick)));
     }
@@ -379,6 +437,7 @@ impl Driver {
             return;
         }
         self.targets.retain(|known| *known != pid);
+        self.clusters.retain(|watch| watch.pid() != pid);
         self.feed(Input::TargetGone { pid, now: monotonic_ns() });
     }
 

@@ -6,6 +6,7 @@ mod discover;
 pub mod doctor;
 mod driver;
 pub mod launch;
+mod postgres;
 pub mod profile;
 pub mod report;
 mod session;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    postgres::{PgPid, Reading},
     report::model::{Degraded, EndReason, Frame, StackId, TraceConfig, Truncated},
     units::{Clock, MonoNs, Pid, Tid, UserAddr, WallNs},
 };
@@ -19,6 +20,14 @@ use crate::{
 pub enum Input {
     /// A process is traced from here on.
     Target(Box<TargetFacts>),
+    /// A PostgreSQL cluster is traced from here on.
+    Cluster(Box<ClusterFacts>),
+    /// Who waits for whom in a cluster, read from its memory; before each tick, and first of all.
+    PgReading(Box<Reading>),
+    /// The backends that serve a process's connections, one a connection; before each tick.
+    PgClient { client: Pid, cluster: Pid, backends: Vec<PgPid> },
+    /// What a relation is called.
+    PgRelation { cluster: Pid, database: u32, relation: u32, name: String },
     /// The driver can see the process no more.
     TargetGone { pid: Pid, now: MonoNs },
     /// Records of one family as its ring delivers them: each one after its length as a little-endian `u32`.
@@ -50,6 +59,21 @@ pub struct TargetFacts {
     pub degraded: Vec<Degraded>,
     pub kernel_release: String,
     pub cpus: u32,
+}
+
+/// What the driver knows of a PostgreSQL cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterFacts {
+    /// The postmaster.
+    pub pid: Pid,
+    pub since: MonoNs,
+    pub clock: Clock,
+    pub start_time: Option<WallNs>,
+    pub exe: String,
+    pub server_version: Option<String>,
+    /// Server processes beside the postmaster.
+    pub processes: u32,
+    pub degraded: Vec<Degraded>,
 }
 
 /// The maps of the kernel half, and what else changes, at one moment.

@@ -5,7 +5,9 @@ use std::{mem::size_of, os::fd::AsFd};
 use agent_ebpf::{
     abi::family,
     spec::HITS_COUNT,
-    state::{FamilyCounters, RunQueueKey, Tally, Target, ThreadState, WorkKey, WorkState, counter, target_flag},
+    state::{
+        Cluster, FamilyCounters, RunQueueKey, Tally, Target, ThreadState, WorkKey, WorkState, counter, target_flag,
+    },
 };
 use aya::maps::{HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -27,6 +29,7 @@ pub enum MapsError {
 
 type Raw<const N: usize> = [u8; N];
 const TARGET: usize = size_of::<Target>();
+const CLUSTER: usize = size_of::<Cluster>();
 const THREAD: usize = size_of::<ThreadState>();
 const KEY: usize = size_of::<RunQueueKey>();
 const TALLY: usize = size_of::<Tally>();
@@ -75,6 +78,7 @@ impl Collections {
 /// Access to the maps; reading them costs a system call or two an entry.
 pub struct Maps {
     targets: HashMap<aya::maps::MapData, u32, Raw<TARGET>>,
+    clusters: HashMap<aya::maps::MapData, u32, Raw<CLUSTER>>,
     threads: HashMap<aya::maps::MapData, u32, Raw<THREAD>>,
     run_queue: HashMap<aya::maps::MapData, Raw<KEY>, u64>,
     works: HashMap<aya::maps::MapData, Raw<WORK_KEY>, Raw<WORK>>,
@@ -86,6 +90,7 @@ impl Maps {
     pub fn take(probes: &mut Probes) -> Result<Self, MapsError> {
         Ok(Self {
             targets: take(probes, "TARGETS")?,
+            clusters: take(probes, "CLUSTERS")?,
             threads: take(probes, "THREADS")?,
             run_queue: take(probes, "RUN_QUEUE")?,
             works: take(probes, "WORKS")?,
@@ -109,6 +114,13 @@ impl Maps {
         self.targets.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "TARGETS", source })
     }
 
+    /// Backends of this postmaster are traced from now on, those that it has and those to come; or their layout is known better.
+    pub fn add_cluster(&mut self, postmaster: u32, cluster: Cluster) -> Result<(), MapsError> {
+        let mut value = [0; CLUSTER];
+        value.copy_from_slice(cluster.as_bytes());
+        self.clusters.insert(&postmaster, &value, 0).map_err(|source| MapsError::Access { name: "CLUSTERS", source })
+    }
+
     /// Adds the state of a thread that the kernel half has not seen; its own is the better one.
     pub fn add_thread(&mut self, state: &ThreadState) {
         /// From `linux/bpf.h`: fail where the key is there.
@@ -121,6 +133,7 @@ impl Maps {
     /// From now on, nothing of this process is recorded; what the maps hold of it stays to be read.
     pub fn quiet_target(&mut self, tgid: u32) {
         let _ = self.targets.remove(&tgid);
+        let _ = self.clusters.remove(&tgid);
     }
 
     /// Forgets a target and all that the maps hold of it. Entries that are gone already are no error.

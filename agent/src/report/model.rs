@@ -4,6 +4,8 @@
 //! strings (JSON numbers lose bits above 2^53). A reader must tolerate keys and types that it does not know.
 
 mod account;
+mod finding;
+mod postgres;
 mod stacks;
 
 use std::collections::BTreeMap;
@@ -11,6 +13,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use account::{AgentCost, End, EndReason, FamilyAccount, ProbeHits};
+pub use finding::{Evidence, Finding, Growth, Severity};
+pub use postgres::{
+    Advice, BackendKind, BackendState, PgBackend, PgClient, PgClientLock, PgCluster, PgDeadlock, PgHolder, PgLink,
+    PgLock, PgLockName, PgQueued, PgRoot, PgWaiter, PgWaits, PgWaitsFor, PgWindow,
+};
 pub use stacks::{
     Frame, FrameKind, Measure, OffCpu, OffCpuStack, OffCpuTotals, Profile, ProfileStack, ProfileThread, Stack, StackId,
     Tier, Truncated,
@@ -58,6 +65,16 @@ pub enum Body {
     OffCpu(OffCpu),
     /// What ran on the CPUs in a window, by stack.
     Profile(Profile),
+    /// A PostgreSQL cluster is traced from here on.
+    PgCluster(Box<PgCluster>),
+    /// Lock waits of a cluster in a window.
+    PgWindow(Box<PgWindow>),
+    /// One lock that was waited for: who holds it, who waits, what would help.
+    PgLock(Box<PgLock>),
+    /// Which of a process's connections to PostgreSQL wait for locks.
+    PgClient(Box<PgClient>),
+    /// A deadlock that the server broke.
+    PgDeadlock(Box<PgDeadlock>),
     /// A fork, an exec, an exit.
     Process(Process),
     /// Something is wrong or poorer than it should be.

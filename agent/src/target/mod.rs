@@ -6,6 +6,8 @@ pub mod elf;
 pub mod host;
 pub mod libuv;
 pub mod node;
+pub mod postgres;
 pub mod procfs;
+pub mod sockets;
 pub mod unwind;
 pub mod v8;

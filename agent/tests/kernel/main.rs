@@ -22,6 +22,7 @@ mod harness;
 mod js;
 mod luck;
 mod peer;
+mod postgres;
 mod profile;
 mod records;
 mod sched;

@@ -2,6 +2,7 @@
 
 mod epoll;
 mod io_uring;
+mod postgres;
 mod process;
 mod sampler;
 pub mod sched;

@@ -1,0 +1,285 @@
+//! Lock waits of a PostgreSQL cluster: a pile-up behind one lock, a wait that goes on and on, deadlocks.
+//!
+//! Waiting for a lock is how a database works; what is wrong is a lock that holds up many, or one for long. Short waits for rows, of
+//! which a busy server has thousands a second, are never a finding.
+
+use crate::report::{
+    ClusterSummary, LockSummary,
+    model::{Advice, BackendKind, Evidence, Finding, PgBackend, PgDeadlock, PgHolder, PgLock, PgRoot, Severity},
+};
+
+/// From when on waits are too long, and how many waiters are too many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockThresholds {
+    /// So many waiters for one lock, of which one waits for `pileup_ns` at least, are a pile-up.
+    pub pileup_waiters: u64,
+    pub pileup_ns: u64,
+    /// A pile-up of so many is critical.
+    pub critical_waiters: u64,
+    /// A single waiter is worth a word after so long, and an alarm after ten times that.
+    pub long_wait_ns: u64,
+}
+
+impl Default for LockThresholds {
+    fn default() -> Self {
+        Self { pileup_waiters: 3, pileup_ns: 2_000_000_000, critical_waiters: 10, long_wait_ns: 5_000_000_000 }
+    }
+}
+
+/// What is wrong with the locks of a cluster, worst first.
+#[must_use]
+pub fn lock_findings(cluster: &ClusterSummary, thresholds: &LockThresholds) -> Vec<Finding> {
+    let mut findings: Vec<Finding> =
+        cluster.locks.values().filter_map(|lock| of_lock(lock, &cluster.locks, thresholds)).collect();
+    findings.extend(of_deadlocks(cluster));
+    findings.sort_by(|one, other| (other.severity, &one.title).cmp(&(one.severity, &other.title)));
+    findings
+}
+
+fn of_lock(
+    sum: &LockSummary,
+    all: &std::collections::BTreeMap<String, LockSummary>,
+    thresholds: &LockThresholds,
+) -> Option<Finding> {
+    let lock = &sum.worst;
+    // Everybody waits for somebody who waits for another lock: that one is told, and it tells of this one.
+    let root_elsewhere =
+        lock.chain.get(1).is_some_and(|link| all.contains_key(&link.lock) && link.lock != lock.lock.text);
+    if root_elsewhere {
+        return None;
+    }
+    let behind: u64 = all
+        .values()
+        .filter(|other| waits_through(&other.worst, &lock.lock.text))
+        .map(|other| other.worst.waiting)
+        .sum();
+    let waiting = lock.waiting.saturating_add(behind);
+    let pileup = waiting >= thresholds.pileup_waiters && lock.oldest_wait_ns >= thresholds.pileup_ns;
+    let long = lock.oldest_wait_ns >= thresholds.long_wait_ns;
+    if !pileup && !long {
+        return None;
+    }
+    let severity = if sum.is_over {
+        Severity::Info
+    } else if pileup && waiting >= thresholds.critical_waiters
+        || lock.oldest_wait_ns >= thresholds.long_wait_ns.saturating_mul(10)
+    {
+        Severity::Critical
+    } else {
+        Severity::Warning
+    };
+    let what = name(lock);
+    let title = if pileup {
+        format!("{waiting} PostgreSQL backends wait for {what}, {}", behind_whom(lock))
+    } else {
+        format!("a PostgreSQL backend has waited {} for {what}, {}", seconds(lock.oldest_wait_ns), behind_whom(lock))
+    };
+    Some(Finding {
+        code: if pileup { "postgres.lock_pileup" } else { "postgres.lock_wait" }.to_owned(),
+        severity,
+        // Queue and holders were read, not inferred; only what a cut list hides is a guess.
+        confidence: if lock.holders_more || lock.holders.is_empty() { 0.7 } else { 0.95 },
+        title,
+        since: lock.oldest_since.clone(),
+        growth: None,
+        evidence: evidence(sum, waiting, behind),
+        next: lock.root.as_ref().map(|root| next(root, lock)).unwrap_or_default(),
+    })
+}
+
+/// The lock's head waits for somebody who waits for the lock of that name.
+fn waits_through(lock: &PgLock, text: &str) -> bool {
+    lock.lock.text != text && lock.chain.iter().skip(1).any(|link| link.lock == text)
+}
+
+fn name(lock: &PgLock) -> String {
+    lock.lock.name.as_ref().map_or_else(|| lock.lock.text.clone(), |name| format!("a lock on {name}"))
+}
+
+fn behind_whom(lock: &PgLock) -> String {
+    let blocker = lock.holders.iter().find(|holder| holder.blocks_head);
+    let head = lock.head.as_ref().map_or(0, |head| head.backend.pid);
+    match blocker {
+        Some(holder) if lock.waiting > 1 => format!("behind {head}, which waits for {}", who(&holder.backend)),
+        Some(holder) => format!("which {} holds", who(&holder.backend)),
+        None => format!("behind {head}"),
+    }
+}
+
+fn who(backend: &PgBackend) -> String {
+    match backend.kind {
+        BackendKind::WraparoundVacuum => format!("{} (autovacuum to prevent wraparound)", backend.pid),
+        BackendKind::AutovacuumWorker => format!("{} (autovacuum)", backend.pid),
+        _ if backend.pid == 0 => "a prepared transaction".to_owned(),
+        _ => backend.pid.to_string(),
+    }
+}
+
+fn seconds(ns: u64) -> String {
+    format!("{}.{} s", ns / 1_000_000_000, ns / 100_000_000 % 10)
+}
+
+fn doing(backend: &PgBackend) -> String {
+    backend.statement.as_deref().map(|statement| format!(": {statement}")).unwrap_or_default()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts, and seconds")]
+fn evidence(sum: &LockSummary, waiting: u64, behind: u64) -> Vec<Evidence> {
+    let lock = &sum.worst;
+    let holder = |holder: &PgHolder| {
+        let note = if holder.blocks_head { "" } else { ", not in the head's way" };
+        Evidence::line(format!(
+            "{} holds {}{note}{}",
+            who(&holder.backend),
+            holder.modes.join(" and "),
+            doing(&holder.backend)
+        ))
+    };
+    let mut evidence = vec![Evidence {
+        text: format!("{waiting} waiters for {}, the oldest for {}", lock.lock.text, seconds(lock.oldest_wait_ns)),
+        value: Some(waiting as f64),
+        unit: Some("waiters".to_owned()),
+        stack: None,
+    }];
+    evidence.extend(lock.holders.iter().take(4).map(holder));
+    if let Some(head) = &lock.head {
+        evidence.push(Evidence {
+            text: format!("{} is first in line, wants {}{}", head.backend.pid, head.mode, doing(&head.backend)),
+            value: Some(head.wait_ns as f64 / 1e9),
+            unit: Some("s".to_owned()),
+            stack: None,
+        });
+    }
+    for group in lock.behind.iter().take(4) {
+        let statement = group.statement.as_deref().map(|text| format!(": {text}")).unwrap_or_default();
+        evidence.push(Evidence {
+            text: format!("behind it {} want {}{statement}", group.count, group.mode),
+            value: Some(group.count as f64),
+            unit: Some("waiters".to_owned()),
+            stack: None,
+        });
+    }
+    if behind > 0 {
+        evidence.push(Evidence::line(format!("{behind} more wait for locks of those who wait for this one")));
+    }
+    if sum.is_over {
+        evidence.push(Evidence::line(format!("it was over by {}", sum.last)));
+    }
+    evidence
+}
+
+fn next(root: &PgRoot, lock: &PgLock) -> Vec<String> {
+    let pid = root.backend.pid;
+    let frees = root.frees;
+    match root.advice {
+        Advice::CancelHead => {
+            let vacuum = lock.holders.iter().any(|holder| holder.backend.kind == BackendKind::WraparoundVacuum);
+            let mut steps = vec![format!(
+                "select pg_cancel_backend({pid}): it holds nothing that others want, and {frees} waiters go on at once"
+            )];
+            steps.push(if vacuum {
+                "let the vacuum finish before it is tried again, with a lock_timeout of some seconds".to_owned()
+            } else {
+                "try it again with a lock_timeout of some seconds".to_owned()
+            });
+            steps
+        }
+        Advice::EndTransaction => vec![
+            format!("select pg_terminate_backend({pid}): its client left a transaction open; {frees} waiters go on"),
+            "set idle_in_transaction_session_timeout".to_owned(),
+        ],
+        Advice::CancelHolder => {
+            vec![format!("wait for {pid}, or select pg_cancel_backend({pid}): {frees} waiters go on")]
+        }
+        Advice::AwaitVacuum => vec![format!("let the vacuum of {pid} finish: cancelled, it would begin anew")],
+        Advice::FinishPrepared => {
+            vec![format!("commit or roll back the prepared transaction (pg_prepared_xacts): {frees} waiters go on")]
+        }
+    }
+}
+
+fn of_deadlocks(cluster: &ClusterSummary) -> Option<Finding> {
+    let (since, first) = cluster.deadlocks.first()?;
+    let all = (cluster.deadlocks.len() as u64).saturating_add(cluster.deadlocks_more);
+    let PgDeadlock { victim, wait_ns: _, cycle } = first;
+    let mut evidence = vec![Evidence::line(format!("the first: {} gave up{}", victim.pid, doing(victim)))];
+    evidence.extend(cycle.iter().map(|link| {
+        let statement = link.statement.as_deref().map(|text| format!(": {text}")).unwrap_or_default();
+        Evidence::line(format!("{} wanted {} on {}{statement}", link.pid, link.mode, link.lock))
+    }));
+    Some(Finding {
+        code: "postgres.deadlock".to_owned(),
+        severity: Severity::Warning,
+        confidence: 1.0,
+        title: format!("{all} deadlock{} broken by PostgreSQL", if all == 1 { " was" } else { "s were" }),
+        since: since.clone(),
+        growth: None,
+        evidence,
+        next: vec!["let all transactions take their rows and locks in the same order".to_owned()],
+    })
+}
+
+#[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::report::model::{PgLink, PgLockName, PgWaiter};
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn lock(text: &str, waiting: u64, oldest_wait_ns: u64, chain: &[&str]) -> (String, LockSummary) {
+        let holder = PgBackend { pid: 10, kind: BackendKind::WraparoundVacuum, ..PgBackend::default() };
+        let head = PgBackend { pid: 11, ..PgBackend::default() };
+        let worst = PgLock {
+            lock: PgLockName { text: text.to_owned(), ..PgLockName::default() },
+            waiting,
+            oldest_wait_ns,
+            holders: vec![PgHolder {
+                backend: holder,
+                modes: vec!["ShareUpdateExclusiveLock".into()],
+                blocks_head: true,
+            }],
+            head: Some(PgWaiter { backend: head.clone(), mode: "AccessExclusiveLock".into(), wait_ns: oldest_wait_ns }),
+            chain: chain.iter().map(|lock| PgLink { lock: (*lock).to_owned(), ..PgLink::default() }).collect(),
+            root: Some(PgRoot { backend: head, advice: Advice::CancelHead, frees: waiting.saturating_sub(1) }),
+            ..PgLock::default()
+        };
+        (text.to_owned(), LockSummary { worst, ..LockSummary::default() })
+    }
+
+    fn findings(locks: impl IntoIterator<Item = (String, LockSummary)>) -> Vec<Finding> {
+        let cluster = ClusterSummary { locks: locks.into_iter().collect(), ..ClusterSummary::default() };
+        lock_findings(&cluster, &LockThresholds::default())
+    }
+
+    #[test]
+    fn a_pile_up_is_told_with_what_to_do() {
+        let found = findings([lock("relation 1", 12, 4 * SECOND, &["relation 1"])]);
+        assert_eq!((found[0].code.as_str(), found[0].severity), ("postgres.lock_pileup", Severity::Critical));
+        assert!(found[0].title.contains("autovacuum to prevent wraparound"), "{}", found[0].title);
+        assert!(found[0].next[0].contains("pg_cancel_backend(11)"), "{:?}", found[0].next);
+    }
+
+    #[test]
+    fn short_and_few_waits_are_no_finding() {
+        assert!(findings([lock("transaction 7", 2, SECOND, &["transaction 7"])]).is_empty());
+        assert!(findings([lock("transaction 7", 200, SECOND / 2, &["transaction 7"])]).is_empty());
+        assert!(findings([]).is_empty());
+    }
+
+    #[test]
+    fn one_finding_speaks_for_the_locks_that_hang_on_its_own() {
+        let row = lock("transaction 7", 1, 6 * SECOND, &["transaction 7"]);
+        let tuple = lock("tuple (0,1)", 4, 5 * SECOND, &["tuple (0,1)", "transaction 7"]);
+        let found = findings([row, tuple]);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].title.starts_with("5 PostgreSQL backends wait for transaction 7"), "{}", found[0].title);
+    }
+
+    #[test]
+    fn what_is_over_is_only_told() {
+        let (text, mut sum) = lock("relation 1", 12, 4 * SECOND, &["relation 1"]);
+        sum.is_over = true;
+        assert_eq!(findings([(text, sum)])[0].severity, Severity::Info);
+    }
+}
