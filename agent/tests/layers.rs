@@ -31,6 +31,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &[
             "cli",
             "core",
+            "diagnose",
             "export",
             "govern",
             "intake",

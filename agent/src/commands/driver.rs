@@ -26,8 +26,10 @@ use zerocopy::FromBytes;
 
 use super::{
     asleep,
+    clusters::Search,
     discover::Discovery,
     launch::Launched,
+    lookout::Lookout,
     postgres::Watch,
     session::{FileProbes, PhasesWanted, Session, SessionError, TypesAhead},
     sinks::{Destinations, Sinks},
@@ -37,6 +39,7 @@ use super::{
 use crate::{
     cli::exit,
     core::{Core, Input, Output, Tick},
+    diagnose::Diagnosis,
     export::text::Style,
     intake::Batch,
     probe::{attach::Settings, maps::monotonic_ns, tracefs},
@@ -54,6 +57,9 @@ const NAMES_PATIENCE: Duration = Duration::from_secs(3);
 
 /// When the rate of turns is first looked at: two looks of the intake, and enough turns to count.
 const EARLY: Duration = Duration::from_millis(120);
+
+/// How often heaps are looked at: what is the least in a window is near what the last collection left.
+const GLANCE: Duration = Duration::from_millis(250);
 
 /// Longer than any trace, and short enough for the clock.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
@@ -102,6 +108,8 @@ pub struct Mission {
     pub quiet: bool,
     /// Where the user keeps maps of translated scripts.
     pub source_maps: Option<PathBuf>,
+    /// What is wrong is said as it ends; then it is looked at what processes hold, too.
+    pub diagnosis: Option<Diagnosis>,
     /// What is done to a process, in a word for people.
     pub doing: &'static str,
     /// One line about a record, where somebody watches.
@@ -121,6 +129,8 @@ pub struct Whom {
     pub discovery: Option<Discovery>,
     /// PostgreSQL servers, whose locks are watched.
     pub clusters: Vec<Watch>,
+    /// Looks for more of these while it lasts.
+    pub search: Option<Search>,
 }
 
 /// How it went.
@@ -145,7 +155,7 @@ pub fn drive(
         let sinks = Sinks::open(destinations).map_err(DriverError::Output)?;
         let session = Session::start(&mission.settings, mission.groups, mission.phases, types)?;
         let duration = mission.duration;
-        let Whom { subjects, launched, follow, examine, discovery, clusters } = whom;
+        let Whom { subjects, launched, follow, examine, discovery, clusters, mut search } = whom;
         let mut driver = Driver::new(mission, session, sinks, examine)?;
         driver.follow = follow;
         driver.discovery = discovery;
@@ -161,6 +171,10 @@ pub fn drive(
         for watch in clusters {
             driver.add_cluster(watch)?;
         }
+        for watch in search.as_mut().map(Search::newcomers).unwrap_or_default() {
+            driver.add_found_cluster(watch);
+        }
+        driver.search = search;
         if driver.targets.is_empty() {
             return Err(DriverError::NobodyThere);
         }
@@ -193,8 +207,10 @@ struct Driver {
     turns: u64,
     window: Duration,
     mission: Mission,
+    lookout: Option<Lookout>,
     examine: fn(Pid) -> Result<Subject, SubjectError>,
     discovery: Option<Discovery>,
+    search: Option<Search>,
     follow: bool,
     live: bool,
 }
@@ -221,9 +237,11 @@ impl Driver {
             turns: 0,
             window: mission.window,
             live: !mission.quiet && std::io::stderr().is_terminal(),
+            lookout: mission.diagnosis.is_some().then(Lookout::default),
             mission,
             examine,
             discovery: None,
+            search: None,
             follow: false,
         })
     }
@@ -235,7 +253,10 @@ impl Driver {
         for file in subject.files {
             self.session.add_file(file)?;
         }
-        self.session.add_target(pid, subject.functions, counts_gcs, self.follow)?;
+        self.session.add_target(pid, subject.functions, subject.handle_space, counts_gcs, self.follow)?;
+        if let Some(lookout) = &mut self.lookout {
+            lookout.add(pid, subject.heaps);
+        }
         let mut facts = subject.facts;
         facts.since = monotonic_ns();
         self.session.add_threads(&asleep::states(pid, facts.since));
@@ -277,6 +298,24 @@ impl Driver {
         Ok(())
     }
 
+    /// One that was not asked for by name.
+    fn add_found_cluster(&mut self, watch: Watch) {
+        let pid = watch.pid();
+        if self.clusters.iter().any(|known| known.pid() == pid) {
+            return;
+        }
+        if let Err(error) = self.add_cluster(watch) {
+            warn!("pid={pid} is left out: {error}");
+        }
+    }
+
+    fn cluster_gone(&mut self, pid: Pid) {
+        if self.clusters.iter().any(|watch| watch.pid() == pid) {
+            self.clusters.retain(|watch| watch.pid() != pid);
+            self.feed(Input::TargetGone { pid, now: monotonic_ns() });
+        }
+    }
+
     /// Reads the lock tables, after the records that came before.
     fn read_clusters(&mut self) {
         let mut inputs = Vec::new();
@@ -305,6 +344,8 @@ impl Driver {
         let deadline = duration.map(|duration| begin + duration);
         let mut windows = interval_at(begin + self.window, self.window);
         windows.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut glances = interval_at(begin + GLANCE, GLANCE);
+        glances.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut interrupt = signal(SignalKind::interrupt()).map_err(DriverError::Runtime)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(DriverError::Runtime)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(DriverError::Runtime)?;
@@ -323,6 +364,7 @@ impl Driver {
                     self.session.govern_early(self.turns, EARLY);
                 }
                 _ = windows.tick() => self.tick().await?,
+                _ = glances.tick(), if self.lookout.is_some() => self.glance(),
                 Some(answer) = self.answers.recv() => self.answer(answer),
                 Some(batch) = self.session.batches.recv() => self.take(batch),
             }
@@ -348,6 +390,12 @@ impl Driver {
                 warn!("pid={pid} is left out: {error}");
             }
         }
+        for watch in self.search.as_mut().map(Search::newcomers).unwrap_or_default() {
+            self.add_found_cluster(watch);
+        }
+        for pid in self.clusters.iter().map(Watch::pid).filter(|pid| !subject::exists(*pid)).collect::<Vec<_>>() {
+            self.cluster_gone(pid);
+        }
         let tick = self.session.snapshot(monotonic_ns())?;
         self.close_window(tick).await;
         self.session.govern(self.turns, self.window);
@@ -358,9 +406,28 @@ impl Driver {
         self.drain().await;
         self.session.settle(&mut tick);
         self.await_classes().await;
+        self.look(&tick);
         self.read_clusters();
         tick.thread_names = subject::thread_names(&self.targets);
         self.feed(Input::Tick(Box::new(tick)));
+    }
+
+    fn glance(&mut self) {
+        if let Some(lookout) = &mut self.lookout {
+            lookout.glance(&self.session);
+        }
+    }
+
+    /// What each process holds as the window ends.
+    fn look(&mut self, tick: &Tick) {
+        let Some(lookout) = &mut self.lookout else { return };
+        let memories = lookout.look(&mut self.session, &tick.threads);
+        let (handles, scopes) = lookout.suspect(&memories);
+        self.session.watch(handles);
+        self.session.watch_scopes(scopes);
+        for (pid, memory) in memories {
+            self.feed(Input::Memory { pid, now: tick.now, memory: Box::new(memory) });
+        }
     }
 
     /// Waits for the classes of the window's work, each of which is asked for once: nothing else is taken in meanwhile.
@@ -438,6 +505,9 @@ impl Driver {
         }
         self.targets.retain(|known| *known != pid);
         self.clusters.retain(|watch| watch.pid() != pid);
+        if let Some(lookout) = &mut self.lookout {
+            lookout.remove(pid);
+        }
         self.feed(Input::TargetGone { pid, now: monotonic_ns() });
     }
 
@@ -461,6 +531,10 @@ impl Driver {
     }
 
     fn put(&mut self, record: &Record) {
+        for finding in self.mission.diagnosis.as_mut().map(|diagnosis| diagnosis.before(record)).unwrap_or_default() {
+            self.summary.add(&finding);
+            self.sinks.record(&finding);
+        }
         self.summary.add(record);
         self.sinks.record(record);
         if self.live

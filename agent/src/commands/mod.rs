@@ -1,11 +1,14 @@
 //! The drivers: they turn a command line into inputs for the core, and carry out what the core asks for. They may see everything.
 
 mod asleep;
+mod clusters;
 mod cost;
+mod diagnose;
 mod discover;
 pub mod doctor;
 mod driver;
 pub mod launch;
+mod lookout;
 mod postgres;
 pub mod profile;
 pub mod report;
@@ -26,6 +29,7 @@ use crate::cli::{Cli, Command, exit};
 pub fn run(cli: &Cli) -> u8 {
     match &cli.command {
         Command::Trace(args) => trace::run(args),
+        Command::Diagnose(args) => diagnose::run(args),
         Command::Profile(args) => profile::run(args),
         Command::Report(args) => report::run(args),
         Command::Doctor(args) => doctor::run(args),

@@ -65,6 +65,11 @@ impl Watch {
         self.server.read(monotonic_ns(), self.clock, self.text)
     }
 
+    /// Takes note of backends that came and went.
+    pub fn look_again(&mut self) {
+        self.server.refresh();
+    }
+
     /// The backends that serve the connections of a process on this host, one a connection.
     #[must_use]
     pub fn serving(&self, client: Pid) -> Vec<PgPid> {

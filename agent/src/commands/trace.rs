@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     cli::{Format, Phases, Statements, TraceArgs, exit},
+    diagnose::Diagnosis,
     export::text::{self, Style},
     probe::attach::Settings,
     report::{model::TraceConfig, summary::Summary},
@@ -55,6 +56,7 @@ fn trace(args: &TraceArgs) -> Result<u8, DriverError> {
         follow: args.follow,
         examine: subject::examine,
         discovery: None,
+        search: None,
         clusters: args.postgres.map(|pid| watch(args, Pid(pid))).transpose()?.into_iter().collect(),
     };
     carry_out(mission(args), whom, types, &destinations)
@@ -68,6 +70,7 @@ fn trace_postgres(args: &TraceArgs, pid: Pid, types: TypesAhead) -> Result<u8, D
         follow: false,
         examine: subject::examine,
         discovery: None,
+        search: None,
         clusters: vec![watch(args, pid)?],
     };
     let settings = Settings { parts: &[], sample_hz: 0, ..settings(args) };
@@ -107,13 +110,14 @@ fn mission(args: &TraceArgs) -> Mission {
     };
     Mission {
         settings,
-        groups: &[Group::Gc, Group::Pool],
+        groups: &[Group::Gc, Group::Pool, Group::Requests],
         phases: phases(args.phases),
         window: args.window,
         config,
         duration: args.duration,
         quiet: args.quiet,
         source_maps: args.source_maps.clone(),
+        diagnosis: Some(Diagnosis::default()),
         doing: "tracing",
         live: |record, _, style| text::live_line(record, style),
     }

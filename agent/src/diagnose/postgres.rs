@@ -3,32 +3,17 @@
 //! Waiting for a lock is how a database works; what is wrong is a lock that holds up many, or one for long. Short waits for rows, of
 //! which a busy server has thousands a second, are never a finding.
 
+use super::{Thresholds, history::Process};
 use crate::report::{
     ClusterSummary, LockSummary,
-    model::{Advice, BackendKind, Evidence, Finding, PgBackend, PgDeadlock, PgHolder, PgLock, PgRoot, Severity},
+    model::{
+        Advice, BackendKind, Evidence, Finding, PgBackend, PgClient, PgDeadlock, PgHolder, PgLock, PgRoot, Severity,
+    },
 };
-
-/// From when on waits are too long, and how many waiters are too many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LockThresholds {
-    /// So many waiters for one lock, of which one waits for `pileup_ns` at least, are a pile-up.
-    pub pileup_waiters: u64,
-    pub pileup_ns: u64,
-    /// A pile-up of so many is critical.
-    pub critical_waiters: u64,
-    /// A single waiter is worth a word after so long, and an alarm after ten times that.
-    pub long_wait_ns: u64,
-}
-
-impl Default for LockThresholds {
-    fn default() -> Self {
-        Self { pileup_waiters: 3, pileup_ns: 2_000_000_000, critical_waiters: 10, long_wait_ns: 5_000_000_000 }
-    }
-}
 
 /// What is wrong with the locks of a cluster, worst first.
 #[must_use]
-pub fn lock_findings(cluster: &ClusterSummary, thresholds: &LockThresholds) -> Vec<Finding> {
+pub fn lock_findings(cluster: &ClusterSummary, thresholds: &Thresholds) -> Vec<Finding> {
     let mut findings: Vec<Finding> =
         cluster.locks.values().filter_map(|lock| of_lock(lock, &cluster.locks, thresholds)).collect();
     findings.extend(of_deadlocks(cluster));
@@ -39,7 +24,7 @@ pub fn lock_findings(cluster: &ClusterSummary, thresholds: &LockThresholds) -> V
 fn of_lock(
     sum: &LockSummary,
     all: &std::collections::BTreeMap<String, LockSummary>,
-    thresholds: &LockThresholds,
+    thresholds: &Thresholds,
 ) -> Option<Finding> {
     let lock = &sum.worst;
     // Everybody waits for somebody who waits for another lock: that one is told, and it tells of this one.
@@ -54,19 +39,18 @@ fn of_lock(
         .map(|other| other.worst.waiting)
         .sum();
     let waiting = lock.waiting.saturating_add(behind);
-    let pileup = waiting >= thresholds.pileup_waiters && lock.oldest_wait_ns >= thresholds.pileup_ns;
-    let long = lock.oldest_wait_ns >= thresholds.long_wait_ns;
+    let waited_s = as_seconds(lock.oldest_wait_ns);
+    let pileup = is_more(waiting, thresholds.pileup_waiters) && waited_s >= thresholds.pileup_s;
+    let long = waited_s >= thresholds.lock_wait_s;
     if !pileup && !long {
         return None;
     }
-    let severity = if sum.is_over {
-        Severity::Info
-    } else if pileup && waiting >= thresholds.critical_waiters
-        || lock.oldest_wait_ns >= thresholds.long_wait_ns.saturating_mul(10)
-    {
-        Severity::Critical
-    } else {
-        Severity::Warning
+    let is_critical =
+        pileup && is_more(waiting, thresholds.pileup_critical) || waited_s >= 10.0 * thresholds.lock_wait_s;
+    let severity = match (sum.is_over, is_critical) {
+        (true, _) => Severity::Info,
+        (false, true) => Severity::Critical,
+        (false, false) => Severity::Warning,
     };
     let what = name(lock);
     let title = if pileup {
@@ -84,6 +68,84 @@ fn of_lock(
         growth: None,
         evidence: evidence(sum, waiting, behind),
         next: lock.root.as_ref().map(|root| next(root, lock)).unwrap_or_default(),
+    })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a count of processes")]
+fn is_more(count: u64, threshold: f64) -> bool {
+    count as f64 >= threshold
+}
+
+#[expect(clippy::cast_precision_loss, reason = "seconds")]
+fn as_seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+/// What a process that awaits PostgreSQL waits for: its user starts there, and its loop has nothing to do.
+#[must_use]
+pub fn client_finding<'a>(
+    process: &Process,
+    cluster_of: impl Fn(u32) -> Option<&'a ClusterSummary>,
+    thresholds: &Thresholds,
+) -> Option<Finding> {
+    let client: &PgClient = process.postgres.worst.as_ref()?;
+    let worst = client.locks.iter().max_by_key(|lock| (lock.waiting, lock.oldest_wait_ns))?;
+    let lock = cluster_of(client.cluster).and_then(|cluster| cluster.locks.get(&worst.lock.text));
+    let waited_s = as_seconds(worst.oldest_wait_ns);
+    // A pile-up of others counts, too: this process is in it.
+    let all = lock.map_or(worst.waiting, |lock| lock.worst.waiting);
+    let pileup = is_more(all, thresholds.pileup_waiters) && waited_s >= thresholds.pileup_s;
+    if !pileup && waited_s < thresholds.lock_wait_s {
+        return None;
+    }
+    let is_over = process.postgres.last.as_ref().is_none_or(|last| last.waiting == 0);
+    let all_wait = client.waiting == client.connections;
+    let severity = match (is_over, all_wait) {
+        (true, _) => Severity::Info,
+        (false, true) => Severity::Critical,
+        (false, false) => Severity::Warning,
+    };
+    let of = if all_wait { "all".to_owned() } else { client.waiting.to_string() };
+    let behind = lock.map(|lock| format!(", {}", behind_whom(&lock.worst))).unwrap_or_default();
+    let what = lock.map_or_else(|| worst.lock.text.clone(), |lock| name(&lock.worst));
+    let mut evidence = Vec::new();
+    if let Some(idle) = process.idle_share() {
+        evidence.push(Evidence {
+            text: format!("the event loop is {:.0} % idle: this process has nothing to do but wait", 100.0 * idle),
+            value: Some(100.0 * idle),
+            unit: Some("%".to_owned()),
+            stack: None,
+        });
+    }
+    evidence.extend(client.locks.iter().take(4).map(|lock| {
+        #[expect(clippy::cast_precision_loss, reason = "a count of connections")]
+        let value = Some(lock.waiting as f64);
+        Evidence {
+            text: format!(
+                "{} of its connections wait for {}, the oldest for {}; first in line is {}",
+                lock.waiting,
+                lock.lock.text,
+                seconds(lock.oldest_wait_ns),
+                lock.head
+            ),
+            value,
+            unit: Some("connections".to_owned()),
+            stack: None,
+        }
+    }));
+    if let Some(lock) = lock {
+        evidence.extend(self::evidence(lock, lock.worst.waiting, 0).into_iter().skip(1));
+    }
+    let root = lock.and_then(|lock| lock.worst.root.as_ref().map(|root| next(root, &lock.worst)));
+    Some(Finding {
+        code: "postgres.awaited_lock".to_owned(),
+        severity,
+        confidence: 0.95,
+        title: format!("{of} of the {} connections to PostgreSQL wait for {what}{behind}", client.connections),
+        since: process.postgres.since.clone(),
+        growth: None,
+        evidence,
+        next: root.unwrap_or_default(),
     })
 }
 
@@ -249,7 +311,7 @@ mod tests {
 
     fn findings(locks: impl IntoIterator<Item = (String, LockSummary)>) -> Vec<Finding> {
         let cluster = ClusterSummary { locks: locks.into_iter().collect(), ..ClusterSummary::default() };
-        lock_findings(&cluster, &LockThresholds::default())
+        lock_findings(&cluster, &Thresholds::default())
     }
 
     #[test]

@@ -75,11 +75,22 @@ impl Way {
     }
 
     fn program(self, group: Group) -> &'static str {
-        match (group, self) {
-            (Group::Postgres, Self::Multi) => "postgres_multi",
-            (Group::Postgres, Self::Single) => "postgres_single",
-            (Group::Gc | Group::Pool | Group::Calibration | Group::Phases, Self::Multi) => "probe_multi",
-            (Group::Gc | Group::Pool | Group::Calibration | Group::Phases, Self::Single) => "probe_single",
+        let is_node = match group {
+            Group::Postgres => false,
+            Group::Gc
+            | Group::Pool
+            | Group::Calibration
+            | Group::Phases
+            | Group::Requests
+            | Group::Makers
+            | Group::Takers
+            | Group::Scopes => true,
+        };
+        match (is_node, self) {
+            (false, Self::Multi) => "postgres_multi",
+            (false, Self::Single) => "postgres_single",
+            (true, Self::Multi) => "probe_multi",
+            (true, Self::Single) => "probe_single",
         }
     }
 

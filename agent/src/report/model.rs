@@ -5,6 +5,7 @@
 
 mod account;
 mod finding;
+mod memory;
 mod postgres;
 mod stacks;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use account::{AgentCost, End, EndReason, FamilyAccount, ProbeHits};
 pub use finding::{Evidence, Finding, Growth, Severity};
+pub use memory::{Heap, LoopHandles, Memory, Resident, Site, SiteKind};
 pub use postgres::{
     Advice, BackendKind, BackendState, PgBackend, PgClient, PgClientLock, PgCluster, PgDeadlock, PgHolder, PgLink,
     PgLock, PgLockName, PgQueued, PgRoot, PgWaiter, PgWaits, PgWaitsFor, PgWindow,
@@ -75,9 +77,13 @@ pub enum Body {
     PgClient(Box<PgClient>),
     /// A deadlock that the server broke.
     PgDeadlock(Box<PgDeadlock>),
+    /// What a process held at the end of a window: memory and handles.
+    Memory(Box<Memory>),
     /// A fork, an exec, an exit.
     Process(Process),
-    /// Something is wrong or poorer than it should be.
+    /// Something is wrong with the process, with evidence and what to do.
+    Finding(Box<Finding>),
+    /// Something is wrong with the trace, or poorer than it should be.
     Warning(Warning),
     /// What the agent itself cost in a window, and what it lost.
     Agent(Box<AgentCost>),
@@ -152,6 +158,9 @@ pub struct Window {
     pub duration_ns: u64,
     /// Of which the phase probes were attached.
     pub phases_seen_ns: u64,
+    /// Of which the ends of HTTP requests were watched.
+    #[serde(default)]
+    pub requests_seen_ns: u64,
     /// Threads that turn an event loop: the main thread first.
     pub loops: Vec<LoopWindow>,
     /// All other threads.
@@ -197,6 +206,9 @@ pub struct LoopWindow {
     pub events: u64,
     /// Synchronous file system requests: they ran on this thread.
     pub sync_fs: u64,
+    /// HTTP requests served, as far as they were watched: see [`Window::requests_seen_ns`].
+    #[serde(default)]
+    pub requests: u64,
     pub turns: u64,
     pub slow_turns: u64,
     /// `1 - poll_ns / wall_ns`.

@@ -189,7 +189,7 @@ impl Server {
     }
 
     /// Takes note of processes that came and went, and finds offsets that are not known yet.
-    fn refresh(&mut self) {
+    pub fn refresh(&mut self) {
         let mut now = BTreeMap::new();
         for pid in procfs::children(self.pid()).into_iter().take(PG_PROCESSES_MAX) {
             let Some(start_ticks) = procfs::start_ticks(pid) else { continue };

@@ -345,9 +345,7 @@ fn findings(trace: &Trace) -> Vec<agent::report::model::Finding> {
     let mut reader = agent::export::ndjson::Reader::new(std::io::BufReader::new(file));
     let records: Vec<_> = std::iter::from_fn(|| reader.next_record().unwrap()).collect();
     let summary = agent::report::summary::Summary::from_records(&records);
-    let of = |cluster| {
-        agent::diagnose::postgres::lock_findings(cluster, &agent::diagnose::postgres::LockThresholds::default())
-    };
+    let of = |cluster| agent::diagnose::postgres::lock_findings(cluster, &agent::diagnose::Thresholds::default());
     summary.clusters.values().flat_map(of).collect()
 }
 
