@@ -179,6 +179,17 @@ record! {
 }
 
 record! {
+    /// The loop that the main thread of a process turns, keyed by tgid: a trace may begin while the thread turns another, as
+    /// `execSync` has it.
+    pub struct MainLoop[16] {
+        pub loop_addr: u64,
+        /// Its epoll descriptor.
+        pub poll_fd: i32,
+        pub reserved: u32,
+    }
+}
+
+record! {
     /// Per family and CPU: what the kernel half tried to send and what the ring had no room for.
     pub struct FamilyCounters[16] {
         pub emitted: u64,

@@ -2,7 +2,7 @@
 
 use agent_ebpf::{
     abi::stack::{KERNEL_FRAMES_MAX, KernelStack},
-    state::{Regions, RunQueueKey, Tally, Target, ThreadState, UNWIND_ROWS_MAX, UnwindRow, WorkKey, WorkState},
+    state::{MainLoop, Regions, RunQueueKey, Tally, Target, ThreadState, UNWIND_ROWS_MAX, UnwindRow, WorkKey, WorkState},
 };
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -57,7 +57,9 @@ pub static USER_SCRATCH: PerCpuArray<UserBuffer> = PerCpuArray::with_max_entries
 /// A thread's state as it is first inserted: the BPF stack is too small for it.
 #[map]
 pub static BLANK: Array<ThreadState> = Array::with_max_entries(1, 0);
-/// Only user space adds to it.
+/// Only user space adds to these two.
+#[map]
+pub static MAIN_LOOPS: HashMap<u32, MainLoop> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 #[map]
 pub static REGIONS: HashMap<u32, Regions> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 /// For processes that have none.

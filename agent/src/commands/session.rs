@@ -7,7 +7,7 @@ use std::{
 use agent_ebpf::{
     abi::family,
     spec::{Group, Tracepoint, id},
-    state::{Target, ThreadState, flag, target_flag},
+    state::{MainLoop, Target, ThreadState, flag, target_flag},
 };
 use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
@@ -203,6 +203,11 @@ impl Session {
         };
         self.maps.add_target(pid.0, target)?;
         Ok(())
+    }
+
+    /// Tells the kernel half which loop the main thread of a process turns, before the process is a target.
+    pub fn set_main_loop(&mut self, pid: Pid, main: MainLoop) -> Result<(), SessionError> {
+        Ok(self.maps.add_main_loop(pid.0, main)?)
     }
 
     /// Reads how many collections there were in a process, from any thread.
