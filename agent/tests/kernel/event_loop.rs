@@ -1,6 +1,10 @@
 //! Utilisation, delay and slow turns against what the target knows of its own loops.
 
-use std::{process::Command, thread, time::{Duration, Instant}};
+use std::{
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 

@@ -5,6 +5,7 @@
 
 pub mod apt;
 mod node;
+mod workloads;
 
 use std::{
     fs::{self, File},
@@ -26,6 +27,8 @@ pub enum Purpose {
     Build,
     /// To build it and trace a sample server under load
     Demo,
+    /// To run the stories: workloads in which something is wrong
+    Stories,
     /// To run every test and compare with other tools
     Test,
 }
@@ -80,6 +83,10 @@ fn steps(purpose: Purpose) -> Result<(), Error> {
         mount_tracefs()?;
         node::official(NODE_DEMO)?;
     }
+    if purpose >= Purpose::Stories {
+        workloads::packages()?;
+        workloads::addon()?;
+    }
     if purpose >= Purpose::Test {
         for version in NODE_VERSIONS {
             node::official(version)?;
@@ -104,6 +111,9 @@ fn packages(purpose: Purpose) -> Vec<&'static str> {
         if !node::is_there(NODE_DEMO) {
             commands.push(("npm", "npm"));
         }
+    }
+    if purpose >= Purpose::Stories {
+        commands.extend([("gcc", "gcc"), ("npm", "npm")]);
     }
     if purpose >= Purpose::Test {
         commands.extend([
