@@ -133,14 +133,13 @@ impl SourceMaps {
         // A file that is newer than the process may not be what the process runs.
         let started =
             *self.started.entry(pid).or_insert_with(|| Process::read(pid).ok().and_then(|process| process.started()));
-        let url = match url {
-            Some(url) => url.to_owned(),
-            None => {
-                let text = read_of_process(pid, script.as_deref()?, started)?;
-                let (SourceMapRef::Ref(url) | SourceMapRef::LegacyRef(url)) =
-                    locate_sourcemap_reference_slice(&text).ok()??;
-                url
-            }
+        let url = if let Some(url) = url {
+            url.to_owned()
+        } else {
+            let text = read_of_process(pid, script.as_deref()?, started)?;
+            let (SourceMapRef::Ref(url) | SourceMapRef::LegacyRef(url)) =
+                locate_sourcemap_reference_slice(&text).ok()??;
+            url
         };
         if url.starts_with("data:") {
             self.bytes = self.bytes.saturating_add(url.len() as u64);

@@ -59,16 +59,15 @@ pub fn setup(purpose: Purpose) -> Result<(), Error> {
 
 /// A first build on a disk that is too small would end in the middle, with whatever the linker says of it.
 fn room(purpose: Purpose) -> Result<(), Error> {
-    const GIB: u64 = 1 << 30;
     if cache().is_dir() && root().join("target").is_dir() {
         return Ok(());
     }
     let needed = if purpose >= Purpose::Test { 6 } else { 3 };
-    let free = ask(Command::new("df").args(["--output=avail", "--block-size=1"]).arg(root()));
-    match free.and_then(|lines| lines.lines().last()?.trim().parse::<u64>().ok()) {
-        Some(free) if free < needed * GIB => Err(Error::Missing {
+    let free = ask(Command::new("df").args(["--output=avail", "--block-size=MiB"]).arg(root()));
+    match free.and_then(|lines| lines.lines().last()?.trim().trim_end_matches("MiB").parse::<u64>().ok()) {
+        Some(free) if free < needed * 1024 => Err(Error::Missing {
             what: "room on the disk".into(),
-            so: format!("{needed} GiB are needed at {}, {:.1} are free", root().display(), free as f64 / GIB as f64),
+            so: format!("{needed} GiB are needed at {}, {free} MiB are free", root().display()),
         }),
         _ => Ok(()),
     }
