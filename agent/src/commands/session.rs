@@ -7,7 +7,7 @@ use std::{
 use agent_ebpf::{
     abi::family,
     spec::{Group, Tracepoint, id},
-    state::{AliveKey, Cluster, ScopeOffsets, SiteKey, SiteState, Target, ThreadState, flag, target_flag},
+    state::{AliveKey, Cluster, MainLoop, ScopeOffsets, SiteKey, SiteState, Target, ThreadState, flag, target_flag},
 };
 use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
@@ -232,6 +232,11 @@ impl Session {
     pub fn set_cluster(&mut self, pid: Pid, offsets: (u32, u32)) -> Result<(), SessionError> {
         let (proc_pid, proc_wait_lock) = offsets;
         Ok(self.maps.add_cluster(pid.0, Cluster { proc_pid, proc_wait_lock, reserved: 0 })?)
+    }
+
+    /// Tells the kernel half which loop the main thread of a process turns, before the process is a target.
+    pub fn set_main_loop(&mut self, pid: Pid, main: MainLoop) -> Result<(), SessionError> {
+        Ok(self.maps.add_main_loop(pid.0, main)?)
     }
 
     /// How many collections there were in a process: full ones, and all.
