@@ -64,16 +64,23 @@ impl Story {
 }
 
 /// What `agent diagnose` said of a process, and all its records.
-struct Diagnosis {
+pub struct Diagnosis {
     code: Option<i32>,
-    findings: Vec<Value>,
+    pub findings: Vec<Value>,
     records: Vec<Value>,
 }
 
 fn diagnose(bench: &Bench, pid: u32, seconds: u32, args: &[&str]) -> Diagnosis {
-    let all = bench.dir.path().join(format!("{pid}.ndjson"));
-    let (pid, duration) = (pid.to_string(), format!("{seconds}s"));
-    let mut command = vec!["diagnose", "--pid", &pid, "--duration", &duration, "--format", "ndjson", "--ndjson"];
+    let pid = pid.to_string();
+    diagnose_whom(bench, &["--pid", &pid], seconds, args)
+}
+
+pub fn diagnose_whom(bench: &Bench, whom: &[&str], seconds: u32, args: &[&str]) -> Diagnosis {
+    let all = bench.dir.path().join(format!("{}.ndjson", whom.concat()));
+    let duration = format!("{seconds}s");
+    let mut command = vec!["diagnose"];
+    command.extend_from_slice(whom);
+    command.extend_from_slice(&["--duration", &duration, "--format", "ndjson", "--ndjson"]);
     command.push(all.to_str().unwrap());
     command.extend_from_slice(args);
     let mut process = Process::spawn(&mut agent_command(&command));
@@ -95,7 +102,7 @@ impl Diagnosis {
     }
 
     #[track_caller]
-    fn silence(&self, what: &str) {
+    pub fn silence(&self, what: &str) {
         let titles: Vec<&str> = self.findings.iter().map(|finding| text(finding, "title")).collect();
         assert!(titles.is_empty(), "{what}: {titles:?}");
         assert_eq!(self.code, Some(0), "{what}");

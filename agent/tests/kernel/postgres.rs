@@ -14,6 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
+    diagnose::{Diagnosis, diagnose_whom},
     harness::{Bench, Process, Trace, bench, close, read, say, skip},
     records::Records,
 };
@@ -370,4 +371,108 @@ fn a_busy_server_without_a_fault_is_no_finding() {
     assert_eq!(findings(&trace), []);
     let end = lines(&records, "end")[0];
     assert_eq!(end["balanced"], true);
+}
+
+/// The third story as it is under `scripts`, with its Node.js server.
+struct Story {
+    process: Process,
+    server: u32,
+    postmaster: u32,
+    port: u32,
+}
+
+impl Story {
+    fn start(mode: &str) -> Option<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        if !Path::new(BIN).join("postgres").exists() || !root.join(".cache/workloads/node_modules/pg").exists() {
+            skip("PostgreSQL 15 and the packages of the stories (cargo xtask setup)");
+            return None;
+        }
+        let mut command = Command::new(root.join("scripts/workloads/story-postgres"));
+        let mut process = Process::spawn(command.args([mode, "120"]));
+        let ready = process.wait_out_within("READY ", Duration::from_mins(2));
+        let pids: Vec<u32> = ready.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+        let [server, postmaster, port] = pids[..] else { panic!("{ready}") };
+        Some(Self { process, server, postmaster, port })
+    }
+
+    #[track_caller]
+    fn ask(&self, sql: &str) -> Vec<String> {
+        let mut command = as_postgres("psql");
+        command.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", "-XqAt", "-c", sql]);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+    }
+
+    /// It takes its cluster away as it ends.
+    fn end(mut self) {
+        self.process.close_stdin();
+        self.process.wait(Duration::from_secs(30));
+    }
+}
+
+#[track_caller]
+fn of<'a>(said: &'a Diagnosis, pid: u32, code: &str) -> &'a Value {
+    let is_it = |finding: &&Value| finding["pid"] == pid && finding["code"] == code;
+    said.findings.iter().find(is_it).unwrap_or_else(|| panic!("no {code} of {pid}: {:#?}", said.findings))
+}
+
+#[test]
+fn the_pile_up_is_found_from_the_side_of_its_victim_and_the_advice_ends_it() {
+    let Some(bench) = bench() else { return };
+    let Some(story) = Story::start("fault") else { return };
+    let said = diagnose_whom(&bench, &["--pid", &story.server.to_string()], 8, &[]);
+    let of_host = diagnose_whom(&bench, &["--all"], 5, &[]);
+    let only = |sql: &str| story.ask(sql).first().cloned().unwrap_or_default();
+    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'";
+    let vacuum = only("select pid from pg_stat_activity where query like '%manta (to prevent wraparound)'");
+    let head = only(&format!("select pid from pg_stat_activity where pg_blocking_pids(pid) = '{{{vacuum}}}'"));
+    let waiters: u64 = only(waiting).parse().unwrap();
+    assert!(waiters >= 11, "{waiters}");
+
+    let victim = of(&said, story.server, "postgres.awaited_lock");
+    let title = victim["title"].as_str().unwrap();
+    assert!(title.starts_with("all of the 10 connections"), "{title}");
+    assert!(title.ends_with(&format!("behind {head}, which waits for {vacuum} (autovacuum to prevent wraparound)")));
+    let evidence: Vec<&Value> = victim["evidence"].as_array().unwrap().iter().collect();
+    assert!(evidence[0]["value"].as_f64().unwrap() > 95.0, "the loop is idle: {evidence:#?}");
+    assert_eq!(victim["severity"], "critical");
+
+    for said in [&said, &of_host] {
+        let pileup = of(said, story.postmaster, "postgres.lock_pileup");
+        let title = pileup["title"].as_str().unwrap();
+        assert!(
+            title.starts_with(&format!("{waiters} PostgreSQL backends wait for a lock on public.manta")),
+            "{title}"
+        );
+        let text = pileup.to_string();
+        assert!(text.contains(&format!("{head} is first in line, wants AccessExclusiveLock")), "{text}");
+        assert!(text.contains(&format!("{vacuum} (autovacuum to prevent wraparound) holds ShareUpdateExclusiveLock")));
+        assert!(text.contains(&format!("behind it {} want AccessShareLock", waiters - 1)), "{text}");
+        let next = pileup["next"][0].as_str().unwrap();
+        assert!(next.starts_with(&format!("select pg_cancel_backend({head}):")), "{next}");
+        assert!(next.contains(&format!("{} waiters go on at once", waiters - 1)), "{next}");
+    }
+
+    // The truth of the advice: one is cancelled, and nobody waits.
+    story.ask(&format!("select pg_cancel_backend({head})"));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while only(waiting) != "0" {
+        assert!(Instant::now() < deadline, "{} still wait", only(waiting));
+        thread::sleep(Duration::from_millis(50));
+    }
+    story.end();
+}
+
+#[test]
+fn the_healthy_twin_of_the_pile_up_is_no_finding() {
+    let Some(bench) = bench() else { return };
+    let Some(story) = Story::start("healthy") else { return };
+    let said = diagnose_whom(&bench, &["--pid", &story.server.to_string()], 20, &[]);
+    let waits: i64 = story.ask("select n from visits")[0].parse().unwrap();
+    say(&format!("measured the healthy twin: {waits} requests wanted the same row, vacuums went on, no finding"));
+    assert!(waits > 100, "{waits}");
+    said.silence("the healthy twin");
+    story.end();
 }
