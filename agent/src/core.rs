@@ -14,7 +14,7 @@ use agent_ebpf::{abi::family, state::ThreadState};
 use zerocopy::FromBytes;
 
 use account::Account;
-pub use input::{ClusterFacts, HitCost, Input, SelfCost, TargetFacts, Tick};
+pub use input::{Await, ClusterFacts, HitCost, Input, SelfCost, TargetFacts, Tick};
 use postgres::Clusters;
 use process::Process;
 use stacks::{Needed, Stacks};
@@ -28,7 +28,7 @@ use crate::{
         turns::{Pause, SlowTurn},
     },
     counters::{Counters, Reason},
-    decode::{self, Class, Decoder, Event, Frames},
+    decode::{self, Class, Decoder, Event, Frames, UserFrame, UserFrames},
     limits::{GC_PAUSES_WINDOW_MAX, SLOW_TURNS_RUN_MAX, TARGETS_MAX},
     report::{
         Body, Record, build,
@@ -46,6 +46,8 @@ pub enum Output {
     NeedSymbols { stack: StackId, pid: Pid, frames: Frames },
     /// The class whose vtable this is; answered by [`Input::WorkClass`].
     NeedWorkClass { pid: Pid, vtable: UserAddr },
+    /// Async calls that a process awaits just now; answered by [`Input::Awaits`].
+    NeedAwaits { pid: Pid },
 }
 
 /// The state of a trace.
@@ -91,6 +93,7 @@ impl Core {
                     self.need(Some(stack));
                 }
             }
+            Input::Awaits { pid, at, awaits } => self.awaits(pid, at, awaits),
             Input::WorkClass { pid, vtable, class } => {
                 if let Some(process) = self.processes.get_mut(&pid) {
                     process.book.pool.learn(vtable, class.as_deref());
@@ -104,6 +107,20 @@ impl Core {
             Input::Stop { now, reason } => self.stop(now, reason),
         }
         std::mem::take(&mut self.out)
+    }
+
+    /// Calls that a client of a cluster has suspended, each way to one of them as a stack.
+    fn awaits(&mut self, pid: Pid, at: MonoNs, awaits: Vec<Await>) {
+        let mut told = Vec::new();
+        for Await { stack, count, frames, major_gcs, gcs } in awaits {
+            let awaits =
+                frames.into_iter().map(|(object, bytecode_offset)| UserFrame { pc: 0, object, bytecode_offset });
+            let frames = UserFrames { awaits: awaits.collect(), major_gcs, gcs, ..UserFrames::default() };
+            let stack = decode::Stack { id: stack, frames: Frames::User(Box::new(frames)) };
+            told.push((stack.id, count));
+            self.out.extend(self.stacks.keep(pid, at, stack, &mut self.counters));
+        }
+        self.clusters.awaited(pid, told);
     }
 
     fn record(&mut self, at: MonoNs, pid: Pid, body: Body) {
@@ -250,8 +267,16 @@ impl Core {
             self.close_window(pid, tick, threads, run_queue);
         }
         for (pid, at, body) in self.clusters.close(tick.now, self.clock) {
+            let stacks: Vec<_> = match &body {
+                Body::PgClient(client) => client.awaits.iter().map(|call| call.stack.0).collect(),
+                _ => Vec::new(),
+            };
             self.record(at, pid, body);
+            for stack in stacks {
+                self.need(Some(stack));
+            }
         }
+        self.out.extend(self.clusters.wanted().into_iter().map(|pid| Output::NeedAwaits { pid }));
         let body = Body::Agent(Box::new(self.account.close(tick, &self.counters)));
         self.record(tick.now, Pid(0), body);
     }

@@ -212,7 +212,7 @@ impl Frames {
 }
 
 /// A user stack as the kernel half walked it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserFrames {
     pub frames: Vec<UserFrame>,
     /// Functions that are not on the stack but await it, each the one before.

@@ -190,6 +190,24 @@ pub const V8_INLINING_DEPTH_MAX: usize = 64;
 /// Builds of V8 whose layout is kept: 2 KiB each.
 pub const V8_LAYOUTS_MAX: usize = 16;
 
+/// Bytes of a process's memory that are searched for suspended calls: 4 GiB take a second, on a thread of their own.
+pub const SUSPENDED_BYTES_MAX: u64 = 4 << 30;
+
+/// Suspended calls that are followed: some reads of half a microsecond each.
+pub const SUSPENDED_CALLS_MAX: usize = 65_536;
+
+/// Maps of one instance type: one a context.
+pub const SUSPENDED_MAPS_MAX: usize = 1024;
+
+/// Calls that await one another, and promises between two of them.
+pub const SUSPENDED_CHAIN_MAX: usize = 16;
+
+/// Places at which calls are suspended that are told, those of most calls first.
+pub const SUSPENDED_TOLD_MAX: usize = 8;
+
+/// Windows from one search for suspended calls to the next.
+pub const SUSPENDED_PACE_WINDOWS: u32 = 5;
+
 /// Server processes of one PostgreSQL cluster: `max_connections` of a large one, and its workers.
 pub const PG_PROCESSES_MAX: usize = 16_384;
 

@@ -26,6 +26,8 @@ pub enum Input {
     PgReading(Box<Reading>),
     /// The backends that serve a process's connections, one a connection; before each tick.
     PgClient { client: Pid, cluster: Pid, backends: Vec<PgPid> },
+    /// Answer to [`super::Output::NeedAwaits`].
+    Awaits { pid: Pid, at: MonoNs, awaits: Vec<Await> },
     /// What a relation is called.
     PgRelation { cluster: Pid, database: u32, relation: u32, name: String },
     /// The driver can see the process no more.
@@ -42,6 +44,19 @@ pub enum Input {
     Symbolized { stack: StackId, frames: Vec<Arc<Frame>>, truncated: Option<Truncated> },
     /// The trace ends; the driver detached, drained and sent its last tick before.
     Stop { now: MonoNs, reason: EndReason },
+}
+
+/// Async calls that are suspended at one place, and who awaits them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Await {
+    /// An id for the frames, by their content.
+    pub stack: u64,
+    pub count: u64,
+    /// As [`crate::decode::UserFrame`] has them of a suspended function: object and offset in its bytecode.
+    pub frames: Vec<(u64, u64)>,
+    /// As [`crate::decode::UserFrames`] has them.
+    pub major_gcs: u32,
+    pub gcs: u32,
 }
 
 /// What the driver knows of a process.

@@ -1,21 +1,36 @@
 //! PostgreSQL clusters that the core follows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use super::ClusterFacts;
 use crate::{
     aggregate::pg_locks::{LOCK_WAIT_MIN_NS, LockBook},
     counters::{Counters, Reason},
     decode::Body,
-    limits::{PG_CLUSTERS_MAX, PG_RELATIONS_MAX, TARGETS_MAX},
+    limits::{PG_CLUSTERS_MAX, PG_RELATIONS_MAX, SUSPENDED_PACE_WINDOWS, TARGETS_MAX},
     postgres::{PgPid, Reading},
-    report::{self, model::PgCluster, postgres::RelationNames},
+    report::{
+        self,
+        model::{PgAwait, PgCluster, StackId},
+        postgres::RelationNames,
+    },
     units::{Clock, MonoNs, Pid},
 };
 
 #[derive(Debug, Default)]
 pub struct Clusters {
     clusters: BTreeMap<Pid, Cluster>,
+    /// What the processes await that they serve.
+    awaits: BTreeMap<Pid, Awaits>,
+}
+
+/// Calls that a process has suspended.
+#[derive(Debug, Default)]
+struct Awaits {
+    /// Stack and count, as of the last answer.
+    calls: Vec<(u64, u64)>,
+    /// Windows since it was asked for.
+    age: u32,
 }
 
 #[derive(Debug)]
@@ -84,6 +99,40 @@ impl Clusters {
         }
     }
 
+    pub fn awaited(&mut self, client: Pid, calls: Vec<(u64, u64)>) {
+        if let Some(awaits) = self.awaits.get_mut(&client) {
+            awaits.calls = calls;
+        }
+    }
+
+    /// Processes whose connections wait for locks, and of which it is time to see who awaits them.
+    pub fn wanted(&self) -> Vec<Pid> {
+        let is_due = |(client, awaits): (&Pid, &Awaits)| (awaits.age == 0).then_some(*client);
+        self.awaits.iter().filter_map(is_due).collect()
+    }
+
+    /// A window in which connections of the process waited, or none did.
+    fn waits(&mut self, client: Pid, waiting: bool) -> Vec<(u64, u64)> {
+        if !waiting {
+            self.awaits.remove(&client);
+            return Vec::new();
+        }
+        if self.awaits.len() >= TARGETS_MAX && !self.awaits.contains_key(&client) {
+            return Vec::new();
+        }
+        match self.awaits.entry(client) {
+            Entry::Vacant(entry) => {
+                entry.insert(Awaits::default());
+                Vec::new()
+            }
+            Entry::Occupied(entry) => {
+                let awaits = entry.into_mut();
+                awaits.age = (awaits.age + 1) % SUSPENDED_PACE_WINDOWS;
+                awaits.calls.clone()
+            }
+        }
+    }
+
     pub fn name(&mut self, pid: Pid, relation: (u32, u32), name: String) {
         if let Some(cluster) = self.clusters.get_mut(&pid)
             && cluster.names.len() < PG_RELATIONS_MAX
@@ -95,15 +144,21 @@ impl Clusters {
     /// Ends the window: the lines of each cluster.
     pub fn close(&mut self, now: MonoNs, clock: Clock) -> Vec<(Pid, MonoNs, report::Body)> {
         let mut lines = Vec::new();
+        let mut of_clients = Vec::new();
         for (pid, cluster) in &mut self.clusters {
             let figures = cluster.book.close(now);
             let of_cluster = report::postgres::cluster(&figures, &cluster.names, clock);
             for (client, backends) in std::mem::take(&mut cluster.clients) {
-                if let Some(body) = report::postgres::client(&figures, &cluster.names, *pid, &backends) {
-                    lines.push((client, figures.to, body));
-                }
+                let line = report::postgres::client(&figures, &cluster.names, *pid, &backends);
+                of_clients.extend(line.map(|line| (client, figures.to, line)));
             }
             lines.extend(of_cluster.into_iter().map(|(at, body)| (*pid, at, body)));
+        }
+        for (client, at, mut line) in of_clients {
+            let calls = self.waits(client, line.waiting > 0);
+            let call = |(stack, count)| PgAwait { stack: StackId(stack), count };
+            line.awaits = calls.into_iter().map(call).collect();
+            lines.push((client, at, report::Body::PgClient(Box::new(line))));
         }
         lines
     }

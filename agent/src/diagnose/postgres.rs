@@ -7,7 +7,8 @@ use super::{Thresholds, history::Process};
 use crate::report::{
     ClusterSummary, LockSummary,
     model::{
-        Advice, BackendKind, Evidence, Finding, PgBackend, PgClient, PgDeadlock, PgHolder, PgLock, PgRoot, Severity,
+        Advice, BackendKind, Evidence, Finding, Frame, FrameKind, PgAwait, PgBackend, PgClient, PgDeadlock, PgHolder,
+        PgLock, PgRoot, Severity,
     },
 };
 
@@ -136,6 +137,12 @@ pub fn client_finding<'a>(
     if let Some(lock) = lock {
         evidence.extend(self::evidence(lock, lock.worst.waiting, 0).into_iter().skip(1));
     }
+    let awaits = awaits(process, client);
+    let idle_but = match (process.idle_share(), awaits.first()) {
+        (Some(idle), Some(first)) => format!("the event loop is {:.0} % idle, but {}: ", 100.0 * idle, first.text),
+        (None, Some(_)) | (_, None) => String::new(),
+    };
+    evidence.splice(1.min(evidence.len())..1.min(evidence.len()), awaits);
     let root = lock.and_then(|lock| lock.worst.root.as_ref().map(|root| next(root, &lock.worst)));
     Some(Finding {
         code: "postgres.awaited_lock".to_owned(),
@@ -147,6 +154,34 @@ pub fn client_finding<'a>(
         evidence,
         next: root.unwrap_or_default(),
     })
+}
+
+/// Whose calls are suspended meanwhile.
+#[expect(clippy::cast_precision_loss, reason = "a count of calls")]
+fn awaits(process: &Process, client: &PgClient) -> Vec<Evidence> {
+    let of = |call: &PgAwait| {
+        let frames = process.stacks.get(&call.stack)?;
+        let mut functions = frames.iter().filter(|frame| frame.kind == FrameKind::Js).map(|frame| function(frame));
+        let innermost = functions.next()?;
+        let by = functions.next().map(|outer| format!(", awaited by {outer}")).unwrap_or_default();
+        Some(Evidence {
+            text: format!("{} calls of {innermost} are suspended{by}", call.count),
+            value: Some(call.count as f64),
+            unit: Some("calls".to_owned()),
+            stack: Some(call.stack),
+        })
+    };
+    client.awaits.iter().filter_map(of).take(4).collect()
+}
+
+/// `getOrder (orders.js:41)`.
+fn function(frame: &Frame) -> String {
+    let file = frame.file.as_deref().map(|file| file.rsplit('/').next().unwrap_or(file));
+    match (file, frame.line) {
+        (Some(file), Some(line)) => format!("{} ({file}:{line})", frame.name),
+        (Some(file), None) => format!("{} ({file})", frame.name),
+        (None, _) => frame.name.clone(),
+    }
 }
 
 /// The lock's head waits for somebody who waits for the lock of that name.

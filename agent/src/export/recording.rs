@@ -57,6 +57,7 @@ mod tag {
     pub const PG_RELATION: u8 = 10;
     pub const PG_CLIENT: u8 = 11;
     pub const MEMORY: u8 = 12;
+    pub const AWAITS: u8 = 13;
 }
 
 #[derive(Serialize, Deserialize)]
@@ -145,6 +146,7 @@ impl<W: Write> Writer<W> {
             Input::PgClient { client, cluster, backends } => {
                 self.json(tag::PG_CLIENT, &(*client, *cluster, backends))?
             }
+            Input::Awaits { pid, at, awaits } => self.json(tag::AWAITS, &(*pid, *at, awaits))?,
             Input::PgRelation { cluster, database, relation, name } => self.json(
                 tag::PG_RELATION,
                 &PgRelation { cluster: *cluster, database: *database, relation: *relation, name: name.clone() },
@@ -281,6 +283,10 @@ fn parse(tag: u8, payload: Bytes) -> Result<Input, &'static str> {
         tag::PG_CLIENT => {
             let (client, cluster, backends) = json(&payload)?;
             Input::PgClient { client, cluster, backends }
+        }
+        tag::AWAITS => {
+            let (pid, at, awaits) = json(&payload)?;
+            Input::Awaits { pid, at, awaits }
         }
         tag::PG_RELATION => {
             let PgRelation { cluster, database, relation, name } = json(&payload)?;

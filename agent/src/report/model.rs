@@ -17,8 +17,8 @@ pub use account::{AgentCost, End, EndReason, FamilyAccount, ProbeHits};
 pub use finding::{Evidence, Finding, Growth, Severity};
 pub use memory::{Heap, LoopHandles, Memory, Resident, Site, SiteKind};
 pub use postgres::{
-    Advice, BackendKind, BackendState, PgBackend, PgClient, PgClientLock, PgCluster, PgDeadlock, PgHolder, PgLink,
-    PgLock, PgLockName, PgQueued, PgRoot, PgWaiter, PgWaits, PgWaitsFor, PgWindow,
+    Advice, BackendKind, BackendState, PgAwait, PgBackend, PgClient, PgClientLock, PgCluster, PgDeadlock, PgHolder,
+    PgLink, PgLock, PgLockName, PgQueued, PgRoot, PgWaiter, PgWaits, PgWaitsFor, PgWindow,
 };
 pub use stacks::{
     Frame, FrameKind, Measure, OffCpu, OffCpuStack, OffCpuTotals, Profile, ProfileStack, ProfileThread, Stack, StackId,

@@ -51,7 +51,7 @@ pub fn cluster(figures: &ClusterFigures, names: &RelationNames, clock: Clock) ->
 
 /// Which of a process's connections wait, and for what; `None` where it has none to the cluster.
 #[must_use]
-pub fn client(figures: &ClusterFigures, names: &RelationNames, cluster: Pid, backends: &[PgPid]) -> Option<Body> {
+pub fn client(figures: &ClusterFigures, names: &RelationNames, cluster: Pid, backends: &[PgPid]) -> Option<PgClient> {
     let teller = Teller { at: figures.to, backends: &figures.backends, names, clock: Clock::default() };
     let serving: BTreeSet<PgPid> = backends.iter().copied().collect();
     let of_lock = |picture: &LockPicture| {
@@ -67,8 +67,8 @@ pub fn client(figures: &ClusterFigures, names: &RelationNames, cluster: Pid, bac
     };
     let locks: Vec<PgClientLock> = figures.locks.iter().filter(|lock| !lock.is_over).filter_map(of_lock).collect();
     let waiting = locks.iter().map(|lock| lock.waiting).sum();
-    let client = PgClient { cluster: cluster.0, connections: backends.len() as u64, waiting, locks };
-    (!backends.is_empty()).then(|| Body::PgClient(Box::new(client)))
+    let connections = backends.len() as u64;
+    (connections > 0).then(|| PgClient { cluster: cluster.0, connections, waiting, locks, awaits: Vec::new() })
 }
 
 fn waits(figures: &WaitFigures) -> PgWaits {

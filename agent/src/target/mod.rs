@@ -12,6 +12,7 @@ pub mod memory;
 pub mod node;
 pub mod postgres;
 pub mod procfs;
+pub mod regions;
 pub mod sockets;
 pub mod unwind;
 pub mod v8;

@@ -420,7 +420,7 @@ fn path_of(pid: Pid, file: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/{file}"))
 }
 
-fn read(pid: Pid, file: &'static str, most: u64) -> Result<Vec<u8>, ProcError> {
+pub(super) fn read(pid: Pid, file: &'static str, most: u64) -> Result<Vec<u8>, ProcError> {
     read_path(&path_of(pid, file), most).map_err(|source| ProcError::of(pid, file, source))
 }
 

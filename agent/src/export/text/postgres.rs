@@ -35,7 +35,7 @@ pub fn render(page: &mut Page, pid: u32, cluster: &ClusterSummary) {
 
 /// What a process waits for across its connections.
 pub fn of_client(page: &mut Page, client: &PgClient) {
-    let PgClient { cluster, connections, waiting, locks } = client;
+    let PgClient { cluster, connections, waiting, locks, awaits: _ } = client;
     page.heading(&format!(
         "PostgreSQL (postmaster {cluster}): {} of {} wait for locks",
         count(*waiting),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Degraded;
+use super::{Degraded, StackId};
 use crate::{aggregate::histogram::Histogram, report::histogram_json};
 pub use crate::{
     aggregate::pg_locks::Advice,
@@ -194,6 +194,17 @@ pub struct PgClient {
     /// Of which: the backend waits for a lock, for 100 ms or more.
     pub waiting: u64,
     pub locks: Vec<PgClientLock>,
+    /// Async calls of the process that were suspended when it was last looked at, most first: who awaits an answer.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub awaits: Vec<PgAwait>,
+}
+
+/// Async calls that are suspended at one place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PgAwait {
+    /// The function and those that await it, innermost first: the line of type `stack` names them.
+    pub stack: StackId,
+    pub count: u64,
 }
 
 /// What some of them wait for; the line of type `pg_lock` says more.
