@@ -195,6 +195,17 @@ record! {
 }
 
 record! {
+    /// The loop that the main thread of a process turns, keyed by tgid: a trace may begin while the thread turns another, as
+    /// `execSync` has it.
+    pub struct MainLoop[16] {
+        pub loop_addr: u64,
+        /// Its epoll descriptor.
+        pub poll_fd: i32,
+        pub reserved: u32,
+    }
+}
+
+record! {
     /// Key of a thing that was made and is not gone yet: a global handle by its slot.
     pub struct AliveKey[16] {
         pub at: u64,

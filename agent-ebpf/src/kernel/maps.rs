@@ -3,8 +3,8 @@
 use agent_ebpf::{
     abi::stack::{KERNEL_FRAMES_MAX, KernelStack},
     state::{
-        AliveKey, Regions, RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target, ThreadState, UNWIND_ROWS_MAX,
-        UnwindRow, WorkKey, WorkState,
+        AliveKey, MainLoop, Regions, RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target, ThreadState,
+        UNWIND_ROWS_MAX, UnwindRow, WorkKey, WorkState,
     },
 };
 use aya_ebpf::{
@@ -70,7 +70,9 @@ pub static SITES: HashMap<SiteKey, SiteState> = HashMap::with_max_entries(8192, 
 /// A thread's state as it is first inserted: the BPF stack is too small for it.
 #[map]
 pub static BLANK: Array<ThreadState> = Array::with_max_entries(1, 0);
-/// Only user space adds to it.
+/// Only user space adds to these two.
+#[map]
+pub static MAIN_LOOPS: HashMap<u32, MainLoop> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 #[map]
 pub static REGIONS: HashMap<u32, Regions> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 /// For processes that have none.

@@ -46,6 +46,7 @@ use crate::{
         model::{EndReason, TraceConfig},
         summary::Summary,
     },
+    target::heap::HeapReader,
     units::Pid,
 };
 
@@ -227,11 +228,15 @@ impl Driver {
     }
 
     /// Begins to trace a process.
-    fn add(&mut self, subject: Subject) -> Result<(), DriverError> {
+    fn add(&mut self, mut subject: Subject) -> Result<(), DriverError> {
         let pid = subject.pid;
         let counts_gcs = subject.files.iter().any(FileProbes::counts_gcs);
         for file in subject.files {
             self.session.add_file(file)?;
+        }
+        let main = subject.heaps.as_mut().and_then(HeapReader::default_loop).and_then(|at| asleep::main_loop(pid, at));
+        if let Some(main) = main {
+            self.session.set_main_loop(pid, main)?;
         }
         self.session.add_target(pid, subject.functions, subject.handle_space, counts_gcs, self.follow)?;
         if let Some(lookout) = &mut self.lookout {
@@ -239,7 +244,7 @@ impl Driver {
         }
         let mut facts = subject.facts;
         facts.since = monotonic_ns();
-        self.session.add_threads(&asleep::states(pid, facts.since));
+        self.session.add_threads(&asleep::states(pid, facts.since, main));
         facts.clock = subject::clock();
         facts.config = self.mission.config;
         facts.degraded.extend(self.session.degraded.iter().cloned());

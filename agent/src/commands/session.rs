@@ -7,7 +7,7 @@ use std::{
 use agent_ebpf::{
     abi::family,
     spec::{Group, Tracepoint, id},
-    state::{AliveKey, Scrutiny, SiteKey, SiteState, Target, ThreadState, flag, target_flag},
+    state::{AliveKey, MainLoop, Scrutiny, SiteKey, SiteState, Target, ThreadState, flag, target_flag},
 };
 use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
@@ -219,6 +219,11 @@ impl Session {
         };
         self.maps.add_target(pid.0, target)?;
         Ok(())
+    }
+
+    /// Tells the kernel half which loop the main thread of a process turns, before the process is a target.
+    pub fn set_main_loop(&mut self, pid: Pid, main: MainLoop) -> Result<(), SessionError> {
+        Ok(self.maps.add_main_loop(pid.0, main)?)
     }
 
     /// How many collections there were in a process: full ones, and all.

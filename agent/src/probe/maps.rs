@@ -6,8 +6,8 @@ use agent_ebpf::{
     abi::family,
     spec::HITS_COUNT,
     state::{
-        AliveKey, FamilyCounters, RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target, ThreadState, WorkKey,
-        WorkState, counter, target_flag,
+        AliveKey, FamilyCounters, MainLoop, RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target, ThreadState,
+        WorkKey, WorkState, counter, target_flag,
     },
 };
 use aya::maps::{HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
@@ -31,6 +31,7 @@ pub enum MapsError {
 type Raw<const N: usize> = [u8; N];
 const TARGET: usize = size_of::<Target>();
 const THREAD: usize = size_of::<ThreadState>();
+const MAIN_LOOP: usize = size_of::<MainLoop>();
 const KEY: usize = size_of::<RunQueueKey>();
 const TALLY: usize = size_of::<Tally>();
 const WORK_KEY: usize = size_of::<WorkKey>();
@@ -86,6 +87,7 @@ pub struct Maps {
     run_queue: HashMap<aya::maps::MapData, Raw<KEY>, u64>,
     works: HashMap<aya::maps::MapData, Raw<WORK_KEY>, Raw<WORK>>,
     tally: PerCpuArray<aya::maps::MapData, Raw<TALLY>>,
+    main_loops: HashMap<aya::maps::MapData, u32, Raw<MAIN_LOOP>>,
     scrutiny: HashMap<MapData, u32, Raw<SCRUTINY>>,
     sites: HashMap<MapData, Raw<SITE_KEY>, Raw<SITE>>,
     alive: HashMap<MapData, Raw<ALIVE_KEY>, u64>,
@@ -100,6 +102,7 @@ impl Maps {
             run_queue: take(probes, "RUN_QUEUE")?,
             works: take(probes, "WORKS")?,
             tally: take(probes, "TALLY")?,
+            main_loops: take(probes, "MAIN_LOOPS")?,
             scrutiny: take(probes, "SCRUTINY")?,
             sites: take(probes, "SITES")?,
             alive: take(probes, "ALIVE")?,
@@ -129,6 +132,13 @@ impl Maps {
         self.targets.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "TARGETS", source })
     }
 
+    /// Tells which loop the main thread of a process turns, which is to become a target.
+    pub fn add_main_loop(&mut self, tgid: u32, main: MainLoop) -> Result<(), MapsError> {
+        let mut value = [0; MAIN_LOOP];
+        value.copy_from_slice(main.as_bytes());
+        self.main_loops.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "MAIN_LOOPS", source })
+    }
+
     /// Tells the kernel half what to look at in a process.
     pub fn set_scrutiny(&mut self, tgid: u32, scrutiny: Scrutiny) -> Result<(), MapsError> {
         let mut value = [0; SCRUTINY];
@@ -153,6 +163,7 @@ impl Maps {
     /// Forgets a target and all that the maps hold of it. Entries that are gone already are no error.
     pub fn remove_target(&mut self, tgid: u32) {
         let _ = self.targets.remove(&tgid);
+        let _ = self.main_loops.remove(&tgid);
         let threads: Vec<u32> =
             self.threads.iter().flatten().filter(|(_, state)| word(state, 0) == tgid).map(|(tid, _)| tid).collect();
         for tid in threads {

@@ -291,6 +291,13 @@ pub fn memory_u32(pid: Pid, at: UserAddr) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes))
 }
 
+/// The descriptor is one that epoll waits on.
+#[must_use]
+pub fn is_epoll(pid: Pid, descriptor: i32) -> bool {
+    std::fs::read_link(path_of(pid, &format!("fd/{descriptor}")))
+        .is_ok_and(|to| to == Path::new("anon_inode:[eventpoll]"))
+}
+
 /// Opens the very file that is mapped, in whatever mount namespace; with it, the path that leads there from here.
 pub fn open_mapped(pid: Pid, mapping: &Mapping) -> Result<(File, PathBuf), ProcError> {
     // The link needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN, and leads to deleted files too.
