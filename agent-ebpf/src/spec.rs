@@ -31,6 +31,8 @@ pub enum Group {
     Takers,
     /// What makes blocks of handle scopes: some hits a request, likewise on suspicion.
     Scopes,
+    /// What takes areas of a JavaScript heap: some hundred hits a second, likewise on suspicion.
+    Allocators,
 }
 
 /// What is missing where a probe cannot be placed.
@@ -94,6 +96,7 @@ pub mod id {
     pub const HANDLE_DESTROY: u64 = 31;
     pub const HANDLE_RELEASE: u64 = 32;
     pub const SCOPE_EXTEND: u64 = 33;
+    pub const HEAP_ALLOCATE: u64 = 34;
 
     pub const GC_START: u64 = 40;
     pub const GC_END: u64 = 41;
@@ -199,6 +202,11 @@ probes! {
         "_ZN2v88internal13GlobalHandles9NodeSpaceINS1_4NodeEE7ReleaseEPS3_",
     ];
     SCOPE_EXTEND "scope_extend" V8 Scopes Handles false Entry, arg::RDI, ["_ZN2v88internal11HandleScope6ExtendEPNS0_7IsolateE"];
+
+    // Once an allocation area of up to some hundred kilobytes: (argc, args, isolate).
+    HEAP_ALLOCATE "heap_allocate" V8 Allocators Handles false Entry, 0, [
+        "_ZN2v88internal33Runtime_AllocateInYoungGenerationEiPmPNS0_7IsolateE",
+    ];
 
     GC_START "gc_start" V8 Gc Gc true Entry, arg::RDI | arg::RSI | arg::RDX, [
         "_ZN2v88internal4Heap14CollectGarbageENS0_15AllocationSpaceENS0_23GarbageCollectionReasonENS_15GCCallbackFlagsE",

@@ -145,12 +145,15 @@ record! {
 }
 
 record! {
-    /// Where the isolates of a process keep their handle scopes, keyed by tgid.
-    pub struct ScopeOffsets[8] {
-        /// Offset in the isolate of the pointer to its `HandleScopeImplementer`.
-        pub implementer: u32,
+    /// What is looked at in a process on suspicion, keyed by tgid. Of its own, as the kernel half writes to a target's entry.
+    pub struct Scrutiny[16] {
+        /// Offset in the isolate of the pointer to its `HandleScopeImplementer`; 0 is not known.
+        pub scope_implementer: u32,
         /// Offset in the isolate of `HandleScopeData::next`.
-        pub next: u32,
+        pub scope_next: u32,
+        /// Of so many pages that are touched for the first time one has its stack taken, and stands for the others; 0 is none.
+        pub pages_a_stack: u32,
+        pub reserved: u32,
     }
 }
 
@@ -230,6 +233,9 @@ pub mod site {
     pub const SCOPE_BLOCK: u32 = 1;
     /// A page that was touched for the first time.
     pub const PAGE: u32 = 2;
+    /// Some tens of kilobytes of a JavaScript heap: `v8::internal::Runtime_AllocateInYoungGeneration`, where generated code goes when
+    /// its own area is used up.
+    pub const HEAP_AREA: u32 = 3;
 }
 
 record! {

@@ -86,7 +86,8 @@ impl Core {
             Input::TargetGone { pid, now } => self.target_gone(pid, now),
             Input::Records { family, bytes } => self.records(family, &bytes),
             Input::Tick(tick) => self.tick(&tick),
-            Input::Memory { pid, now, memory } => {
+            Input::Memory { pid, now, mut memory } => {
+                memory.rename_stacks(|id| self.stacks.alias(id));
                 let stacks: Vec<_> = memory.sites.iter().map(|site| site.stack.0).collect();
                 self.record(now, pid, Body::Memory(memory));
                 for stack in stacks {

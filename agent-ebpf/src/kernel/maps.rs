@@ -3,8 +3,8 @@
 use agent_ebpf::{
     abi::stack::{KERNEL_FRAMES_MAX, KernelStack},
     state::{
-        AliveKey, Cluster, LockWaitState, MainLoop, Regions, RunQueueKey, ScopeOffsets, SiteKey, SiteState, Tally,
-        Target, ThreadState, UNWIND_ROWS_MAX, UnwindRow, WorkKey, WorkState,
+        AliveKey, Cluster, LockWaitState, MainLoop, Regions, RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target,
+        ThreadState, UNWIND_ROWS_MAX, UnwindRow, WorkKey, WorkState,
     },
 };
 use aya_ebpf::{
@@ -47,9 +47,8 @@ pub static TALLY: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(4096, 0);
-/// Told once they are found: a map of its own, as a target's entry counts collections meanwhile.
 #[map]
-pub static SCOPES: HashMap<u32, ScopeOffsets> = HashMap::with_max_entries(4096, 0);
+pub static SCRUTINY: HashMap<u32, Scrutiny> = HashMap::with_max_entries(4096, 0);
 #[map]
 pub static THREADS: HashMap<u32, ThreadState> = HashMap::with_max_entries(8192, 0);
 #[map]

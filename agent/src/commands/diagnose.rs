@@ -1,6 +1,6 @@
 //! `agent diagnose`: a trace of which only what is wrong is wanted.
 
-use std::{collections::BTreeSet, io::Write as _, path::Path};
+use std::{collections::BTreeSet, io::Write as _, path::Path, time::Duration};
 
 use agent_ebpf::spec::{Group, Part};
 
@@ -12,7 +12,6 @@ use super::{
     session::{PhasesWanted, TypesAhead},
     sinks::Destinations,
     subject,
-    trace::{LOOP_OFF_CPU_MIN, OTHER_OFF_CPU_MIN},
 };
 use crate::{
     cli::{DiagnoseArgs, Format, exit},
@@ -33,6 +32,9 @@ use crate::{
 
 /// Samples a second and CPU: enough for a trend over a minute.
 const SAMPLE_HZ: u32 = 49;
+
+/// No rule looks at stays off CPU: shorter ones have no stacks here, which would have to be named.
+const OFF_CPU_MIN: Duration = Duration::from_millis(100);
 
 /// Runs the command and returns the exit code.
 #[must_use]
@@ -98,8 +100,8 @@ fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverErr
 
 fn mission(args: &DiagnoseArgs, thresholds: Thresholds) -> Mission {
     let settings = Settings {
-        loop_off_cpu_min: LOOP_OFF_CPU_MIN,
-        other_off_cpu_min: OTHER_OFF_CPU_MIN,
+        loop_off_cpu_min: OFF_CPU_MIN,
+        other_off_cpu_min: OFF_CPU_MIN,
         ring_bytes: None,
         parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples, Part::Faults],
         sample_hz: SAMPLE_HZ,

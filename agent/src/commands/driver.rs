@@ -426,10 +426,8 @@ impl Driver {
     /// What each process holds as the window ends.
     fn look(&mut self, tick: &Tick) {
         let Some(lookout) = &mut self.lookout else { return };
-        let memories = lookout.look(&mut self.session, &tick.threads);
-        let (handles, scopes) = lookout.suspect(&memories);
-        self.session.watch(handles);
-        self.session.watch_scopes(scopes);
+        let memories = lookout.look(&self.session, &tick.threads);
+        lookout.suspect(&mut self.session, &memories);
         for (pid, memory) in memories {
             self.feed(Input::Memory { pid, now: tick.now, memory: Box::new(memory) });
         }
@@ -561,7 +559,12 @@ impl Driver {
         self.session.detach();
         info!("detached in {:?}", detaching.elapsed());
         match tick {
-            Ok(tick) => self.close_window(tick).await,
+            Ok(tick) => {
+                if let Some(lookout) = &mut self.lookout {
+                    lookout.end();
+                }
+                self.close_window(tick).await;
+            }
             Err(error) => warn!("the last window is incomplete: {error}"),
         }
         let patience = Instant::now() + NAMES_PATIENCE;

@@ -78,7 +78,7 @@ pub struct Point {
     pub turns: u64,
     /// Finished items of the thread pool.
     pub pool: BTreeMap<(WorkKind, String), u64>,
-    /// Samples by user stack, most first.
+    /// Time on CPU by user stack, in nanoseconds, most first.
     pub profile: Vec<(StackId, u64)>,
 }
 
@@ -169,7 +169,8 @@ impl Process {
 
     fn profile(&mut self, profile: &Profile) {
         let Some(point) = self.windows.back_mut() else { return };
-        let stacks = profile.stacks.iter().filter_map(|stack| Some((stack.user_stack?, stack.samples)));
+        let stacks =
+            profile.stacks.iter().filter_map(|stack| Some((stack.user_stack?, stack.samples * profile.period_ns)));
         point.profile = stacks.take(PROFILE_KEPT_MAX).collect();
     }
 

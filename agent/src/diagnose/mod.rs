@@ -14,6 +14,7 @@ mod thresholds;
 mod trend;
 
 pub use history::History;
+pub use native::rest as native_rest;
 pub use thresholds::{Thresholds, UnknownThreshold};
 
 use crate::report::{

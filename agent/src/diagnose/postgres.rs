@@ -148,7 +148,10 @@ pub fn client_finding<'a>(
         code: "postgres.awaited_lock".to_owned(),
         severity,
         confidence: 0.95,
-        title: format!("{of} of the {} connections to PostgreSQL wait for {what}{behind}", client.connections),
+        title: format!(
+            "{idle_but}{of} of the {} connections to PostgreSQL wait for {what}{behind}",
+            client.connections
+        ),
         since: process.postgres.since.clone(),
         growth: None,
         evidence,
@@ -165,7 +168,7 @@ fn awaits(process: &Process, client: &PgClient) -> Vec<Evidence> {
         let innermost = functions.next()?;
         let by = functions.next().map(|outer| format!(", awaited by {outer}")).unwrap_or_default();
         Some(Evidence {
-            text: format!("{} calls of {innermost} are suspended{by}", call.count),
+            text: format!("{} awaits in {innermost} go on{by}", call.count),
             value: Some(call.count as f64),
             unit: Some("calls".to_owned()),
             stack: Some(call.stack),

@@ -83,6 +83,7 @@ impl Way {
             | Group::Phases
             | Group::Requests
             | Group::Makers
+            | Group::Allocators
             | Group::Takers
             | Group::Scopes => true,
         };

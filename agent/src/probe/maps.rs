@@ -6,7 +6,7 @@ use agent_ebpf::{
     abi::family,
     spec::HITS_COUNT,
     state::{
-        AliveKey, Cluster, FamilyCounters, MainLoop, RunQueueKey, ScopeOffsets, SiteKey, SiteState, Tally, Target,
+        AliveKey, Cluster, FamilyCounters, MainLoop, RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target,
         ThreadState, WorkKey, WorkState, counter, target_flag,
     },
 };
@@ -37,7 +37,7 @@ const KEY: usize = size_of::<RunQueueKey>();
 const TALLY: usize = size_of::<Tally>();
 const WORK_KEY: usize = size_of::<WorkKey>();
 const WORK: usize = size_of::<WorkState>();
-const SCOPES: usize = size_of::<ScopeOffsets>();
+const SCRUTINY: usize = size_of::<Scrutiny>();
 const SITE_KEY: usize = size_of::<SiteKey>();
 const SITE: usize = size_of::<SiteState>();
 const ALIVE_KEY: usize = size_of::<AliveKey>();
@@ -90,7 +90,7 @@ pub struct Maps {
     works: HashMap<aya::maps::MapData, Raw<WORK_KEY>, Raw<WORK>>,
     tally: PerCpuArray<aya::maps::MapData, Raw<TALLY>>,
     main_loops: HashMap<aya::maps::MapData, u32, Raw<MAIN_LOOP>>,
-    scopes: HashMap<MapData, u32, Raw<SCOPES>>,
+    scrutiny: HashMap<MapData, u32, Raw<SCRUTINY>>,
     sites: HashMap<MapData, Raw<SITE_KEY>, Raw<SITE>>,
     alive: HashMap<MapData, Raw<ALIVE_KEY>, u64>,
 }
@@ -106,7 +106,7 @@ impl Maps {
             works: take(probes, "WORKS")?,
             tally: take(probes, "TALLY")?,
             main_loops: take(probes, "MAIN_LOOPS")?,
-            scopes: take(probes, "SCOPES")?,
+            scrutiny: take(probes, "SCRUTINY")?,
             sites: take(probes, "SITES")?,
             alive: take(probes, "ALIVE")?,
         })
@@ -149,11 +149,11 @@ impl Maps {
         self.main_loops.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "MAIN_LOOPS", source })
     }
 
-    /// Tells the kernel half where a process's isolates keep their handle scopes.
-    pub fn set_scopes(&mut self, tgid: u32, scopes: ScopeOffsets) -> Result<(), MapsError> {
-        let mut value = [0; SCOPES];
-        value.copy_from_slice(scopes.as_bytes());
-        self.scopes.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "SCOPES", source })
+    /// Tells the kernel half what to look at in a process.
+    pub fn set_scrutiny(&mut self, tgid: u32, scrutiny: Scrutiny) -> Result<(), MapsError> {
+        let mut value = [0; SCRUTINY];
+        value.copy_from_slice(scrutiny.as_bytes());
+        self.scrutiny.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "SCRUTINY", source })
     }
 
     /// Adds the state of a thread that the kernel half has not seen; its own is the better one.
