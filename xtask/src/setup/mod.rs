@@ -16,7 +16,7 @@ use std::{
 use clap::ValueEnum;
 
 use crate::{
-    run::{Error, cache, cargo, run, say, tools, which},
+    run::{Error, ask, cache, cargo, root, run, say, tools, which},
     toolchain::{BpfCompiler, bpf_linker},
 };
 
@@ -50,10 +50,27 @@ pub fn setup(purpose: Purpose) -> Result<(), Error> {
         let path = path.to_path_buf();
         move |error| Error::Io { path, error }
     };
+    room(purpose)?;
     fs::create_dir_all(cache()).map_err(io(&cache()))?;
     // Two at once would unpack into the same places. Released when the file is closed, however we end.
     let lock = cache().join("setup.lock");
     File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(io(&lock)).and_then(|_held| steps(purpose))
+}
+
+/// A first build on a disk that is too small would end in the middle, with whatever the linker says of it.
+fn room(purpose: Purpose) -> Result<(), Error> {
+    if cache().is_dir() && root().join("target").is_dir() {
+        return Ok(());
+    }
+    let needed = if purpose >= Purpose::Test { 6 } else { 3 };
+    let free = ask(Command::new("df").args(["--output=avail", "--block-size=MiB"]).arg(root()));
+    match free.and_then(|lines| lines.lines().last()?.trim().trim_end_matches("MiB").parse::<u64>().ok()) {
+        Some(free) if free < needed * 1024 => Err(Error::Missing {
+            what: "room on the disk".into(),
+            so: format!("{needed} GiB are needed at {}, {free} MiB are free", root().display()),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn steps(purpose: Purpose) -> Result<(), Error> {
@@ -113,6 +130,10 @@ fn packages(purpose: Purpose) -> Vec<&'static str> {
             ("setpriv", "util-linux"),
             ("strip", "binutils"),
         ]);
+        // In a directory of its own, off the path.
+        if !Path::new("/usr/lib/postgresql/15/bin/postgres").is_file() {
+            packages.push("postgresql-15");
+        }
         if NODE_VERSIONS.iter().any(|version| !node::is_there(version)) {
             commands.push(("npm", "npm"));
         }
