@@ -177,9 +177,9 @@ fn a_difference_names_what_grew() {
         assert!(text.lines().take(8).any(|line| line.contains("+7 0") && line.contains("Leaked")), "{text}");
         let reversed = agent(&["heap", "diff", after, before]);
         assert!(String::from_utf8_lossy(&reversed.stdout).contains("-7 0"));
-        let none = agent(&["heap", "diff", "/dev/null", after]);
-        assert_eq!(none.status.code(), Some(1));
-        assert!(String::from_utf8_lossy(&none.stderr).contains("is no census"));
+        let refused = agent(&["heap", "diff", "/dev/null", after]);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("is no census"));
     }
 }
 

@@ -269,21 +269,19 @@ impl Shapes {
         if map & 7 != 1 {
             return None;
         }
-        let number = match self.by_map.get(&map) {
-            Some(known) => *known,
-            None => {
-                if self.by_map.len() >= CENSUS_MAPS_MAX {
-                    return None;
-                }
-                let shape = self.read(map, memory);
-                let number = shape.and_then(|shape| {
-                    self.all.push(shape);
-                    u32::try_from(self.all.len() - 1).ok()
-                });
-                self.by_map.insert(map, number);
-                number
-            }
-        };
+        let known = self.by_map.get(&map).copied();
+        if known.is_none() && self.by_map.len() >= CENSUS_MAPS_MAX {
+            return None;
+        }
+        let number = known.unwrap_or_else(|| {
+            let shape = self.read(map, memory);
+            let number = shape.and_then(|shape| {
+                self.all.push(shape);
+                u32::try_from(self.all.len() - 1).ok()
+            });
+            self.by_map.insert(map, number);
+            number
+        });
         self.last = (map, number);
         number.map(|number| number as usize)
     }

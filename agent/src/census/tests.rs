@@ -141,7 +141,7 @@ proptest! {
             .map(|(kind, word)| match kind {
                 0..=2 => MAPS[(word % 4) as usize] + 1,
                 3 | 4 => at(word % WORDS as u64),
-                5 => word % 600 << 32,
+                5 => (word % 600) << 32,
                 6 => AREA + word % 0x1000,
                 _ => *word,
             })

@@ -172,15 +172,17 @@ fn regions_of(pid: Pid, memory: &LiveMemory) -> Result<Vec<Region>, ProcError> {
         .collect();
     let readable = regions::readable(pid)?.into_iter().map(|region| {
         let mut range = region.range;
-        let used = pointers
-            .iter()
-            .find(|at| range.contains(at))
-            .filter(|_| region.is_main_stack || (region.anonymous && range.end - range.start <= STACK_BYTES_MAX));
+        let used = pointers.iter().find(|at| range.contains(at)).filter(|_| {
+            region.kind == regions::Kind::Stack || (region.anonymous && range.end - range.start <= STACK_BYTES_MAX)
+        });
         if let Some(used) = used {
             range.start = *used;
         }
-        let free =
-            if region.anonymous && region.writable { malloc::free(memory, &range, region.is_brk) } else { Vec::new() };
+        let free = if region.anonymous && region.writable {
+            malloc::free(memory, &range, region.kind == regions::Kind::Brk)
+        } else {
+            Vec::new()
+        };
         Region { range, writable: region.writable, free }
     });
     Ok(readable.collect())

@@ -136,7 +136,7 @@ mod tests {
         let mut words = Vec::new();
         for chunk in 0..20_u64 {
             // A chunk says of the one before whether it is in use: the fourth is not.
-            let size = if chunk == 4 { 48 } else { 48 | PREVIOUS_IN_USE };
+            let size = if chunk == 4 { 0x30 } else { 0x30 | PREVIOUS_IN_USE };
             let at = HEAP + chunk * 48 + HEAD_BYTES;
             // The seventh leads to the tenth, which leads nowhere.
             let first = match chunk {
