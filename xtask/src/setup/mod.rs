@@ -5,6 +5,7 @@
 
 pub mod apt;
 mod node;
+mod npm;
 
 use std::{
     fs::{self, File},
@@ -15,7 +16,7 @@ use std::{
 use clap::ValueEnum;
 
 use crate::{
-    run::{Error, cache, cargo, run, say, tools, which},
+    run::{Error, cache, cargo, root, run, say, tools, which},
     toolchain::{BpfCompiler, bpf_linker},
 };
 
@@ -67,6 +68,8 @@ fn steps(purpose: Purpose) -> Result<(), Error> {
             node::official(version)?;
         }
         node::debian()?;
+        let lists = root().join("agent/tests/workloads/apps");
+        npm::install("applications for the tests", &lists, &cache().join("apps"))?;
     }
     Ok(())
 }
@@ -103,7 +106,7 @@ fn packages(purpose: Purpose) -> Vec<&'static str> {
             ("setpriv", "util-linux"),
             ("strip", "binutils"),
         ]);
-        if NODE_VERSIONS.iter().any(|version| !node::is_there(version)) {
+        if NODE_VERSIONS.iter().any(|version| !node::is_there(version)) || !npm::is_there(&cache().join("apps")) {
             commands.push(("npm", "npm"));
         }
     }

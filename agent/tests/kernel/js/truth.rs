@@ -107,14 +107,14 @@ impl Verdict {
 const ANONYMOUS: [&str; 3] = ["(anonymous)", "<anonymous>", "anonymous"];
 
 /// The last word of a name, without what tells how it was found.
-fn bare(name: &str) -> &str {
+pub fn bare(name: &str) -> &str {
     let name = name.strip_prefix('~').unwrap_or(name);
     // A symbol's name holds dots: `[Symbol.iterator]`.
     let name = name.find('[').map_or_else(|| name.rsplit('.').next().unwrap_or(name), |at| &name[at..]);
     name.strip_prefix("get ").or_else(|| name.strip_prefix("set ")).unwrap_or(name)
 }
 
-fn is_anonymous(frame: &Frame) -> bool {
+pub fn is_anonymous(frame: &Frame) -> bool {
     ANONYMOUS.contains(&frame.name.as_str())
 }
 
