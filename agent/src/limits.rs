@@ -203,9 +203,6 @@ pub const V8_ISOLATES_MAX: usize = 64;
 /// UTF-16 units of a source mapping's URL: one with the map in it is a third longer than the map, and a bundle's has ten million.
 pub const V8_SOURCE_MAP_UNITS_MAX: u32 = 32 << 20;
 
-/// UTF-16 units of a source's tail that are read.
-pub const V8_SOURCE_TAIL_UNITS_MAX: u32 = 1 << 20;
-
 /// Bytes of one source map: those of large bundles have 20 MiB, and a mapping of two bytes becomes one of 24 in memory.
 pub const SOURCE_MAP_BYTES_MAX: u64 = 32 << 20;
 

@@ -322,6 +322,20 @@ fn two_profiles_of_the_same_do_not_differ() {
     }
 }
 
+#[test]
+fn one_process_is_compared_with_one_whatever_they_are_called() {
+    let one = |script: &str| {
+        let mut records = records(Measure::OnCpu);
+        records.retain(|record| record.pid == PID);
+        if let Body::Target(target) = &mut records[0].body {
+            target.command[1] = script.into();
+        }
+        flame_of(&records, View { without_pids: true, ..View::default() })
+    };
+    let diff = Diff::of(&one("/srv/blue.js"), &one("/srv/green.js"), Scale::Share);
+    assert!(diff.stacks.iter().all(|stack| stack.path[0].name == "node green.js" && stack.own.change() == 0.0));
+}
+
 /// A profile with one more function, and much more time in another.
 fn slower() -> Vec<Record> {
     let mut slower = records(Measure::OnCpu);
@@ -361,8 +375,8 @@ fn what_grew_is_red_and_first() {
         let colour = |function: &str| {
             between(svg.split_once(&format!("<title>{function} ")).unwrap().1, "fill=\"", "\"").to_owned()
         };
-        assert_eq!(colour("validate (auth.js)"), "rgb(255,70,70)");
-        assert_eq!(colour("scale (math.mjs)"), "rgb(70,70,255)", "what is gone is seen, too");
+        assert_eq!(colour("validate (auth.js)"), "rgb(255,115,115)");
+        assert_eq!(colour("scale (math.mjs)"), "rgb(115,115,255)", "what is gone is seen, too");
     }
     let diff = Diff::of(&before, &after, Scale::Share);
     assert!((diff.total.before - 100.0).abs() < 1e-6 && (diff.total.after - 100.0).abs() < 1e-6);

@@ -16,7 +16,11 @@ use crate::{
     core::{Input, Output},
     probe::maps::Collections,
     report::model::StackId,
-    symbolize::{GcClock, Named, Symbolizer, source_map::SourceMaps},
+    symbolize::{
+        GcClock, Named, Symbolizer,
+        scripts::{Reference, References},
+        source_map::SourceMaps,
+    },
     units::Pid,
 };
 
@@ -101,12 +105,17 @@ struct NamedStack {
     pid: Pid,
     stack: StackId,
     named: Named,
+    /// Of scripts that no stack before this one had.
+    references: Vec<Reference>,
 }
 
 /// Puts frames back into the sources that their scripts were made of.
 fn map_all(inbox: &Receiver<NamedStack>, answers: &UnboundedSender<Input>, directory: Option<&Path>) {
     let mut maps = SourceMaps::new(directory);
-    while let Ok(NamedStack { pid, stack, named: Named { frames, truncated } }) = inbox.recv() {
+    while let Ok(NamedStack { pid, stack, named: Named { frames, truncated }, references }) = inbox.recv() {
+        for Reference { file, url } in references {
+            maps.refer(pid, &file, &url);
+        }
         let frames = frames.into_iter().map(|frame| maps.apply(pid, &frame).map_or(frame, Arc::new)).collect();
         if answers.send(Input::Symbolized { stack, frames, truncated }).is_err() {
             return;
@@ -122,6 +131,7 @@ fn answer_all(
 ) {
     // Made here, as it keeps what it reads to its own thread.
     let mut symbolizer = Symbolizer::new(Box::new(collections));
+    let mut references = References::default();
     let mut later = VecDeque::new();
     // Ends when the last question is answered and nobody is there to ask another.
     while let Some(question) = next(inbox, &mut later) {
@@ -129,7 +139,8 @@ fn answer_all(
             Output::Record(_) => continue,
             Output::NeedSymbols { stack, pid, frames } => {
                 let named = symbolizer.symbolize(pid, &frames);
-                if stacks.send(NamedStack { pid, stack, named }).is_err() {
+                let references = references.of_new(&mut symbolizer, pid, &named.frames);
+                if stacks.send(NamedStack { pid, stack, named, references }).is_err() {
                     return;
                 }
                 continue;

@@ -280,7 +280,7 @@ fn steps(direction: f64) -> i32 {
 }
 
 fn difference_colour(step: i32) -> Color {
-    let pale = 255 - step.unsigned_abs().min(STEPS) * 185 / STEPS;
+    let pale = 255 - step.unsigned_abs().min(STEPS) * 140 / STEPS;
     let pale = u8::try_from(pale).unwrap_or(u8::MAX);
     match step {
         0 => Color { r: 240, g: 240, b: 240 },

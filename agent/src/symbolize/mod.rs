@@ -12,7 +12,7 @@ mod leaf;
 mod lines;
 pub mod memory;
 mod module;
-mod scripts;
+pub mod scripts;
 pub mod source_map;
 mod user;
 pub mod v8;

@@ -1,51 +1,67 @@
 //! What a process's scripts say of where they were made from.
 
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
 use super::{Symbolizer, memory::Memory, v8::V8};
 use crate::{
-    limits::{V8_SOURCE_MAP_UNITS_MAX, V8_SOURCE_TAIL_UNITS_MAX},
+    limits::{SOURCE_MAPPED_SCRIPTS_MAX, V8_SOURCE_MAP_UNITS_MAX},
+    report::model::{Frame, FrameKind},
     symbolize::v8::{
         heap::{Object, Refusal, Tagged},
         layout::fixed,
-        script::Script,
     },
     units::Pid,
 };
 
-impl Symbolizer {
-    /// The `sourceMappingURL` of a script that a frame of this process was in, by [`crate::report::model::Frame::file`]; a `data:` URL
-    /// is as long as its map.
-    pub fn source_map_url(&mut self, pid: Pid, file: &str) -> Option<String> {
-        self.v8(pid)?.source_map_url(file).ok()
-    }
+/// A script's `sourceMappingURL`; a `data:` URL is as long as its map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// See [`Frame::file`].
+    pub file: String,
+    pub url: String,
+}
 
-    /// The last units of a script's source, at most `units` of them: where a comment about its map stands that V8 did not take.
-    pub fn source_tail(&mut self, pid: Pid, file: &str, units: u32) -> Option<String> {
-        self.v8(pid)?.source_tail(file, units).ok()
+/// What scripts refer to, each read once.
+#[derive(Debug, Default)]
+pub struct References {
+    asked: HashMap<Pid, HashSet<String>>,
+    count: usize,
+}
+
+impl References {
+    /// Of the scripts of these frames that were not asked before.
+    pub fn of_new(&mut self, symbolizer: &mut Symbolizer, pid: Pid, frames: &[Arc<Frame>]) -> Vec<Reference> {
+        let mut references = Vec::new();
+        for frame in frames.iter().filter(|frame| frame.kind == FrameKind::Js) {
+            let Some(file) = frame.file.as_deref().filter(|file| !file.starts_with("node:")) else { continue };
+            if self.asked.get(&pid).is_some_and(|asked| asked.contains(file)) {
+                continue;
+            }
+            if self.count >= SOURCE_MAPPED_SCRIPTS_MAX {
+                *self = Self::default();
+            }
+            self.asked.entry(pid).or_default().insert(file.to_owned());
+            self.count += 1;
+            let url = symbolizer.v8(pid).and_then(|v8| v8.source_map_url(file).ok());
+            references.extend(url.filter(|url| !url.is_empty()).map(|url| Reference { file: file.to_owned(), url }));
+        }
+        references
     }
 }
 
 impl<M: Memory> V8<M> {
     fn source_map_url(&self, file: &str) -> Result<String, Refusal> {
-        self.of_script(file, |at, _| {
+        self.of_script(file, |at| {
             let url = self.heap.object(at, self.heap.layout.script_source_url + 8)?;
             self.heap.text(url, V8_SOURCE_MAP_UNITS_MAX)
         })
     }
 
-    fn source_tail(&self, file: &str, units: u32) -> Result<String, Refusal> {
-        self.of_script(file, |at, script| {
-            let units = units.min(V8_SOURCE_TAIL_UNITS_MAX).min(script.source_units);
-            let source = self.heap.object(at, fixed::SCRIPT_SOURCE)?;
-            self.heap.text_of(source, script.source_units - units, units)
-        })
-    }
-
     /// Reads something of a script that must be there before and after.
-    fn of_script(
-        &self,
-        file: &str,
-        read: impl FnOnce(Object, &Script) -> Result<String, Refusal>,
-    ) -> Result<String, Refusal> {
+    fn of_script(&self, file: &str, read: impl FnOnce(Object) -> Result<String, Refusal>) -> Result<String, Refusal> {
         self.heap.begin();
         self.heap.forget();
         let script = self.functions.script_of_file(file).ok_or(Refusal::Absent)?;
@@ -56,7 +72,7 @@ impl<M: Memory> V8<M> {
             same.then_some(()).ok_or(Refusal::Changed)
         };
         is_there()?;
-        let text = read(at, &script)?;
+        let text = read(at)?;
         is_there()?;
         Ok(text)
     }

@@ -1,7 +1,7 @@
 //! From the lines of a script that was translated or bundled to the lines that somebody wrote.
 //!
-//! A map is looked for in the directory that the user named, then in the script itself (`data:`), then beside it, as the process sees
-//! it. Maps are foreign bytes: they have bounds, files that are none are not opened, and the reader's panics end with the map.
+//! A map is looked for in the directory that the user named, then where the script says: as V8 has read it, else as it stands in the
+//! file. That is in the script itself (`data:`), or beside it, as the process sees it. Maps are foreign bytes: they have bounds, files that are none are not opened, and the reader's panics end with the map.
 //!
 //! A name is only taken from a map where the map speaks of the function itself: at a call it speaks of what is called.
 
@@ -84,6 +84,11 @@ impl SourceMaps {
         }
     }
 
+    /// What a script of this name said to V8 of its map: a program that translates as it loads has no file that says so.
+    pub fn refer(&mut self, pid: Pid, file: &str, url: &str) {
+        self.find_and_keep((pid, file.to_owned()), Some(url));
+    }
+
     /// The same frame in the source that somebody wrote; `None` if there is no map, or none of its mappings is about this place.
     pub fn apply(&mut self, pid: Pid, frame: &Frame) -> Option<Frame> {
         if frame.kind != FrameKind::Js {
@@ -117,21 +122,26 @@ impl SourceMaps {
         if let Some(known) = self.scripts.get(&key) {
             return known.clone();
         }
+        self.find_and_keep(key, None)
+    }
+
+    fn find_and_keep(&mut self, key: (Pid, String), url: Option<&str>) -> Option<Arc<Map>> {
         if self.scripts.len() >= SOURCE_MAPPED_SCRIPTS_MAX || self.bytes >= SOURCE_MAPS_BYTES_MAX {
             self.scripts.clear();
             self.started.clear();
             self.bytes = 0;
         }
-        let map = self.find(pid, file).map(Arc::new);
+        let map = self.find(key.0, &key.1, url).map(Arc::new);
         self.scripts.insert(key, map.clone());
         map
     }
 
-    fn find(&mut self, pid: Pid, file: &str) -> Option<Map> {
-        let script = script_path(file)?;
-        let base = script.parent().unwrap_or(Path::new("/")).to_owned();
-        if let Some(given) = self.given.get(script.file_name()?.to_str()?)
-            && let Some(path) = best(given, &script)
+    fn find(&mut self, pid: Pid, file: &str, url: Option<&str>) -> Option<Map> {
+        let script = script_path(file);
+        let base = script.as_deref().and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
+        if let Some(script) = &script
+            && let Some(given) = self.given.get(script.file_name()?.to_str()?)
+            && let Some(path) = best(given, script)
         {
             let file = openat(CWD, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).ok()?;
             return Some(Map { decoded: self.decode(&read(file)?)?, base });
@@ -139,17 +149,25 @@ impl SourceMaps {
         // A file that is newer than the process may not be what the process runs.
         let started =
             *self.started.entry(pid).or_insert_with(|| Process::read(pid).ok().and_then(|process| process.started()));
-        let text = read_of_process(pid, &script, started)?;
-        let reference = locate_sourcemap_reference_slice(&text).ok()??;
-        let (SourceMapRef::Ref(url) | SourceMapRef::LegacyRef(url)) = reference;
+        let url = match url {
+            Some(url) => url.to_owned(),
+            None => {
+                let text = read_of_process(pid, script.as_deref()?, started)?;
+                let (SourceMapRef::Ref(url) | SourceMapRef::LegacyRef(url)) =
+                    locate_sourcemap_reference_slice(&text).ok()??;
+                url
+            }
+        };
         if url.starts_with("data:") {
             self.bytes = self.bytes.saturating_add(url.len() as u64);
-            return Some(Map { decoded: guarded(|| decode_data_url(&url).ok())?, base });
+            return Some(Map { decoded: guarded(|| decode_data_url(&url).ok()).map(without_contents)?, base });
         }
-        if url.contains("://") {
-            return None;
-        }
-        let path = normal(&base.join(url.split(['?', '#']).next()?));
+        let path = match url.strip_prefix("file://") {
+            Some(path) => PathBuf::from(unescaped(path)),
+            None if url.contains("://") => return None,
+            None => base.join(unescaped(url.split(['?', '#']).next()?)),
+        };
+        let path = normal(&path);
         let bytes = read_of_process(pid, &path, started)?;
         let base = path.parent().unwrap_or(Path::new("/")).to_owned();
         Some(Map { decoded: self.decode(&bytes)?, base })
@@ -186,9 +204,13 @@ impl Map {
     }
 
     /// A function whose parameters begin here. Its name is what the map has for the word right before them, if that is the name that the
-    /// script has.
+    /// script has: of functions that have none, something else stands there.
     fn function(&self, line: u32, column: u32, name: &str) -> Option<Place> {
         let mut place = self.place(line, Some(column))?;
+        let is_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '$' | '#');
+        if name.is_empty() || !name.chars().all(is_word) {
+            return Some(place);
+        }
         let (line, column) = (line.checked_sub(1)?, column.checked_sub(1)?);
         let length = u32::try_from(name.encode_utf16().count()).ok()?;
         let at = column.checked_sub(length)?;
@@ -347,6 +369,18 @@ mod tests {
         let mapped = mapped.unwrap();
         assert_eq!((mapped.name.as_str(), mapped.file.as_deref()), ("hashPassword", Some(file)));
         assert_eq!((mapped.line, mapped.column, mapped.function_line), (Some(2), Some(3), Some(1)));
+    }
+
+    #[test]
+    fn a_function_without_a_name_is_not_called_what_stands_before_it() {
+        let mut builder = sourcemap::SourceMapBuilder::new(Some("app.js"));
+        let source = builder.add_source("app.ts");
+        let name = builder.add_name("app");
+        builder.add_raw(0, 0, 0, 0, Some(source), Some(name), false);
+        builder.add_raw(0, 11, 0, 13, Some(source), None, false);
+        let map = Map { decoded: DecodedMap::Regular(builder.into_sourcemap()), base: PathBuf::new() };
+        // `hr.get("/",(e,r)=>` of `app.get('/', (req, res) =>`.
+        assert_eq!(map.function(1, 12, "(anonymous)").unwrap().name, None);
     }
 
     /// A directory with files that are older than this process.

@@ -73,12 +73,12 @@ impl Tool {
             }
             Self::Bpftrace => {
                 let mut bpftrace = Command::new("bpftrace");
-                bpftrace.arg(root().join("scripts/workloads/peer.bt")).arg(&pid);
+                bpftrace.args(["-B", "line"]).arg(root().join("scripts/workloads/peer.bt")).arg(&pid);
                 bpftrace
             }
             Self::Empty => {
                 let mut bpftrace = Command::new("bpftrace");
-                bpftrace.args(["-e", r#"BEGIN { printf("READY\n") } tracepoint:sched:sched_switch { }"#]);
+                bpftrace.args(["-B", "line", "-e", "tracepoint:sched:sched_switch { }"]);
                 bpftrace
             }
             Self::OffCpuTime => peer("offcputime", &["-p", &pid, "3600"]),
@@ -114,8 +114,8 @@ impl Tool {
         match self {
             Self::Agent => attached.hit_ns = self.wait_for(attached.child.stderr.take(), "tracing pid")?,
             Self::Bpftrace | Self::Empty => {
-                self.wait_for(attached.child.stdout.take(), "READY")?;
-                // Its BEGIN runs before the other probes are attached.
+                // Said before it attaches them; what `BEGIN` prints is lost now and then.
+                self.wait_for(attached.child.stdout.take(), "Attaching")?;
                 std::thread::sleep(Duration::from_millis(1_500));
             }
             // They say nothing on being ready; loading and attaching takes them about half a second.

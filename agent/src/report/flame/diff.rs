@@ -124,7 +124,12 @@ impl Diff {
     #[must_use]
     pub fn of(before: &Flame, after: &Flame, scale: Scale) -> Self {
         let (before_factor, after_factor) = scale.factors(before, after);
-        let mut sums = Sums::default();
+        // Whoever compares one process with one means these two, whatever they are called.
+        let process = match (before.subjects.as_slice(), after.subjects.as_slice()) {
+            ([_], [after]) => Some(after.command.clone()),
+            _ => None,
+        };
+        let mut sums = Sums { process, ..Sums::default() };
         for stack in &before.stacks {
             let value = float(stack.weight_ns) * before_factor;
             sums.add(before, stack, Pair { before: value, after: 0.0, counts: (stack.count, 0) });
@@ -133,7 +138,7 @@ impl Diff {
             let value = float(stack.weight_ns) * after_factor;
             sums.add(after, stack, Pair { before: 0.0, after: value, counts: (0, stack.count) });
         }
-        let Sums { stacks, functions, total } = sums;
+        let Sums { stacks, functions, total, process: _ } = sums;
         let stacks = stacks.into_iter().map(|(path, own)| DiffStack { path, own }).collect();
         let mut functions: Vec<Change> =
             functions.into_iter().map(|(function, (own, total))| Change { function, own, total }).collect();
@@ -154,11 +159,29 @@ struct Sums {
     stacks: BTreeMap<Vec<Function>, Pair>,
     functions: BTreeMap<Function, (Pair, Pair)>,
     total: Pair,
+    /// What the one process of either profile is called.
+    process: Option<String>,
 }
 
 impl Sums {
+    /// Between two versions of a program lines move, and names stay.
+    fn comparable(&self, function: &Function) -> Function {
+        if let (Kind::Process, Some(process)) = (function.kind, &self.process) {
+            return Function { name: process.clone(), ..function.clone() };
+        }
+        let is_named = !function.name.is_empty() && !function.name.contains("anonymous");
+        let Function { kind, name, file, line, column, module } = function.clone();
+        let (line, column) = if is_named { (None, None) } else { (line, column) };
+        Function { kind: tier_kind(kind), name, file, line, column, module }
+    }
+
     fn add(&mut self, flame: &Flame, stack: &FlameStack, value: Pair) {
-        let path: Vec<Function> = stack.steps.iter().filter_map(|step| flame.function(step)).map(comparable).collect();
+        let path: Vec<Function> = stack
+            .steps
+            .iter()
+            .filter_map(|step| flame.function(step))
+            .map(|function| self.comparable(function))
+            .collect();
         self.total.add(value);
         if let Some(leaf) = path.last() {
             self.functions.entry(leaf.clone()).or_default().0.add(value);
@@ -171,14 +194,6 @@ impl Sums {
         }
         self.stacks.entry(path).or_default().add(value);
     }
-}
-
-/// Between two versions of a program lines move, and names stay.
-fn comparable(function: &Function) -> Function {
-    let is_named = !function.name.is_empty() && !function.name.contains("anonymous");
-    let Function { kind, name, file, line, column, module } = function.clone();
-    let (line, column) = if is_named { (None, None) } else { (line, column) };
-    Function { kind: tier_kind(kind), name, file, line, column, module }
 }
 
 /// A function that V8 has optimised since is the same.

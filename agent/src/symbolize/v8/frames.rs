@@ -265,8 +265,9 @@ const EVALUATED: &str = "eval";
 fn frame_of(function: &Function, position: Option<u32>, tier: Option<Tier>) -> Frame {
     let script = function.script.as_deref();
     let place = |position: u32| script?.place(position);
-    let known = position.and_then(place);
-    let place = known.or_else(|| function.start.and_then(place));
+    let (known, begin) = (position.and_then(place), function.start.and_then(place));
+    let place = known.or(begin);
+    let begin = begin.filter(|_| known.is_some());
     let unnamed = if script.is_some_and(|script| script.is_evaluated) { EVALUATED } else { ANONYMOUS };
     Frame {
         name: if function.name.is_empty() { unnamed.to_owned() } else { function.name.clone() },
@@ -275,6 +276,8 @@ fn frame_of(function: &Function, position: Option<u32>, tier: Option<Tier>) -> F
         line: place.map(|place| place.line),
         column: place.map(|place| place.column),
         start_line: known.is_none() && place.is_some(),
+        function_line: begin.map(|begin| begin.line),
+        function_column: begin.map(|begin| begin.column),
         tier,
         ..Frame::default()
     }
