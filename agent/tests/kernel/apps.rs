@@ -79,7 +79,11 @@ impl Functions {
         let Some(functions) = self.0.get(file.trim_start_matches("file://")) else { return Verdict::Untold };
         let around: Vec<_> = functions.iter().filter(|(_, first, last)| (*first..=*last).contains(&line)).collect();
         let same = |name: &str| {
-            if name.is_empty() { is_anonymous(frame) || frame.name.starts_with('~') } else { bare(name) == bare(&frame.name) }
+            if name.is_empty() {
+                is_anonymous(frame) || frame.name.starts_with('~')
+            } else {
+                bare(name) == bare(&frame.name)
+            }
         };
         match around.iter().any(|(name, ..)| same(name)) {
             true if frame.start_line => Verdict::StartLine,
@@ -131,7 +135,12 @@ fn check(app: &App, version: &str, samples: &[(&Stack, f64)], judge: &impl Fn(&F
     let whole: f64 = samples.iter().filter(|(stack, _)| stack.truncated.is_none()).map(|(_, times)| times).sum();
     let cut: BTreeSet<_> = samples.iter().filter_map(|(stack, _)| stack.truncated.clone()).collect();
     assert!(all > 300.0, "{what}: only {all} samples");
-    close(&format!("{what}: samples that reach the thread's start, of {all} (%); cut: {cut:?}"), 100.0, whole / all * 100.0, 1.0);
+    close(
+        &format!("{what}: samples that reach the thread's start, of {all} (%); cut: {cut:?}"),
+        100.0,
+        whole / all * 100.0,
+        1.0,
+    );
 
     let mut verdicts: BTreeMap<Verdict, f64> = BTreeMap::new();
     let mut complaints: BTreeMap<String, f64> = BTreeMap::new();
@@ -182,7 +191,11 @@ fn run(bench: &Bench, app: &App, version: &str, command: &mut Command) {
     let status = wrk.wait(Duration::from_secs(30));
     let answers = wrk.out.join("\n");
     assert!(status.success() && answers.contains("Requests/sec") && !answers.contains("Non-2xx"), "{answers}");
-    say(&format!("{}, node {version}: {}", app.name, wrk.out.iter().find(|line| line.starts_with("Requests/sec")).unwrap()));
+    say(&format!(
+        "{}, node {version}: {}",
+        app.name,
+        wrk.out.iter().find(|line| line.starts_with("Requests/sec")).unwrap()
+    ));
     let pid = workload.pid();
     let functions = Functions::read(&workload.truths());
     let sources = RefCell::default();
@@ -229,11 +242,7 @@ fn express_5() {
     let app = App {
         name: "express 5",
         load: "api.lua",
-        seen: &[
-            ("checksToken", "/apps/express.js"),
-            ("related", "/apps/express.js"),
-            ("next", "/router/index.js"),
-        ],
+        seen: &[("checksToken", "/apps/express.js"), ("related", "/apps/express.js"), ("next", "/router/index.js")],
         is_mapped: false,
     };
     each(&app, |_, version| plain(version, "express.js", &["express5"]));

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use super::rows::ROWS;
+use super::{builtins::combinators, rows::ROWS};
 use crate::target::{elf::ElfFile, v8};
 
 /// `Version::{major,minor,build}_`.
@@ -133,6 +133,8 @@ pub struct Layout {
     pub script_source_url: u32,
     /// Lengths of bytecodes by operand scale: three tables of the same length.
     pub bytecode_sizes: Vec<u8>,
+    /// Builtins that wait for several promises, by number.
+    pub combinators: Vec<(u32, &'static str)>,
 }
 
 /// What has not moved in any version.
@@ -195,6 +197,7 @@ impl Layout {
         if let Some(sizes) = sizes.filter(|symbol| symbol.size % 3 == 0 && symbol.size <= BYTECODE_SIZES_MAX) {
             layout.bytecode_sizes = elf.bytes_at(sizes.addr, sizes.size);
         }
+        layout.combinators = combinators(elf);
         Ok(layout)
     }
 

@@ -289,6 +289,12 @@ impl Tally {
         self.verdicts.values().sum()
     }
 
+    /// Percent of the frames that await, in V8's account, that are the same in the agent's.
+    pub fn async_share(&self) -> f64 {
+        let all = self.async_verdicts.values().sum::<usize>() + self.async_missing;
+        self.count_async(Verdict::Equal) as f64 / (all as f64).max(1.0) * 100.0
+    }
+
     /// Percent of those that have a name in V8's description of their code: a name that is computed is a property of the
     /// function's object alone.
     pub fn equal_share(&self) -> f64 {
