@@ -5,6 +5,7 @@ mod cost;
 mod discover;
 pub mod doctor;
 mod driver;
+mod javascript;
 pub mod launch;
 pub mod profile;
 pub mod report;

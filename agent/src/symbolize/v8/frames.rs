@@ -148,6 +148,8 @@ impl<M: Memory> V8<M> {
                     decoded.frames.insert(0, Frame { inlined: depth > 0, ..frame });
                 }
             }
+            // A function runs there, so what the code is now it was not then.
+            Kind::Other if seen.function().is_ok() => return Err(Refusal::Changed),
             Kind::Other => {
                 let name = "[generated]".to_owned();
                 decoded.frames.push(Frame { name, kind: FrameKind::Builtin, ..Frame::default() });

@@ -223,6 +223,22 @@ impl Layout {
         }
     }
 
+    /// How many of the numbers that a file may say itself it does say, of how many.
+    #[must_use]
+    pub fn stated(&self, elf: &ElfFile) -> (usize, usize) {
+        let mut layout = self.clone();
+        let all: Vec<_> = overrides(&mut layout).into_iter().map(|one| one.names).collect();
+        let names: Vec<&str> = all.iter().flat_map(|names| names.iter().copied()).collect();
+        let constants = v8::constants(elf, &names);
+        (all.iter().filter(|names| names.iter().any(|name| constants.contains_key(name))).count(), all.len())
+    }
+
+    /// The version of the row that a version is laid out as.
+    #[must_use]
+    pub fn row_of(version: V8Version) -> Option<V8Version> {
+        ROWS.iter().rev().find(|row| row.version <= version).map(|row| row.version)
+    }
+
     fn apply(&mut self, constants: &BTreeMap<&str, i32>) {
         for one in overrides(self) {
             let Some(value) = one.names.iter().find_map(|name| constants.get(name)) else { continue };

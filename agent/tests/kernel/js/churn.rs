@@ -78,8 +78,8 @@ impl Checker<'_> {
             // Of code that is said not to be known, what was inlined into it is not known either.
             let caller = frames.get(index + 1).copied().filter(|caller| caller.tier.is_some() && frame.tier.is_some());
             if let Some(because) = self.contradiction(frame, caller, window_end) {
-                let shown: Vec<_> = frames.iter().map(|frame| shown(frame)).collect();
-                self.wrong.push(format!("{}: {because}; in {}", shown[index], shown.join(" < ")));
+                let all: Vec<_> = stack.frames.iter().map(shown).collect();
+                self.wrong.push(format!("{}: {because}; in {}", shown(frame), all.join(" < ")));
             }
         }
     }
