@@ -20,6 +20,14 @@ pub enum Group {
     Calibration,
     /// The boundaries of event-loop phases: some hits a turn, so they are sampled in time where turns are fast.
     Phases,
+    /// The end of each HTTP request: one hit a request, so sampled in time where they are many.
+    Requests,
+    /// What makes global handles: up to some hits a request, so on suspicion, for seconds.
+    Makers,
+    /// What frees global handles: for as long as those that were seen to be made are watched.
+    Takers,
+    /// What makes blocks of handle scopes: some hits a request, likewise on suspicion.
+    Scopes,
 }
 
 /// What is missing where a probe cannot be placed.
@@ -29,6 +37,8 @@ pub enum Feature {
     ThreadPool,
     Gc,
     HeapLimit,
+    Requests,
+    Handles,
 }
 
 /// Where in the machine code the probe goes.
@@ -74,6 +84,12 @@ pub mod id {
     pub const GETNAMEINFO_DONE: u64 = 26;
     pub const RANDOM_DONE: u64 = 27;
     pub const QUEUE_DONE: u64 = 28;
+
+    pub const MESSAGE_DONE: u64 = 29;
+    pub const HANDLE_CREATE: u64 = 30;
+    pub const HANDLE_DESTROY: u64 = 31;
+    pub const HANDLE_RELEASE: u64 = 32;
+    pub const SCOPE_EXTEND: u64 = 33;
 
     pub const GC_START: u64 = 40;
     pub const GC_END: u64 = 41;
@@ -157,6 +173,21 @@ probes! {
     RANDOM_DONE "random_done" Libuv Pool ThreadPool false Entry, arg::RDI | arg::RSI, ["uv__random_done"];
     QUEUE_DONE "queue_done" Libuv Pool ThreadPool true Entry, arg::RDI | arg::RSI, ["uv__queue_done"];
 
+    // Called once a message, for servers and clients: (llhttp_t*).
+    MESSAGE_DONE "message_done" Node Requests Requests true Entry, arg::RDI, ["llhttp__after_message_complete"];
+
+    // Both overloads pass through it: (this, object).
+    HANDLE_CREATE "handle_create" V8 Makers Handles true Entry, arg::RDI, [
+        "_ZN2v88internal13GlobalHandles6CreateENS0_6ObjectE",
+        "_ZN2v88internal13GlobalHandles6CreateENS0_6TaggedINS0_6ObjectEEE",
+    ];
+    HANDLE_DESTROY "handle_destroy" V8 Takers Handles true Entry, arg::RDI, ["_ZN2v88internal13GlobalHandles7DestroyEPm"];
+    // What the collector frees by itself, after a weak callback: (this, node).
+    HANDLE_RELEASE "handle_release" V8 Takers Handles false Entry, arg::RDI, [
+        "_ZN2v88internal13GlobalHandles9NodeSpaceINS1_4NodeEE7ReleaseEPS3_",
+    ];
+    SCOPE_EXTEND "scope_extend" V8 Scopes Handles false Entry, arg::RDI, ["_ZN2v88internal11HandleScope6ExtendEPNS0_7IsolateE"];
+
     GC_START "gc_start" V8 Gc Gc true Entry, arg::RDI | arg::RSI | arg::RDX, [
         "_ZN2v88internal4Heap14CollectGarbageENS0_15AllocationSpaceENS0_23GarbageCollectionReasonENS_15GCCallbackFlagsE",
         "_ZN2v88internal4Heap14CollectGarbageENS0_15AllocationSpaceENS0_23GarbageCollectionReasonENS_15GCCallbackFlagsENS0_21PerformHeapLimitCheckENS0_34PerformIneffectiveMarkCompactCheckE",
@@ -232,6 +263,8 @@ pub enum Part {
     IoUring,
     /// Samples of what is on CPU.
     Samples,
+    /// Pages that are touched for the first time.
+    Faults,
 }
 
 /// One row: a program of the object on a tracepoint.
@@ -277,11 +310,12 @@ tracepoints! {
     "sched_wakeup_record" on "sched" "sched_wakeup" Substitute Ledger true;
     "sched_wakeup_record" on "sched" "sched_wakeup_new" Substitute Ledger true;
     "sample_cpu" on "perf" "cpu_clock" Clock Samples false;
+    "page_fault" on "exceptions" "page_fault_user" Record Faults false;
 }
 
 /// Slots of the hit counters: uprobes by id, then tracepoints in the order of [`TRACEPOINTS`].
 pub const HITS_TRACEPOINTS: u32 = 64;
-pub const HITS_COUNT: u32 = HITS_TRACEPOINTS + 16;
+pub const HITS_COUNT: u32 = HITS_TRACEPOINTS + 32;
 
 /// The slot of a tracepoint's program.
 ///

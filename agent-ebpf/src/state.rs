@@ -37,7 +37,7 @@ pub mod flag {
 record! {
     /// What the kernel half keeps of a thread of a target: keyed by tid, written by the thread itself, read by user space
     /// once a window. `ledger` and the open stretch since `mark_ns` add up to the time since `first_ns`.
-    pub struct ThreadState[568] {
+    pub struct ThreadState[592] {
         pub tgid: u32,
         pub tid: u32,
         /// Bits of [`flag`].
@@ -124,7 +124,7 @@ impl Default for AwaitLayout {
 
 record! {
     /// A traced process, keyed by tgid.
-    pub struct Target[48] {
+    pub struct Target[56] {
         /// Bits of [`target_flag`].
         pub flags: u32,
         /// From a `uv_work_t` back to the vtable word of the `node::ThreadPoolWork` that holds it; 0 is not known.
@@ -138,6 +138,19 @@ record! {
         pub major_gcs: u32,
         pub gcs: u32,
         pub awaits: AwaitLayout,
+        /// Offset in `v8::internal::GlobalHandles` of its pointer to the space of its nodes; 0 is not known.
+        pub handle_space: u32,
+        pub reserved: u32,
+    }
+}
+
+record! {
+    /// Where the isolates of a process keep their handle scopes, keyed by tgid.
+    pub struct ScopeOffsets[8] {
+        /// Offset in the isolate of the pointer to its `HandleScopeImplementer`.
+        pub implementer: u32,
+        /// Offset in the isolate of `HandleScopeData::next`.
+        pub next: u32,
     }
 }
 
@@ -179,6 +192,55 @@ record! {
 }
 
 record! {
+    /// The loop that the main thread of a process turns, keyed by tgid: a trace may begin while the thread turns another, as
+    /// `execSync` has it.
+    pub struct MainLoop[16] {
+        pub loop_addr: u64,
+        /// Its epoll descriptor.
+        pub poll_fd: i32,
+        pub reserved: u32,
+    }
+}
+
+record! {
+    /// Key of a thing that was made and is not gone yet: a global handle by its slot.
+    pub struct AliveKey[16] {
+        pub at: u64,
+        pub tgid: u32,
+        /// One of [`crate::state::site`].
+        pub kind: u32,
+    }
+}
+
+/// What a site makes.
+pub mod site {
+    /// `v8::internal::GlobalHandles::Create`.
+    pub const GLOBAL_HANDLE: u32 = 0;
+    /// A block of a handle scope: `v8::internal::HandleScope::Extend`.
+    pub const SCOPE_BLOCK: u32 = 1;
+    /// A page that was touched for the first time.
+    pub const PAGE: u32 = 2;
+}
+
+record! {
+    /// Key of a place in the program that makes things: the id of a [`crate::abi::stack::UserStack`].
+    pub struct SiteKey[16] {
+        pub stack: u64,
+        pub tgid: u32,
+        /// One of [`site`].
+        pub kind: u32,
+    }
+}
+
+record! {
+    /// What a site made, and what of it is gone, since the trace began; as far as it was watched.
+    pub struct SiteState[16] {
+        pub made: u64,
+        pub gone: u64,
+    }
+}
+
+record! {
     /// Per family and CPU: what the kernel half tried to send and what the ring had no room for.
     pub struct FamilyCounters[16] {
         pub emitted: u64,
@@ -188,7 +250,7 @@ record! {
 
 record! {
     /// All tallies of the kernel half, one value a CPU: user space reads them with a single call.
-    pub struct Tally[824] {
+    pub struct Tally[968] {
         pub families: [FamilyCounters; family::COUNT],
         /// By [`counter`].
         pub counters: [u64; counter::COUNT],
@@ -272,7 +334,11 @@ pub mod counter {
     /// Stacks that were walked, and their frames: what walking costs.
     pub const STACKS_WALKED: u32 = 7;
     pub const FRAMES_WALKED: u32 = 8;
-    pub const COUNT: usize = 9;
+    /// A stack was not taken: another probe was taking one on the same CPU.
+    pub const STACK_BUSY: u32 = 9;
+    /// A thing or a site could not be tracked: the map was full, or its place was not known.
+    pub const SITES_FULL: u32 = 10;
+    pub const COUNT: usize = 11;
     pub const NAMES: [&str; COUNT] = [
         "threads_full",
         "works_full",
@@ -283,6 +349,8 @@ pub mod counter {
         "switch_in_unseen",
         "stacks_walked",
         "frames_walked",
+        "stack_busy",
+        "sites_full",
     ];
 }
 

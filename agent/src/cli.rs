@@ -15,6 +15,8 @@ pub mod exit {
     pub const NO_TARGET: u8 = 3;
     /// The kernel or the privileges do not allow it.
     pub const NOT_ALLOWED: u8 = 4;
+    /// Done, and something is wrong: findings of severity warning or worse.
+    pub const FOUND: u8 = 5;
     /// Ended by Ctrl-C, after everything was written.
     pub const INTERRUPTED: u8 = 130;
     /// Ended by SIGTERM, after everything was written.
@@ -28,6 +30,7 @@ Exit codes:
   2    the command line is wrong
   3    no such process, or not one that can be traced
   4    the kernel or the privileges do not allow it: see `agent doctor`
+  5    diagnose: done, and something is wrong (a warning or worse); 0 if nothing is
   130  ended by Ctrl-C, after the report was written
   143  ended by SIGTERM, after the report was written";
 
@@ -42,6 +45,15 @@ Examples:
   agent trace --follow -- node server.js                   from the first instruction, children too
 
 The process is not stopped, signalled or changed: no flag, no restart, no inspector.";
+
+const DIAGNOSE_EXAMPLES: &str = "\
+Examples:
+  agent diagnose --pid 4121                                a minute, then what is wrong, worst first
+  agent diagnose --all --duration 5m                       every Node.js process of this host
+  agent diagnose --pid 4121 --format ndjson                one JSON object a finding
+  agent diagnose --pid 4121 --threshold handles=50         take a smaller growth for one
+
+Leaks and creeping costs are trends: the longer it looks, the smaller a growth it can tell from noise.";
 
 const PROFILE_EXAMPLES: &str = "\
 Examples:
@@ -98,6 +110,9 @@ pub enum Command {
     /// Trace a Node.js process: event loop, thread pool, garbage collection, off-CPU time, run queue
     #[command(after_help = TRACE_EXAMPLES)]
     Trace(TraceArgs),
+    /// Say what is wrong with a process: what grows, how fast, who makes it, and what to do
+    #[command(after_help = DIAGNOSE_EXAMPLES)]
+    Diagnose(DiagnoseArgs),
     /// Profile processes: where JavaScript, native code and the kernel spend their time, on CPU or waiting
     #[command(after_help = PROFILE_EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Profile(Box<ProfileArgs>),
@@ -382,6 +397,45 @@ pub struct DiffArgs {
 }
 
 #[derive(Args, Debug)]
+pub struct DiagnoseArgs {
+    /// Process to look at; may be given several times
+    #[arg(short, long, value_name = "PID", required_unless_present = "all", conflicts_with = "all")]
+    pub pid: Vec<u32>,
+
+    /// Every Node.js process of this host
+    #[arg(short, long)]
+    pub all: bool,
+
+    /// Look for this long (30s, 5m; bare numbers are seconds)
+    #[arg(short, long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub duration: Duration,
+
+    /// What to write
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub format: Format,
+
+    /// Where to write it; - is standard output
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub output: PathBuf,
+
+    /// Write all records as newline-delimited JSON to this file too
+    #[arg(long, value_name = "FILE")]
+    pub ndjson: Option<PathBuf>,
+
+    /// Set what a rule takes for a growth; may be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = threshold)]
+    pub threshold: Vec<(String, f64)>,
+
+    /// How often figures are summed up
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = window)]
+    pub window: Duration,
+
+    /// No progress: only the result and what goes wrong
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Args, Debug)]
 pub struct ReportArgs {
     /// Records (newline-delimited JSON) or a recording; - is standard input
     pub file: PathBuf,
@@ -425,6 +479,12 @@ fn duration(text: &str) -> Result<Duration, String> {
         other => return Err(format!("unknown unit `{other}`: use ns, us, ms, s, m or h")),
     };
     Duration::try_from_secs_f64(value * seconds).map_err(|_| format!("`{text}` is too long a time"))
+}
+
+fn threshold(text: &str) -> Result<(String, f64), String> {
+    let (name, value) = text.split_once('=').ok_or("write it like handles=50")?;
+    let value: f64 = value.parse().map_err(|_| format!("`{value}` is not a number"))?;
+    Ok((name.to_owned(), value))
 }
 
 fn window(text: &str) -> Result<Duration, String> {

@@ -75,6 +75,13 @@ impl Core {
             Input::TargetGone { pid, now } => self.target_gone(pid, now),
             Input::Records { family, bytes } => self.records(family, &bytes),
             Input::Tick(tick) => self.tick(&tick),
+            Input::Memory { pid, now, memory } => {
+                let stacks: Vec<_> = memory.sites.iter().map(|site| site.stack.0).collect();
+                self.record(now, pid, Body::Memory(memory));
+                for stack in stacks {
+                    self.need(Some(stack));
+                }
+            }
             Input::WorkClass { pid, vtable, class } => {
                 if let Some(process) = self.processes.get_mut(&pid) {
                     process.book.pool.learn(vtable, class.as_deref());
@@ -231,8 +238,9 @@ impl Core {
         process.gc_pauses = 0;
         process.life_lines = 0;
         let gone = process.exited.is_some();
+        let seen = build::Seen { phases_ns: tick.phases_seen_ns, requests_ns: tick.requests_seen_ns };
         let measure = process.profile();
-        let window = build::window(pid, &figures, tick.phases_seen_ns, process.pool_size());
+        let window = build::window(pid, &figures, seen, process.pool_size());
         let profile = match measure {
             None => {
                 self.record(to, pid, Body::Window(Box::new(window)));

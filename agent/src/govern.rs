@@ -13,6 +13,9 @@ pub const PHASE_BUDGET: f64 = 0.0025;
 /// Probes that a turn passes.
 const HITS_PER_TURN: f64 = 6.0;
 
+/// Hits a second of a probe that is hit once each time that are never too dear: 2000 x 2 µs = 0.4 % of a core.
+const FREE_HITS: f64 = 2000.0;
+
 /// Longest pause between two looks, in windows: the split by phase is never older than this.
 const OFF_WINDOWS_MAX: u32 = 30;
 
@@ -31,6 +34,9 @@ pub struct PhaseDuty {
     /// Windows that the probes stay off yet.
     rest: u32,
     hit_cost: Duration,
+    hits_each: f64,
+    /// Events a second below which nothing comes off, whatever a hit was measured to cost: on a busy machine that is mostly noise.
+    free_per_second: f64,
     always: bool,
 }
 
@@ -38,7 +44,13 @@ impl PhaseDuty {
     /// `hit_cost` is what one hit costs; probes start attached.
     #[must_use]
     pub fn new(hit_cost: Duration, always: bool) -> Self {
-        Self { attached: true, rest: 0, hit_cost, always }
+        Self { attached: true, rest: 0, hit_cost, hits_each: HITS_PER_TURN, free_per_second: 0.0, always }
+    }
+
+    /// The same for probes that are hit once by each of what [`Self::step`] is told of.
+    #[must_use]
+    pub fn once_each(hit_cost: Duration) -> Self {
+        Self { attached: true, rest: 0, hit_cost, hits_each: 1.0, free_per_second: FREE_HITS, always: false }
     }
 
     /// A hit was measured to cost this.
@@ -80,7 +92,10 @@ impl PhaseDuty {
         }
         #[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
         let per_second = turns as f64 / window.as_secs_f64();
-        per_second * HITS_PER_TURN * self.hit_cost.as_secs_f64()
+        if per_second < self.free_per_second {
+            return 0.0;
+        }
+        per_second * self.hits_each * self.hit_cost.as_secs_f64()
     }
 }
 
@@ -93,6 +108,86 @@ fn off_windows(cost: f64) -> u32 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the maximum")]
     let windows = over.min(f64::from(OFF_WINDOWS_MAX)) as u32;
     windows
+}
+
+/// What the driver shall do with the probes on makers and takers of handles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    Keep,
+    /// Attach both.
+    Begin,
+    /// Detach the makers': what was made is watched on.
+    Narrow,
+    /// Detach the rest.
+    End,
+}
+
+/// Decides when it is looked at who makes handles: when they grow steadily, for seconds, and then not for a while.
+#[derive(Clone, Debug)]
+pub struct Suspicion {
+    making_windows: u32,
+    /// The last counts, oldest first.
+    counts: Vec<u64>,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Stage {
+    #[default]
+    Idle,
+    Making(u32),
+    Taking(u32),
+    Resting(u32),
+}
+
+/// Windows that a growth is looked at before makers are.
+const GROWTH_WINDOWS: usize = 6;
+/// Growth over these that is no more than noise.
+const GROWTH_MIN: u64 = 32;
+/// Windows in which makers are watched, in which what they made is watched on, and in which nothing is.
+const MAKING_WINDOWS: u32 = 3;
+const TAKING_WINDOWS: u32 = 4;
+const RESTING_WINDOWS: u32 = 20;
+
+impl Default for Suspicion {
+    fn default() -> Self {
+        Self::lasting(MAKING_WINDOWS)
+    }
+}
+
+impl Suspicion {
+    /// Makers are watched for so many windows.
+    #[must_use]
+    pub fn lasting(making_windows: u32) -> Self {
+        Self { making_windows, counts: Vec::new(), stage: Stage::Idle }
+    }
+
+    /// A window has ended with so many handles.
+    pub fn step(&mut self, count: Option<u64>) -> Watch {
+        if let Some(count) = count {
+            if self.counts.len() == GROWTH_WINDOWS {
+                self.counts.remove(0);
+            }
+            self.counts.push(count);
+        }
+        let (stage, watch) = match self.stage {
+            Stage::Idle if self.grows() => (Stage::Making(self.making_windows), Watch::Begin),
+            Stage::Idle | Stage::Resting(1) => (Stage::Idle, Watch::Keep),
+            Stage::Making(1) => (Stage::Taking(TAKING_WINDOWS), Watch::Narrow),
+            Stage::Making(left) => (Stage::Making(left - 1), Watch::Keep),
+            Stage::Taking(1) => (Stage::Resting(RESTING_WINDOWS), Watch::End),
+            Stage::Taking(left) => (Stage::Taking(left - 1), Watch::Keep),
+            Stage::Resting(left) => (Stage::Resting(left - 1), Watch::Keep),
+        };
+        self.stage = stage;
+        watch
+    }
+
+    fn grows(&self) -> bool {
+        let (Some(first), Some(last)) = (self.counts.first(), self.counts.last()) else { return false };
+        let rises = self.counts.iter().zip(self.counts.iter().skip(1)).filter(|(before, after)| after > before).count();
+        self.counts.len() == GROWTH_WINDOWS && *last >= first + GROWTH_MIN && rises + 2 >= GROWTH_WINDOWS
+    }
 }
 
 #[cfg(test)]
@@ -126,6 +221,19 @@ mod tests {
             assert!(cost <= PHASE_BUDGET.max(floor) * 1.05, "{turns} turns/s: {cost}");
             assert!(on > 0);
         }
+    }
+
+    #[test]
+    fn makers_are_watched_while_something_grows() {
+        let mut steady = Suspicion::default();
+        assert!((0..100).all(|n| steady.step(Some(1000 + n % 3)) == Watch::Keep));
+        let mut leak = Suspicion::default();
+        let steps: Vec<_> = (0..20).map(|n| leak.step(Some(n * 400))).collect();
+        assert_eq!(
+            steps.iter().filter(|step| **step != Watch::Keep).collect::<Vec<_>>(),
+            [&Watch::Begin, &Watch::Narrow, &Watch::End]
+        );
+        assert_eq!(leak.step(None), Watch::Keep);
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod commands;
 pub mod core;
 pub mod counters;
 pub mod decode;
+pub mod diagnose;
 pub mod export;
 pub mod govern;
 pub mod intake;

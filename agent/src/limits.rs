@@ -197,6 +197,24 @@ pub const V8_TRIAL_BYTES_MAX: u64 = 128 << 20;
 /// Objects of a kind that a layout is tried on.
 pub const V8_TRIAL_OBJECTS: usize = 500;
 
+/// Sites (stacks that make handles or touch pages) that a window reports of a process, most kept first.
+pub const SITES_MAX: usize = 256;
+
+/// Handles of which it is looked at how they are held: half a microsecond each.
+pub const ALIVE_READ_MAX: usize = 2048;
+
+/// Handles of one loop that are counted: each is a read of its own of half a microsecond, so 30 ms at the very worst.
+pub const LOOP_HANDLES_MAX: usize = 65_536;
+
+/// Windows of a process that rules look back on: an hour of seconds; with its memory and samples about 4 KiB each.
+pub const HISTORY_WINDOWS_MAX: usize = 3600;
+
+/// Stacks of a process that rules may name: 16 384 x 40 frames x 8 B = 5 MiB, as frames are shared.
+pub const HISTORY_STACKS_MAX: usize = 16_384;
+
+/// Stacks of samples of a window that rules look at, most samples first.
+pub const PROFILE_KEPT_MAX: usize = 256;
+
 /// Frames of one process whose names are kept: about 300 B x 32 768 = 10 MiB; a large service has some ten thousand.
 pub const FRAMES_KEPT_MAX: usize = 32_768;
 

@@ -21,12 +21,26 @@ const EDGES: &[(&str, &[&str])] = &[
     ("decode", &["counters", "units"]),
     ("aggregate", &["counters", "decode", "limits", "units"]),
     ("report", &["aggregate", "decode", "limits", "units"]),
+    ("diagnose", &["limits", "report"]),
     ("symbolize", &["decode", "limits", "report", "target", "units"]),
     ("core", &["aggregate", "counters", "decode", "limits", "report", "units"]),
     ("export", &["aggregate", "core", "limits", "report", "units"]),
     (
         "commands",
-        &["cli", "core", "export", "govern", "intake", "limits", "probe", "report", "symbolize", "target", "units"],
+        &[
+            "cli",
+            "core",
+            "diagnose",
+            "export",
+            "govern",
+            "intake",
+            "limits",
+            "probe",
+            "report",
+            "symbolize",
+            "target",
+            "units",
+        ],
     ),
 ];
 
@@ -39,7 +53,7 @@ const FENCED: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that are pure: no files, no processes, no clocks.
-const PURE: &[&str] = &["aggregate", "core", "decode", "govern", "report", "units", "counters"];
+const PURE: &[&str] = &["aggregate", "core", "decode", "diagnose", "govern", "report", "units", "counters"];
 const IMPURE: &[&str] = &["std::fs", "std::net", "std::process", "Instant", "File::open", "std::thread"];
 
 /// Source files by module, without their comments and tests.

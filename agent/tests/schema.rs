@@ -8,7 +8,10 @@ use std::collections::BTreeSet;
 
 use agent::report::{
     Body, Record,
-    model::{Measure, OnCpuStack, Process, SCHEMA_VERSION, SlowTurn, StackId, Warning},
+    model::{
+        Evidence, Finding, Growth, Heap, LoopHandles, Measure, Memory, OnCpuStack, Process, Resident, SCHEMA_VERSION,
+        Severity, Site, SiteKind, SlowTurn, StackId, Warning,
+    },
 };
 use serde_json::{Value, json};
 use synthetic::{
@@ -53,6 +56,48 @@ fn check(validator: &jsonschema::Validator, record: &Record) {
     }
 }
 
+fn memory() -> Memory {
+    let n = Some(1);
+    let heap = Heap {
+        tid: 7,
+        resident_bytes: n,
+        used_bytes: n,
+        used_bytes_min: n,
+        used_bytes_after_major: n,
+        limit_bytes: n,
+        external_bytes: n,
+        external_bytes_min: n,
+        malloced_bytes: n,
+        detached_contexts: n,
+        global_handles: n,
+        scope_handles_min: n,
+    };
+    Memory {
+        resident: Resident::default(),
+        heaps: vec![heap],
+        loops: vec![LoopHandles { tid: 7, handles: [("tcp".to_owned(), 1)].into(), partial: false }],
+        sites: vec![Site { kind: SiteKind::GlobalHandle, stack: StackId(1), made: 2, gone: 1, strong: 1, weak: 0 }],
+    }
+}
+
+fn finding() -> Finding {
+    Finding {
+        code: "a.b".into(),
+        severity: Severity::Critical,
+        confidence: 0.9,
+        title: "c".into(),
+        since: "2026-01-01T00:00:00.000000000Z".into(),
+        growth: Some(Growth { unit: "bytes".into(), slope: 1.0, per_second: 1.5, per_request: Some(0.5), r2: 1.0 }),
+        evidence: vec![Evidence {
+            text: "d".into(),
+            value: Some(1.0),
+            unit: Some("e".into()),
+            stack: Some(StackId(1)),
+        }],
+        next: vec!["f".into()],
+    }
+}
+
 #[test]
 fn lines_are_what_the_schema_says() {
     let validator = jsonschema::validator_for(&strict()).unwrap();
@@ -61,6 +106,8 @@ fn lines_are_what_the_schema_says() {
     let line = |body| Record { schema_version: SCHEMA_VERSION, time: time.clone(), pid: 7, body };
     let rare = [
         Body::Warning(Warning { code: "a".into(), message: "b".into() }),
+        Body::Finding(Box::new(finding())),
+        Body::Memory(Box::new(memory())),
         Body::Process(Process::Fork { child_pid: 8 }),
         Body::Process(Process::Exec { name: "sh".into() }),
         Body::Process(Process::Exit { name: "node".into(), code: None, signal: Some(9), core_dumped: true }),

@@ -21,7 +21,7 @@ pub mod phase {
 record! {
     /// Where a thread's time went, in nanoseconds; a running total in [`crate::state::ThreadState`], a difference
     /// in [`Turn`]. `idle + on_cpu + blocked + runnable + stopped` is the wall time; the rest are details of it.
-    pub struct Ledger[128] {
+    pub struct Ledger[136] {
         /// Off CPU with nothing to do, until something woke the thread: in a blocking poll, or on the thread pool's queue.
         pub idle_ns: u64,
         /// On CPU, by [`phase`].
@@ -42,6 +42,8 @@ record! {
         pub events: u64,
         /// Synchronous file system requests: work that ran on the loop thread itself.
         pub sync_fs: u64,
+        /// HTTP requests whose last byte was parsed, while that was watched.
+        pub requests: u64,
     }
 }
 
@@ -57,6 +59,7 @@ impl Ledger {
         switches: 0,
         events: 0,
         sync_fs: 0,
+        requests: 0,
     };
 
     /// What was added since `base`.
@@ -80,13 +83,14 @@ impl Ledger {
             switches: self.switches.wrapping_sub(base.switches),
             events: self.events.wrapping_sub(base.events),
             sync_fs: self.sync_fs.wrapping_sub(base.sync_fs),
+            requests: self.requests.wrapping_sub(base.requests),
         }
     }
 }
 
 record! {
     /// One turn: from the return of one poll to the return of the next; `header.time_ns` is the latter.
-    pub struct Turn[184] {
+    pub struct Turn[192] {
         pub header: Header,
         /// Address of the `uv_loop_t`, or 0 where no libuv probe has been seen on the thread.
         pub loop_addr: u64,

@@ -28,7 +28,7 @@ pub mod exit_flag {
 
 record! {
     /// A thread ended.
-    pub struct Exit[192] {
+    pub struct Exit[200] {
         pub header: Header,
         /// Wait status as `wait(2)` encodes it: signal in the low 7 bits, exit code in the next byte.
         pub status: u32,

@@ -2,7 +2,10 @@
 
 use agent_ebpf::{
     abi::stack::{KERNEL_FRAMES_MAX, KernelStack},
-    state::{Regions, RunQueueKey, Tally, Target, ThreadState, UNWIND_ROWS_MAX, UnwindRow, WorkKey, WorkState},
+    state::{
+        AliveKey, MainLoop, Regions, RunQueueKey, ScopeOffsets, SiteKey, SiteState, Tally, Target, ThreadState,
+        UNWIND_ROWS_MAX, UnwindRow, WorkKey, WorkState,
+    },
 };
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -42,6 +45,9 @@ pub static TALLY: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(4096, 0);
+/// Told once they are found: a map of its own, as a target's entry counts collections meanwhile.
+#[map]
+pub static SCOPES: HashMap<u32, ScopeOffsets> = HashMap::with_max_entries(4096, 0);
 #[map]
 pub static THREADS: HashMap<u32, ThreadState> = HashMap::with_max_entries(8192, 0);
 #[map]
@@ -54,10 +60,20 @@ pub static SEEN: LruHashMap<u64, u8> = LruHashMap::with_max_entries(16384, 0);
 pub static KERNEL_SCRATCH: PerCpuArray<KernelBuffer> = PerCpuArray::with_max_entries(BUFFERS, 0);
 #[map]
 pub static USER_SCRATCH: PerCpuArray<UserBuffer> = PerCpuArray::with_max_entries(BUFFERS, 0);
+/// The probe that is taking a stack on this CPU.
+#[map]
+pub static PROBE_BUSY: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+/// What was made while it was watched, with the stack of its maker.
+#[map]
+pub static ALIVE: HashMap<AliveKey, u64> = HashMap::with_max_entries(32768, 0);
+#[map]
+pub static SITES: HashMap<SiteKey, SiteState> = HashMap::with_max_entries(8192, 0);
 /// A thread's state as it is first inserted: the BPF stack is too small for it.
 #[map]
 pub static BLANK: Array<ThreadState> = Array::with_max_entries(1, 0);
-/// Only user space adds to it.
+/// Only user space adds to these two.
+#[map]
+pub static MAIN_LOOPS: HashMap<u32, MainLoop> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 #[map]
 pub static REGIONS: HashMap<u32, Regions> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 /// For processes that have none.

@@ -9,6 +9,7 @@ pub mod emit;
 pub mod globals;
 pub mod maps;
 pub mod probes;
+pub mod sites;
 pub mod stack;
 pub mod tables;
 pub mod thread;

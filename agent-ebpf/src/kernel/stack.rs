@@ -55,9 +55,11 @@ pub fn pay_for_depth(state: &mut ThreadState, depth: u64) {
 pub enum Buffer {
     Scheduler = 0,
     Sampler = 1,
+    /// Probes, which may be preempted while they take one: see [`super::sites`].
+    Probe = 2,
 }
 
-pub const BUFFERS: u32 = 2;
+pub const BUFFERS: u32 = 3;
 
 /// The id of the running thread's stack in the kernel; 0 if there is none.
 #[inline(always)]

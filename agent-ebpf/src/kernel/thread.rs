@@ -73,6 +73,16 @@ pub fn of_target(tgid: u32, tid: u32) -> Option<&'static mut ThreadState> {
     state.phase = phase::UNSPLIT;
     state.first_ns = now;
     state.mark_ns = now;
+    if tid == tgid
+        && let Some(main) = maps::MAIN_LOOPS.get_ptr(&tgid)
+    {
+        // SAFETY: only user space writes it, and before the process is a target.
+        unsafe {
+            state.loop_addr = (*main).loop_addr;
+            state.poll_fd = (*main).poll_fd;
+        }
+        state.flags |= flag::LOOP;
+    }
     Some(state)
 }
 

@@ -136,6 +136,7 @@ fn combine(a: &Ledger, b: &Ledger, with: impl Fn(u64, u64) -> u64) -> Ledger {
         switches: with(a.switches, b.switches),
         events: with(a.events, b.events),
         sync_fs: with(a.sync_fs, b.sync_fs),
+        requests: with(a.requests, b.requests),
     }
 }
 

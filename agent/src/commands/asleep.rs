@@ -5,23 +5,34 @@
 
 use agent_ebpf::{
     abi::sched::reason,
-    state::{ThreadState, flag},
+    state::{MainLoop, ThreadState, flag},
 };
 use zerocopy::FromZeros;
 
 use crate::{
     target::procfs::{self, SystemCall, Thread},
-    units::{MonoNs, Pid},
+    units::{MonoNs, Pid, UserAddr},
 };
 
-/// What the kernel half would know of the process's sleeping threads, had it seen them go to sleep at `since`.
+/// What the kernel half would know of the process's sleeping threads, had it seen them go to sleep at `since`. `main` is the main
+/// thread's loop, where it is known.
 #[must_use]
-pub fn states(pid: Pid, since: MonoNs) -> Vec<ThreadState> {
+pub fn states(pid: Pid, since: MonoNs, main: Option<MainLoop>) -> Vec<ThreadState> {
     let threads = procfs::threads(pid).unwrap_or_default();
-    threads.into_iter().filter_map(|thread| state(pid, &thread, since)).collect()
+    threads.into_iter().filter_map(|thread| state(pid, &thread, since, main)).collect()
 }
 
-fn state(pid: Pid, thread: &Thread, since: MonoNs) -> Option<ThreadState> {
+/// The loop at an address, if it has been set up.
+#[must_use]
+pub fn main_loop(pid: Pid, at: UserAddr) -> Option<MainLoop> {
+    /// Of `backend_fd` in `uv_loop_t`.
+    const BACKEND_FD: u64 = 64;
+    let descriptor = procfs::memory_u32(pid, UserAddr(at.0.checked_add(BACKEND_FD)?))?;
+    let poll_fd = i32::try_from(descriptor).ok()?;
+    procfs::is_epoll(pid, poll_fd).then_some(MainLoop { loop_addr: at.0, poll_fd, reserved: 0 })
+}
+
+fn state(pid: Pid, thread: &Thread, since: MonoNs, main: Option<MainLoop>) -> Option<ThreadState> {
     let out_reason = match thread.state {
         'S' | 'D' => reason::BLOCKED,
         'T' | 't' => reason::STOPPED,
@@ -37,7 +48,15 @@ fn state(pid: Pid, thread: &Thread, since: MonoNs) -> Option<ThreadState> {
     state.out_ns = since.0;
     state.out_reason = out_reason;
     state.poll_fd = -1;
-    if let Some(descriptor) = procfs::system_call(pid, thread.tid).and_then(blocking_poll) {
+    let main = main.filter(|_| thread.tid.0 == pid.0);
+    if let Some(main) = main {
+        state.flags |= flag::LOOP;
+        state.loop_addr = main.loop_addr;
+        state.poll_fd = main.poll_fd;
+    }
+    let polled = procfs::system_call(pid, thread.tid).and_then(blocking_poll);
+    // A wait for another loop's descriptor is no idleness: it holds up this one.
+    if let Some(descriptor) = polled.filter(|polled| main.is_none_or(|main| main.poll_fd == *polled)) {
         state.flags |= flag::IN_POLL | flag::POLL_MAY_BLOCK;
         state.poll_entered_ns = since.0;
         state.polled_ns = since.0;

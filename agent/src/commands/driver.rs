@@ -28,6 +28,7 @@ use super::{
     asleep,
     discover::Discovery,
     launch::Launched,
+    lookout::Lookout,
     session::{FileProbes, PhasesWanted, Session, SessionError, TypesAhead},
     sinks::{Destinations, Sinks},
     subject::{self, Subject, SubjectError},
@@ -36,6 +37,7 @@ use super::{
 use crate::{
     cli::exit,
     core::{Core, Input, Output, Tick},
+    diagnose::Diagnosis,
     export::text::Style,
     intake::Batch,
     probe::{attach::Settings, maps::monotonic_ns, tracefs},
@@ -44,6 +46,7 @@ use crate::{
         model::{EndReason, TraceConfig},
         summary::Summary,
     },
+    target::heap::HeapReader,
     units::Pid,
 };
 
@@ -52,6 +55,9 @@ const NAMES_PATIENCE: Duration = Duration::from_secs(3);
 
 /// When the rate of turns is first looked at: two looks of the intake, and enough turns to count.
 const EARLY: Duration = Duration::from_millis(120);
+
+/// How often heaps are looked at: what is the least in a window is near what the last collection left.
+const GLANCE: Duration = Duration::from_millis(250);
 
 /// Longer than any trace, and short enough for the clock.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
@@ -98,6 +104,8 @@ pub struct Mission {
     pub quiet: bool,
     /// Where the user keeps maps of translated scripts.
     pub source_maps: Option<PathBuf>,
+    /// What is wrong is said as it ends; then it is looked at what processes hold, too.
+    pub diagnosis: Option<Diagnosis>,
     /// What is done to a process, in a word for people.
     pub doing: &'static str,
     /// One line about a record, where somebody watches.
@@ -183,6 +191,7 @@ struct Driver {
     turns: u64,
     window: Duration,
     mission: Mission,
+    lookout: Option<Lookout>,
     examine: fn(Pid) -> Result<Subject, SubjectError>,
     discovery: Option<Discovery>,
     follow: bool,
@@ -210,6 +219,7 @@ impl Driver {
             turns: 0,
             window: mission.window,
             live: !mission.quiet && std::io::stderr().is_terminal(),
+            lookout: mission.diagnosis.is_some().then(Lookout::default),
             mission,
             examine,
             discovery: None,
@@ -218,16 +228,23 @@ impl Driver {
     }
 
     /// Begins to trace a process.
-    fn add(&mut self, subject: Subject) -> Result<(), DriverError> {
+    fn add(&mut self, mut subject: Subject) -> Result<(), DriverError> {
         let pid = subject.pid;
         let counts_gcs = subject.files.iter().any(FileProbes::counts_gcs);
         for file in subject.files {
             self.session.add_file(file)?;
         }
-        self.session.add_target(pid, subject.functions, counts_gcs, self.follow)?;
+        let main = subject.heaps.as_mut().and_then(HeapReader::default_loop).and_then(|at| asleep::main_loop(pid, at));
+        if let Some(main) = main {
+            self.session.set_main_loop(pid, main)?;
+        }
+        self.session.add_target(pid, subject.functions, subject.handle_space, counts_gcs, self.follow)?;
+        if let Some(lookout) = &mut self.lookout {
+            lookout.add(pid, subject.heaps);
+        }
         let mut facts = subject.facts;
         facts.since = monotonic_ns();
-        self.session.add_threads(&asleep::states(pid, facts.since));
+        self.session.add_threads(&asleep::states(pid, facts.since, main));
         facts.clock = subject::clock();
         facts.config = self.mission.config;
         facts.degraded.extend(self.session.degraded.iter().cloned());
@@ -248,6 +265,8 @@ impl Driver {
         let deadline = duration.map(|duration| begin + duration);
         let mut windows = interval_at(begin + self.window, self.window);
         windows.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut glances = interval_at(begin + GLANCE, GLANCE);
+        glances.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut interrupt = signal(SignalKind::interrupt()).map_err(DriverError::Runtime)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(DriverError::Runtime)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(DriverError::Runtime)?;
@@ -266,6 +285,7 @@ impl Driver {
                     self.session.govern_early(self.turns, EARLY);
                 }
                 _ = windows.tick() => self.tick().await?,
+                _ = glances.tick(), if self.lookout.is_some() => self.glance(),
                 Some(answer) = self.answers.recv() => self.answer(answer),
                 Some(batch) = self.session.batches.recv() => self.take(batch),
             }
@@ -301,8 +321,27 @@ impl Driver {
         self.drain().await;
         self.session.settle(&mut tick);
         self.await_classes().await;
+        self.look(&tick);
         tick.thread_names = subject::thread_names(&self.targets);
         self.feed(Input::Tick(Box::new(tick)));
+    }
+
+    fn glance(&mut self) {
+        if let Some(lookout) = &mut self.lookout {
+            lookout.glance(&self.session);
+        }
+    }
+
+    /// What each process holds as the window ends.
+    fn look(&mut self, tick: &Tick) {
+        let Some(lookout) = &mut self.lookout else { return };
+        let memories = lookout.look(&mut self.session, &tick.threads);
+        let (handles, scopes) = lookout.suspect(&memories);
+        self.session.watch(handles);
+        self.session.watch_scopes(scopes);
+        for (pid, memory) in memories {
+            self.feed(Input::Memory { pid, now: tick.now, memory: Box::new(memory) });
+        }
     }
 
     /// Waits for the classes of the window's work, each of which is asked for once: nothing else is taken in meanwhile.
@@ -379,6 +418,9 @@ impl Driver {
             return;
         }
         self.targets.retain(|known| *known != pid);
+        if let Some(lookout) = &mut self.lookout {
+            lookout.remove(pid);
+        }
         self.feed(Input::TargetGone { pid, now: monotonic_ns() });
     }
 
@@ -402,6 +444,10 @@ impl Driver {
     }
 
     fn put(&mut self, record: &Record) {
+        for finding in self.mission.diagnosis.as_mut().map(|diagnosis| diagnosis.before(record)).unwrap_or_default() {
+            self.summary.add(&finding);
+            self.sinks.record(&finding);
+        }
         self.summary.add(record);
         self.sinks.record(record);
         if self.live

@@ -4,14 +4,12 @@ use agent_ebpf::{spec::Component, state::AwaitLayout};
 
 use super::subject::{Finding, Grade};
 use crate::{
-    symbolize::{
-        memory::LiveMemory,
-        v8::{
-            layout::Layout,
-            trial::{self, Score},
-        },
+    symbolize::v8::{
+        layout::Layout,
+        trial::{self, Score},
     },
     target::{
+        memory::LiveMemory,
         node::{NodeFile, NodeTarget},
         procfs,
         v8::FunctionLayout,

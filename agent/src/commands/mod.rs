@@ -2,11 +2,13 @@
 
 mod asleep;
 mod cost;
+mod diagnose;
 mod discover;
 pub mod doctor;
 mod driver;
 mod javascript;
 pub mod launch;
+mod lookout;
 pub mod profile;
 pub mod report;
 mod session;
@@ -26,6 +28,7 @@ use crate::cli::{Cli, Command, exit};
 pub fn run(cli: &Cli) -> u8 {
     match &cli.command {
         Command::Trace(args) => trace::run(args),
+        Command::Diagnose(args) => diagnose::run(args),
         Command::Profile(args) => profile::run(args),
         Command::Report(args) => report::run(args),
         Command::Doctor(args) => doctor::run(args),

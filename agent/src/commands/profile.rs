@@ -155,6 +155,7 @@ fn mission(args: &ProfileArgs) -> Mission {
         duration: args.duration,
         quiet: args.quiet,
         source_maps: args.source_maps.clone(),
+        diagnosis: None,
         doing: "profiling",
         live: progress,
     }

@@ -12,6 +12,7 @@ use super::{profile, trace::write_text};
 use crate::{
     cli::{ProfileFormat, ReportArgs, exit},
     core::{Core, Output},
+    diagnose::Diagnosis,
     export::{ndjson, recording},
     report::{Record, summary::Summary},
 };
@@ -64,6 +65,11 @@ pub fn read_summary(path: &Path) -> Result<Summary, String> {
 
 /// All records of a file, whichever kind it is of.
 fn read(path: &Path, take: &mut impl FnMut(&Record) -> Result<(), String>) -> Result<(), String> {
+    let mut diagnosis = Diagnosis::default();
+    let take = &mut |record: &Record| {
+        diagnosis.before(record).iter().try_for_each(&mut *take)?;
+        take(record)
+    };
     let name = path.display();
     let mut from = open(path).map_err(|error| format!("cannot read {name}: {error}"))?;
     let head = from.fill_buf().map_err(|error| format!("cannot read {name}: {error}"))?;

@@ -7,7 +7,7 @@ use std::{
 use agent_ebpf::{
     abi::family,
     spec::{Group, Tracepoint, id},
-    state::{Target, ThreadState, flag, target_flag},
+    state::{AliveKey, MainLoop, ScopeOffsets, SiteKey, SiteState, Target, ThreadState, flag, target_flag},
 };
 use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
@@ -16,7 +16,7 @@ use zerocopy::FromBytes;
 use super::cost;
 use crate::{
     core::{HitCost, Tick},
-    govern::{Action, PhaseDuty},
+    govern::{Action, PhaseDuty, Watch},
     intake::{Batch, Intake, IntakeError},
     probe::{
         attach::{AttachError, LoadError, Probes, Settings, TracepointSkip, Way},
@@ -92,6 +92,7 @@ pub struct Session {
     /// Uprobes that every file gets.
     groups: &'static [Group],
     duty: Option<PhaseDuty>,
+    requests: Requests,
     received: [u64; family::COUNT],
     flush: mpsc::Sender<oneshot::Sender<()>>,
     hit_cost: Option<HitCost>,
@@ -149,6 +150,7 @@ impl Session {
             files: Vec::new(),
             groups,
             duty,
+            requests: Requests::new(groups.contains(&Group::Requests)),
             received: [0; family::COUNT],
             flush,
             hit_cost: None,
@@ -168,7 +170,8 @@ impl Session {
             return Ok(());
         }
         if let Some(probes) = &mut self.probes {
-            for group in self.groups {
+            // Probes on requests come and go.
+            for group in self.groups.iter().filter(|group| **group != Group::Requests) {
                 file.attach(*group, probes)?;
             }
             if self.duty.as_ref().is_some_and(PhaseDuty::is_attached) {
@@ -176,6 +179,10 @@ impl Session {
                 if self.files.is_empty() {
                     self.phases_marked = monotonic_ns();
                 }
+            }
+            if self.requests.is_attached() {
+                file.attach(Group::Requests, probes)?;
+                self.requests.mark(monotonic_ns(), !self.files.is_empty());
             }
         }
         self.files.push(file);
@@ -187,6 +194,7 @@ impl Session {
         &mut self,
         pid: Pid,
         functions: FunctionLayout,
+        handle_space: u32,
         counts_gcs: bool,
         follow: bool,
     ) -> Result<(), SessionError> {
@@ -200,9 +208,22 @@ impl Session {
             major_gcs: 0,
             gcs: 0,
             awaits: functions.awaits,
+            handle_space,
+            reserved: 0,
         };
         self.maps.add_target(pid.0, target)?;
         Ok(())
+    }
+
+    /// Tells the kernel half which loop the main thread of a process turns, before the process is a target.
+    pub fn set_main_loop(&mut self, pid: Pid, main: MainLoop) -> Result<(), SessionError> {
+        Ok(self.maps.add_main_loop(pid.0, main)?)
+    }
+
+    /// How many collections there were in a process: full ones, and all.
+    #[must_use]
+    pub fn collections_of(&self, pid: Pid) -> Option<(u32, u32)> {
+        self.maps.collections_of(pid.0)
     }
 
     /// Reads how many collections there were in a process, from any thread.
@@ -256,11 +277,15 @@ impl Session {
         let snapshot = self.maps.snapshot(now)?;
         self.shed_polls(&snapshot.threads);
         self.mark_phases(snapshot.now);
+        self.requests.mark(snapshot.now, self.requests.is_attached() && !self.files.is_empty());
+        self.requests.hits =
+            usize::try_from(id::MESSAGE_DONE).ok().and_then(|at| snapshot.hits.get(at)).copied().unwrap_or(0);
         let phases_seen_ns = std::mem::take(&mut self.phases_seen_ns);
         let hits = (0..).zip(&snapshot.hits).filter(|(_, hits)| **hits > 0).map(|(slot, hits)| (slot, *hits)).collect();
         Ok(Tick {
             now: snapshot.now,
             phases_seen_ns,
+            requests_seen_ns: std::mem::take(&mut self.requests.seen_ns),
             threads: snapshot.threads,
             works: snapshot.works,
             run_queue: snapshot.run_queue,
@@ -287,6 +312,70 @@ impl Session {
     pub fn govern(&mut self, turns: u64, window: Duration) {
         self.calibrate();
         self.decide(turns, window);
+        let now = monotonic_ns();
+        let action = self.requests.decide(window);
+        if action != Action::Keep {
+            self.requests.mark(now, action == Action::Detach);
+            self.apply(Group::Requests, action);
+            self.requests.mark(monotonic_ns(), false);
+        }
+    }
+
+    /// What was made where, since the trace began.
+    #[must_use]
+    pub fn sites(&self) -> Vec<(SiteKey, SiteState)> {
+        self.maps.sites()
+    }
+
+    /// Of what was made and is not gone, up to so many: where, and by which stack.
+    #[must_use]
+    pub fn alive(&self, most: usize) -> Vec<(AliveKey, u64)> {
+        self.maps.alive(most)
+    }
+
+    /// Begins or ends to look at who makes handles.
+    pub fn watch(&mut self, watch: Watch) {
+        match watch {
+            Watch::Keep => {}
+            Watch::Begin => {
+                self.apply(Group::Takers, Action::Attach);
+                self.apply(Group::Makers, Action::Attach);
+            }
+            Watch::Narrow => self.apply(Group::Makers, Action::Detach),
+            Watch::End => self.apply(Group::Takers, Action::Detach),
+        }
+    }
+
+    /// Likewise at who makes blocks of handle scopes.
+    pub fn watch_scopes(&mut self, watch: Watch) {
+        match watch {
+            Watch::Keep | Watch::End => {}
+            Watch::Begin => self.apply(Group::Scopes, Action::Attach),
+            Watch::Narrow => self.apply(Group::Scopes, Action::Detach),
+        }
+    }
+
+    /// Where the isolates of a process keep their handle scopes.
+    pub fn set_scopes(&mut self, pid: Pid, scopes: ScopeOffsets) {
+        if let Err(error) = self.maps.set_scopes(pid.0, scopes) {
+            warn!("handle scopes of {pid}: {error}");
+        }
+    }
+
+    fn apply(&mut self, group: Group, action: Action) {
+        let Some(probes) = &mut self.probes else { return };
+        let result = match action {
+            Action::Keep => Ok(()),
+            Action::Detach => {
+                probes.detach(group);
+                Ok(())
+            }
+            Action::Attach => self.files.iter().try_for_each(|file| file.attach(group, probes)),
+        };
+        if let Err(error) = result {
+            warn!("{group:?} probes: {error}");
+        }
+        debug!("{group:?} probes: {action:?}");
     }
 
     /// The same soon after the start: a loop that turns thousands of times a second shall not carry phase probes for a whole window.
@@ -303,19 +392,7 @@ impl Session {
             return;
         }
         self.mark_phases_as(monotonic_ns(), action == Action::Detach);
-        let Some(probes) = &mut self.probes else { return };
-        let result = match action {
-            Action::Keep => Ok(()),
-            Action::Detach => {
-                probes.detach(Group::Phases);
-                Ok(())
-            }
-            Action::Attach => self.files.iter().try_for_each(|file| file.attach(Group::Phases, probes)),
-        };
-        if let Err(error) = result {
-            warn!("phase probes: {error}");
-        }
-        debug!("phase probes: {action:?} after {ended} turns");
+        self.apply(Group::Phases, action);
         self.phases_marked = monotonic_ns();
     }
 
@@ -329,6 +406,9 @@ impl Session {
         if let Some(cost) = measured {
             info!("a uprobe hit costs {} ns here", cost.uprobe_ns);
             if let Some(duty) = &mut self.duty {
+                duty.set_hit_cost(Duration::from_nanos(cost.uprobe_ns));
+            }
+            if let Some(duty) = &mut self.requests.duty {
                 duty.set_hit_cost(Duration::from_nanos(cost.uprobe_ns));
             }
         }
@@ -417,6 +497,41 @@ pub enum PhasesWanted {
     Auto,
     Always,
     Never,
+}
+
+/// The probe at the end of each request: when it was attached, and what it cost.
+#[derive(Debug)]
+struct Requests {
+    duty: Option<PhaseDuty>,
+    marked: MonoNs,
+    seen_ns: u64,
+    hits: u64,
+    hits_before: u64,
+}
+
+impl Requests {
+    fn new(wanted: bool) -> Self {
+        let duty = wanted.then(|| PhaseDuty::once_each(UPROBE_COST));
+        Self { duty, marked: monotonic_ns(), seen_ns: 0, hits: 0, hits_before: 0 }
+    }
+
+    fn is_attached(&self) -> bool {
+        self.duty.as_ref().is_some_and(PhaseDuty::is_attached)
+    }
+
+    /// Counts the time since the last mark, if the probe was attached in it.
+    fn mark(&mut self, now: MonoNs, was_attached: bool) {
+        if was_attached {
+            self.seen_ns += now.since(self.marked).0;
+        }
+        self.marked = now;
+    }
+
+    fn decide(&mut self, window: Duration) -> Action {
+        let hits = self.hits.saturating_sub(self.hits_before);
+        self.hits_before = self.hits;
+        self.duty.as_mut().map_or(Action::Keep, |duty| duty.step(hits, window))
+    }
 }
 
 fn tracepoint_degraded(skip: &TracepointSkip) -> Degraded {

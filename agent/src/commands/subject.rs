@@ -2,7 +2,7 @@
 
 use std::{fs::File, io::ErrorKind, path::Path, sync::Arc};
 
-use agent_ebpf::spec::{Component, Group};
+use agent_ebpf::spec::{Component, Group, id};
 
 use super::session::FileProbes;
 use crate::{
@@ -13,7 +13,9 @@ use crate::{
     },
     report::model::Degraded,
     target::{
-        elf::ElfError,
+        disasm,
+        elf::{ElfError, FileAddr},
+        heap::HeapReader,
         host,
         node::{NodeError, NodeFiles, NodeTarget, PoolSize},
         procfs::{self, FileIdentity, ProcError, Process, Seccomp},
@@ -23,18 +25,23 @@ use crate::{
 };
 
 /// Uprobes that go into a process; those for calibration never do.
-const GROUPS: [Group; 3] = [Group::Gc, Group::Pool, Group::Phases];
+const GROUPS: [Group; 7] =
+    [Group::Gc, Group::Pool, Group::Phases, Group::Requests, Group::Makers, Group::Takers, Group::Scopes];
 
 /// A process and everything that has to be done to trace it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Subject {
     pub pid: Pid,
     /// How its V8 lays out functions; all zeroes where there is no V8 that we know.
     pub functions: FunctionLayout,
     /// The file that holds V8, whose code keeps frame pointers.
     pub v8: Option<FileIdentity>,
+    /// Where its V8 keeps global handles; 0 is not known.
+    pub handle_space: u32,
     pub facts: TargetFacts,
     pub files: Vec<FileProbes>,
+    /// The way to its heaps' figures.
+    pub heaps: Option<HeapReader>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +90,17 @@ pub fn examine(pid: Pid) -> Result<Subject, SubjectError> {
         ..facts(&target.node, &plan)
     };
     let functions = functions(&target.node);
-    Ok(Subject { pid, functions, v8: v8(&target.node), files: file_probes(&target.node, &plan)?, facts })
+    let handle_space = handle_space(&target.node, &plan);
+    let heaps = HeapReader::new(pid, &target.node);
+    Ok(Subject {
+        pid,
+        functions,
+        handle_space,
+        v8: v8(&target.node),
+        files: file_probes(&target.node, &plan)?,
+        facts,
+        heaps,
+    })
 }
 
 /// Looks at a running process of whatever kind: one that is no Node.js has stacks, too.
@@ -103,7 +120,15 @@ pub fn examine_any(pid: Pid) -> Result<Subject, SubjectError> {
         cpus: cpus(),
         ..TargetFacts::default()
     };
-    Ok(Subject { pid, functions: FunctionLayout::default(), v8: None, files: Vec::new(), facts })
+    Ok(Subject {
+        pid,
+        functions: FunctionLayout::default(),
+        v8: None,
+        handle_space: 0,
+        files: Vec::new(),
+        facts,
+        heaps: None,
+    })
 }
 
 /// Looks at a program that `pid` is about to become. One that is no Node.js itself, a script say, may become one: then its probes
@@ -118,7 +143,15 @@ pub fn expect(pid: Pid, exe: &Path, arguments: &[String]) -> Result<Subject, Sub
         ..TargetFacts::default()
     };
     let Ok(node) = NodeFiles::of_executable(exe) else {
-        return Ok(Subject { pid, functions: FunctionLayout::default(), v8: None, files: Vec::new(), facts: own });
+        return Ok(Subject {
+            pid,
+            functions: FunctionLayout::default(),
+            v8: None,
+            handle_space: 0,
+            files: Vec::new(),
+            facts: own,
+            heaps: None,
+        });
     };
     let plan = plan_of(&node)?;
     let TargetFacts { node_version, degraded, .. } = facts(&node, &plan);
@@ -126,6 +159,8 @@ pub fn expect(pid: Pid, exe: &Path, arguments: &[String]) -> Result<Subject, Sub
         pid,
         functions: functions(&node),
         v8: v8(&node),
+        handle_space: handle_space(&node, &plan),
+        heaps: None,
         files: file_probes(&node, &plan)?,
         facts: TargetFacts { node_version, degraded, ..own },
     })
@@ -138,6 +173,17 @@ fn functions(node: &NodeFiles) -> FunctionLayout {
 
 fn v8(node: &NodeFiles) -> Option<FileIdentity> {
     node.holder(Component::V8).map(|file| file.identity)
+}
+
+/// Where the placed probe on `GlobalHandles::Create` finds the slot that it will return.
+fn handle_space(node: &NodeFiles, plan: &Plan) -> u32 {
+    let create = plan.placements_of(id::HANDLE_CREATE).next();
+    let offset = create.and_then(|placement| {
+        let file = node.files.get(placement.file.0)?;
+        let FileAddr(begin) = placement.addr;
+        disasm::handle_space(&file.elf.bytes_at(FileAddr(begin.checked_sub(placement.within)?), 128))
+    });
+    offset.unwrap_or(0)
 }
 
 fn plan_of(node: &NodeFiles) -> Result<Plan, ElfError> {

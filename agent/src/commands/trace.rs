@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     cli::{Format, Phases, TraceArgs, exit},
+    diagnose::Diagnosis,
     export::text::{self, Style},
     probe::attach::Settings,
     report::{model::TraceConfig, summary::Summary},
@@ -68,13 +69,14 @@ fn mission(args: &TraceArgs) -> Mission {
     };
     Mission {
         settings,
-        groups: &[Group::Gc, Group::Pool],
+        groups: &[Group::Gc, Group::Pool, Group::Requests],
         phases: phases(args.phases),
         window: args.window,
         config,
         duration: args.duration,
         quiet: args.quiet,
         source_maps: args.source_maps.clone(),
+        diagnosis: Some(Diagnosis::default()),
         doing: "tracing",
         live: |record, _, style| text::live_line(record, style),
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    report::model::{Degraded, EndReason, Frame, StackId, TraceConfig, Truncated},
+    report::model::{Degraded, EndReason, Frame, Memory, StackId, TraceConfig, Truncated},
     units::{Clock, MonoNs, Pid, Tid, UserAddr, WallNs},
 };
 
@@ -25,6 +25,8 @@ pub enum Input {
     Records { family: u32, bytes: Bytes },
     /// A window ends. The driver drains the rings first.
     Tick(Box<Tick>),
+    /// What a process holds, as the driver has read it just before a tick.
+    Memory { pid: Pid, now: MonoNs, memory: Box<Memory> },
     /// Answer to [`super::Output::NeedWorkClass`]; `None` if the vtable has no name.
     WorkClass { pid: Pid, vtable: UserAddr, class: Option<String> },
     /// Answer to [`super::Output::NeedSymbols`].
@@ -58,6 +60,8 @@ pub struct Tick {
     pub now: MonoNs,
     /// Of the time since the last tick, the phase probes were attached for.
     pub phases_seen_ns: u64,
+    /// Likewise those on HTTP requests.
+    pub requests_seen_ns: u64,
     /// [`agent_ebpf::state::ThreadState`], one after the other.
     pub threads: Bytes,
     /// Items in flight: [`agent_ebpf::state::WorkKey`] and [`agent_ebpf::state::WorkState`] in turn. Without them queue depth and
@@ -79,6 +83,7 @@ impl Default for Tick {
         Self {
             now: MonoNs::default(),
             phases_seen_ns: 0,
+            requests_seen_ns: 0,
             threads: Bytes::new(),
             works: Bytes::new(),
             run_queue: Vec::new(),

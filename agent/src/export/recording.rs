@@ -17,14 +17,14 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::{
     core::{Input, SelfCost, TargetFacts, Tick},
     limits::RECORDING_FRAME_BYTES_MAX,
-    report::model::{EndReason, Frame, StackId, Truncated},
+    report::model::{EndReason, Frame, Memory, StackId, Truncated},
     units::{MonoNs, Pid, Tid, UserAddr},
 };
 
 const MAGIC: [u8; 8] = *b"AGENTREC";
 
 /// Rises whenever an input or a kernel record changes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Why a recording cannot be read (on).
 #[derive(Debug, Error)]
@@ -51,6 +51,14 @@ mod tag {
     pub const WORK_CLASS: u8 = 5;
     pub const SYMBOLIZED: u8 = 6;
     pub const STOP: u8 = 7;
+    pub const MEMORY: u8 = 8;
+}
+
+#[derive(Serialize, Deserialize)]
+struct Held {
+    pid: Pid,
+    now: MonoNs,
+    memory: Memory,
 }
 
 /// Of a [`Tick`], what is not raw; the lengths of the raw parts that follow.
@@ -58,6 +66,7 @@ mod tag {
 struct TickHead {
     now: MonoNs,
     phases_seen_ns: u64,
+    requests_seen_ns: u64,
     threads_len: usize,
     works_len: usize,
     run_queue_len: usize,
@@ -125,6 +134,9 @@ impl<W: Write> Writer<W> {
                 tag::RECORDS
             }
             Input::Tick(tick) => self.tick(tick)?,
+            Input::Memory { pid, now, memory } => {
+                self.json(tag::MEMORY, &Held { pid: *pid, now: *now, memory: (**memory).clone() })?
+            }
             Input::WorkClass { pid, vtable, class } => {
                 self.json(tag::WORK_CLASS, &WorkClass { pid: *pid, vtable: *vtable, class: class.clone() })?
             }
@@ -154,6 +166,7 @@ impl<W: Write> Writer<W> {
         let head = TickHead {
             now: tick.now,
             phases_seen_ns: tick.phases_seen_ns,
+            requests_seen_ns: tick.requests_seen_ns,
             threads_len: tick.threads.len(),
             works_len: tick.works.len(),
             run_queue_len: tick.run_queue.len(),
@@ -250,6 +263,10 @@ fn parse(tag: u8, payload: Bytes) -> Result<Input, &'static str> {
             Input::Records { family, bytes: payload.slice(4..) }
         }
         tag::TICK => Input::Tick(Box::new(parse_tick(payload)?)),
+        tag::MEMORY => {
+            let Held { pid, now, memory } = json(&payload)?;
+            Input::Memory { pid, now, memory: Box::new(memory) }
+        }
         tag::WORK_CLASS => {
             let WorkClass { pid, vtable, class } = json(&payload)?;
             Input::WorkClass { pid, vtable, class }
@@ -285,6 +302,7 @@ fn parse_tick(mut payload: Bytes) -> Result<Tick, &'static str> {
     Ok(Tick {
         now: head.now,
         phases_seen_ns: head.phases_seen_ns,
+        requests_seen_ns: head.requests_seen_ns,
         threads,
         works,
         run_queue,

@@ -1,6 +1,7 @@
 //! The report for a tired person: first where the loop's time went, last what the agent itself cost.
 
 mod agent;
+mod findings;
 mod format;
 mod loops;
 mod profile;
@@ -37,6 +38,10 @@ impl Default for Style {
 #[must_use]
 pub fn render(summary: &Summary, style: Style) -> String {
     let mut page = Page::new(style);
+    if !summary.findings.is_empty() {
+        findings::render(&mut page, summary);
+        page.line("");
+    }
     for (at, (pid, target)) in summary.targets.iter().enumerate() {
         if at != 0 {
             page.line("");
@@ -46,6 +51,15 @@ pub fn render(summary: &Summary, style: Style) -> String {
     if summary.targets.is_empty() {
         page.strong("Nothing was traced.");
     }
+    agent::render(&mut page, summary);
+    page.into_text()
+}
+
+/// What is wrong, and nothing else but what looking cost.
+#[must_use]
+pub fn render_findings(summary: &Summary, style: Style) -> String {
+    let mut page = Page::new(style);
+    findings::render(&mut page, summary);
     agent::render(&mut page, summary);
     page.into_text()
 }

@@ -5,7 +5,10 @@ use std::{mem::size_of, os::fd::AsFd};
 use agent_ebpf::{
     abi::family,
     spec::HITS_COUNT,
-    state::{FamilyCounters, RunQueueKey, Tally, Target, ThreadState, WorkKey, WorkState, counter, target_flag},
+    state::{
+        AliveKey, FamilyCounters, MainLoop, RunQueueKey, ScopeOffsets, SiteKey, SiteState, Tally, Target, ThreadState,
+        WorkKey, WorkState, counter, target_flag,
+    },
 };
 use aya::maps::{HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -28,10 +31,15 @@ pub enum MapsError {
 type Raw<const N: usize> = [u8; N];
 const TARGET: usize = size_of::<Target>();
 const THREAD: usize = size_of::<ThreadState>();
+const MAIN_LOOP: usize = size_of::<MainLoop>();
 const KEY: usize = size_of::<RunQueueKey>();
 const TALLY: usize = size_of::<Tally>();
 const WORK_KEY: usize = size_of::<WorkKey>();
 const WORK: usize = size_of::<WorkState>();
+const SCOPES: usize = size_of::<ScopeOffsets>();
+const SITE_KEY: usize = size_of::<SiteKey>();
+const SITE: usize = size_of::<SiteState>();
+const ALIVE_KEY: usize = size_of::<AliveKey>();
 
 /// What a look at the kernel half's maps tells: running totals.
 #[derive(Clone, Debug)]
@@ -79,6 +87,10 @@ pub struct Maps {
     run_queue: HashMap<aya::maps::MapData, Raw<KEY>, u64>,
     works: HashMap<aya::maps::MapData, Raw<WORK_KEY>, Raw<WORK>>,
     tally: PerCpuArray<aya::maps::MapData, Raw<TALLY>>,
+    main_loops: HashMap<aya::maps::MapData, u32, Raw<MAIN_LOOP>>,
+    scopes: HashMap<MapData, u32, Raw<SCOPES>>,
+    sites: HashMap<MapData, Raw<SITE_KEY>, Raw<SITE>>,
+    alive: HashMap<MapData, Raw<ALIVE_KEY>, u64>,
 }
 
 impl Maps {
@@ -90,6 +102,10 @@ impl Maps {
             run_queue: take(probes, "RUN_QUEUE")?,
             works: take(probes, "WORKS")?,
             tally: take(probes, "TALLY")?,
+            main_loops: take(probes, "MAIN_LOOPS")?,
+            scopes: take(probes, "SCOPES")?,
+            sites: take(probes, "SITES")?,
+            alive: take(probes, "ALIVE")?,
         })
     }
 
@@ -102,11 +118,32 @@ impl Maps {
         Ok(Collections { targets: HashMap::try_from(Map::HashMap(map)).map_err(access)? })
     }
 
+    /// As [`Collections::of`].
+    #[must_use]
+    pub fn collections_of(&self, tgid: u32) -> Option<(u32, u32)> {
+        let target = Target::read_from_bytes(&self.targets.get(&tgid, 0).ok()?).ok()?;
+        Some((target.major_gcs, target.gcs))
+    }
+
     /// Makes a process a target: from now on its events are sent.
     pub fn add_target(&mut self, tgid: u32, target: Target) -> Result<(), MapsError> {
         let mut value = [0; TARGET];
         value.copy_from_slice(target.as_bytes());
         self.targets.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "TARGETS", source })
+    }
+
+    /// Tells which loop the main thread of a process turns, which is to become a target.
+    pub fn add_main_loop(&mut self, tgid: u32, main: MainLoop) -> Result<(), MapsError> {
+        let mut value = [0; MAIN_LOOP];
+        value.copy_from_slice(main.as_bytes());
+        self.main_loops.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "MAIN_LOOPS", source })
+    }
+
+    /// Tells the kernel half where a process's isolates keep their handle scopes.
+    pub fn set_scopes(&mut self, tgid: u32, scopes: ScopeOffsets) -> Result<(), MapsError> {
+        let mut value = [0; SCOPES];
+        value.copy_from_slice(scopes.as_bytes());
+        self.scopes.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "SCOPES", source })
     }
 
     /// Adds the state of a thread that the kernel half has not seen; its own is the better one.
@@ -126,6 +163,7 @@ impl Maps {
     /// Forgets a target and all that the maps hold of it. Entries that are gone already are no error.
     pub fn remove_target(&mut self, tgid: u32) {
         let _ = self.targets.remove(&tgid);
+        let _ = self.main_loops.remove(&tgid);
         let threads: Vec<u32> =
             self.threads.iter().flatten().filter(|(_, state)| word(state, 0) == tgid).map(|(tid, _)| tid).collect();
         for tid in threads {
@@ -174,6 +212,22 @@ impl Maps {
             snapshot.add(&tally);
         }
         Ok(snapshot)
+    }
+
+    /// What was made where, since the trace began.
+    #[must_use]
+    pub fn sites(&self) -> Vec<(SiteKey, SiteState)> {
+        let entry = |(key, state): (Raw<SITE_KEY>, Raw<SITE>)| {
+            Some((SiteKey::read_from_bytes(&key).ok()?, SiteState::read_from_bytes(&state).ok()?))
+        };
+        self.sites.iter().flatten().filter_map(entry).collect()
+    }
+
+    /// Of what was made and is not gone, up to so many: where, and by which stack.
+    #[must_use]
+    pub fn alive(&self, most: usize) -> Vec<(AliveKey, u64)> {
+        let entry = |(key, stack): (Raw<ALIVE_KEY>, u64)| Some((AliveKey::read_from_bytes(&key).ok()?, stack));
+        self.alive.iter().flatten().filter_map(entry).take(most).collect()
     }
 
     /// What the kernel half has counted of each family by now.

@@ -114,7 +114,8 @@ pub struct Plan {
 }
 
 /// Features, in the order of reports.
-pub const FEATURES: [Feature; 4] = [Feature::Phases, Feature::ThreadPool, Feature::Gc, Feature::HeapLimit];
+pub const FEATURES: [Feature; 6] =
+    [Feature::Phases, Feature::ThreadPool, Feature::Gc, Feature::HeapLimit, Feature::Requests, Feature::Handles];
 
 #[must_use]
 pub fn feature_name(feature: Feature) -> &'static str {
@@ -123,6 +124,8 @@ pub fn feature_name(feature: Feature) -> &'static str {
         Feature::ThreadPool => "thread_pool",
         Feature::Gc => "gc",
         Feature::HeapLimit => "heap_limit",
+        Feature::Requests => "requests",
+        Feature::Handles => "handles",
     }
 }
 
@@ -140,7 +143,7 @@ pub fn component_name(component: Component) -> &'static str {
 fn may_single_step(probe: &Probe) -> bool {
     match probe.feature {
         Feature::HeapLimit => true,
-        Feature::Phases | Feature::ThreadPool | Feature::Gc => false,
+        Feature::Phases | Feature::ThreadPool | Feature::Gc | Feature::Requests | Feature::Handles => false,
     }
 }
 

@@ -20,8 +20,15 @@ use crate::{
     units::{Clock, Pid, Tid},
 };
 
+/// For how long probes that come and go were attached in a window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    pub phases_ns: u64,
+    pub requests_ns: u64,
+}
+
 #[must_use]
-pub fn window(pid: Pid, figures: &ProcessFigures, phases_seen_ns: u64, pool_size: u32) -> Window {
+pub fn window(pid: Pid, figures: &ProcessFigures, seen: Seen, pool_size: u32) -> Window {
     let duration_ns = figures.to.since(figures.from).0;
     let mut loops: Vec<_> =
         figures.threads.iter().filter_map(|(thread, turns)| Some(loop_window(pid, thread, turns.as_ref()?))).collect();
@@ -35,7 +42,8 @@ pub fn window(pid: Pid, figures: &ProcessFigures, phases_seen_ns: u64, pool_size
     threads.sort_by_key(|thread| (thread.role, thread.tid));
     Window {
         duration_ns,
-        phases_seen_ns: phases_seen_ns.min(duration_ns),
+        phases_seen_ns: seen.phases_ns.min(duration_ns),
+        requests_seen_ns: seen.requests_ns.min(duration_ns),
         loops,
         threads,
         thread_pool: figures.pool.as_ref().map(|pool| thread_pool(pool, pool_size)),
@@ -105,6 +113,7 @@ fn loop_window(pid: Pid, thread: &ThreadFigures, turns: &TurnFigures) -> LoopWin
         poll_ns: ledger.poll_ns,
         events: ledger.events,
         sync_fs: ledger.sync_fs,
+        requests: ledger.requests,
         turns: turns.turns,
         slow_turns: turns.slow,
         utilization: utilization(idle_ns, thread.wall_ns),

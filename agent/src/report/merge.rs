@@ -45,6 +45,7 @@ pub fn merge_loop(sum: &mut LoopWindow, other: &LoopWindow) {
         poll_ns,
         events,
         sync_fs,
+        requests,
         turns,
         slow_turns,
         utilization: _,
@@ -62,6 +63,7 @@ pub fn merge_loop(sum: &mut LoopWindow, other: &LoopWindow) {
     add(&mut sum.poll_ns, *poll_ns);
     add(&mut sum.events, *events);
     add(&mut sum.sync_fs, *sync_fs);
+    add(&mut sum.requests, *requests);
     add(&mut sum.turns, *turns);
     add(&mut sum.slow_turns, *slow_turns);
     add(&mut sum.time.active_ns, time.active_ns);

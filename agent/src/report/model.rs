@@ -4,6 +4,8 @@
 //! strings (JSON numbers lose bits above 2^53). A reader must tolerate keys and types that it does not know.
 
 mod account;
+mod finding;
+mod memory;
 mod stacks;
 
 use std::collections::BTreeMap;
@@ -11,6 +13,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use account::{AgentCost, End, EndReason, FamilyAccount, ProbeHits};
+pub use finding::{Evidence, Finding, Growth, Severity};
+pub use memory::{Heap, LoopHandles, Memory, Resident, Site, SiteKind};
 pub use stacks::{
     Frame, FrameKind, Measure, OffCpu, OffCpuStack, OffCpuTotals, Profile, ProfileStack, ProfileThread, Stack, StackId,
     Tier, Truncated,
@@ -58,9 +62,13 @@ pub enum Body {
     OffCpu(OffCpu),
     /// What ran on the CPUs in a window, by stack.
     Profile(Profile),
+    /// What a process held at the end of a window: memory and handles.
+    Memory(Box<Memory>),
     /// A fork, an exec, an exit.
     Process(Process),
-    /// Something is wrong or poorer than it should be.
+    /// Something is wrong with the process, with evidence and what to do.
+    Finding(Box<Finding>),
+    /// Something is wrong with the trace, or poorer than it should be.
     Warning(Warning),
     /// What the agent itself cost in a window, and what it lost.
     Agent(Box<AgentCost>),
@@ -135,6 +143,9 @@ pub struct Window {
     pub duration_ns: u64,
     /// Of which the phase probes were attached.
     pub phases_seen_ns: u64,
+    /// Of which the ends of HTTP requests were watched.
+    #[serde(default)]
+    pub requests_seen_ns: u64,
     /// Threads that turn an event loop: the main thread first.
     pub loops: Vec<LoopWindow>,
     /// All other threads.
@@ -180,6 +191,9 @@ pub struct LoopWindow {
     pub events: u64,
     /// Synchronous file system requests: they ran on this thread.
     pub sync_fs: u64,
+    /// HTTP requests served, as far as they were watched: see [`Window::requests_seen_ns`].
+    #[serde(default)]
+    pub requests: u64,
     pub turns: u64,
     pub slow_turns: u64,
     /// `1 - poll_ns / wall_ns`.

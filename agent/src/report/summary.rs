@@ -8,8 +8,9 @@ use super::{
     Body, Record,
     merge::{merge_cost, merge_gc, merge_ledger, merge_loop, merge_pool, merge_totals},
     model::{
-        AgentCost, Class, End, Gc, GcType, HeapLimit, LedgerPart, LoopWindow, OffCpu, OffCpuTotals, OffReason, Process,
-        Profile, ProfileStack, ProfileThread, Role, SlowTurn, Stack, StackId, Target, ThreadPool, Warning, Window,
+        AgentCost, Class, End, Finding, Gc, GcType, HeapLimit, LedgerPart, LoopWindow, Memory, OffCpu, OffCpuTotals,
+        OffReason, Process, Profile, ProfileStack, ProfileThread, Role, SlowTurn, Stack, StackId, Target, ThreadPool,
+        Warning, Window,
     },
 };
 use crate::{aggregate::histogram::Histogram, limits};
@@ -22,6 +23,8 @@ pub struct Summary {
     /// Costs and losses; the agent's own lines only.
     pub agent: AgentCost,
     pub rss_bytes_max: u64,
+    /// What is wrong, worst first, with the process; as many as [`FINDINGS_MAX`].
+    pub findings: Vec<(u32, Finding)>,
     pub warnings: Vec<(String, u32, Warning)>,
     pub warnings_more: u64,
     /// Absent where the trace was cut short.
@@ -35,6 +38,7 @@ pub struct TargetSummary {
     pub windows: u64,
     pub duration_ns: u64,
     pub phases_seen_ns: u64,
+    pub requests_seen_ns: u64,
     /// End of the last window.
     pub last_time: String,
     /// The main thread first.
@@ -53,6 +57,8 @@ pub struct TargetSummary {
     pub samples_other: u64,
     /// Time on CPU that a sample stands for.
     pub sample_period_ns: u64,
+    /// The last look.
+    pub memory: Option<Memory>,
     /// Length of the windows of a profile.
     pub profiled_ns: u64,
     /// Threads of a profile; those of a trace are in `loops` and `threads`.
@@ -101,6 +107,9 @@ pub struct SampleTotals {
 /// Slow turns, warnings, and other lines that are kept whole.
 const KEPT_MAX: usize = 20;
 
+/// Findings over all processes: a rule makes one a process and cause.
+const FINDINGS_MAX: usize = 256;
+
 impl Summary {
     pub fn from_records<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
         let mut summary = Self::default();
@@ -123,6 +132,7 @@ impl Summary {
                     self.stacks.insert(stack.id, stack.clone());
                 }
             }
+            Body::Finding(finding) => self.finding(*pid, finding),
             Body::Warning(warning) => {
                 if self.warnings.len() < KEPT_MAX {
                     self.warnings.push((time.clone(), *pid, warning.clone()));
@@ -137,12 +147,20 @@ impl Summary {
             | Body::HeapLimit(_)
             | Body::OffCpu(_)
             | Body::Profile(_)
+            | Body::Memory(_)
             | Body::Process(_) => {
                 if self.targets.len() < limits::TARGETS_MAX || self.targets.contains_key(pid) {
                     self.targets.entry(*pid).or_default().add(time, body);
                 }
             }
         }
+    }
+
+    fn finding(&mut self, pid: u32, finding: &Finding) {
+        let rank = |finding: &Finding| (finding.severity, (finding.confidence * 1e6).round().to_bits());
+        let at = self.findings.partition_point(|(_, kept)| rank(kept) >= rank(finding));
+        self.findings.insert(at, (pid, finding.clone()));
+        self.findings.truncate(FINDINGS_MAX);
     }
 }
 
@@ -159,17 +177,21 @@ impl TargetSummary {
             }
             Body::OffCpu(off_cpu) => self.off_cpu(off_cpu),
             Body::Profile(profile) => self.profile(profile),
+            Body::Memory(memory) => self.memory = Some((**memory).clone()),
             Body::Process(process) => self.process(time, process),
             // The windows' histograms hold every pause.
-            Body::GcPause(_) | Body::Stack(_) | Body::Warning(_) | Body::Agent(_) | Body::End(_) => {}
+            Body::GcPause(_) | Body::Stack(_) | Body::Finding(_) | Body::Warning(_) | Body::Agent(_) | Body::End(_) => {
+            }
         }
     }
 
     fn window(&mut self, time: &str, window: &Window) {
-        let Window { duration_ns, phases_seen_ns, loops, threads, thread_pool, gc, run_queue } = window;
+        let Window { duration_ns, phases_seen_ns, requests_seen_ns, loops, threads, thread_pool, gc, run_queue } =
+            window;
         self.windows += 1;
         self.duration_ns = self.duration_ns.saturating_add(*duration_ns);
         self.phases_seen_ns = self.phases_seen_ns.saturating_add(*phases_seen_ns);
+        self.requests_seen_ns = self.requests_seen_ns.saturating_add(*requests_seen_ns);
         time.clone_into(&mut self.last_time);
         for of_loop in loops {
             let key = (of_loop.role, of_loop.tid);

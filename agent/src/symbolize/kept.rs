@@ -16,11 +16,13 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{
-    memory::{Memory, Part},
-    v8::{frames::Seen, proof::Proof},
+use super::v8::{frames::Seen, proof::Proof};
+use crate::{
+    decode::UserFrame,
+    limits::FRAMES_KEPT_MAX,
+    report::model::Frame,
+    target::memory::{Memory, Part},
 };
-use crate::{decode::UserFrame, limits::FRAMES_KEPT_MAX, report::model::Frame};
 
 /// A frame to be named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -173,7 +175,7 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{symbolize::memory::Fixture, units::UserAddr};
+    use crate::{target::memory::Fixture, units::UserAddr};
 
     const AT: UserAddr = UserAddr(0x1000);
 

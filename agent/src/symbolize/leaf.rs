@@ -10,13 +10,12 @@ use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic
 use super::{
     Symbolizer, is_compiled_at_run_time,
     kept::{Asked, Trust},
-    memory::Memory,
     v8::frames::{Live, Seen},
 };
 use crate::{
     decode::Leaf,
     limits::PROLOGUE_LOOKED_AT_BYTES,
-    target::procfs::Mapping,
+    target::{memory::Memory, procfs::Mapping},
     units::{Pid, UserAddr},
 };
 

@@ -10,7 +10,6 @@ mod kept;
 mod kernel;
 mod leaf;
 mod lines;
-pub mod memory;
 mod module;
 pub mod scripts;
 pub mod source_map;
@@ -28,6 +27,7 @@ use crate::{
     limits::{SYMBOL_FILES_MAX, SYMBOL_SPACES_MAX, V8_LAYOUTS_MAX},
     report::model::{Frame, FrameKind, Truncated},
     target::{
+        memory::LiveMemory,
         node::NodeTarget,
         procfs::{self, FileIdentity, Incarnation, Mapping},
     },
@@ -37,7 +37,6 @@ use agent_ebpf::spec::Component;
 use kept::Kept;
 use kernel::KernelSymbols;
 use log::debug;
-use memory::LiveMemory;
 use module::Module;
 use v8::{V8, layout::Layout};
 

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Symbolizer, memory::Memory, v8::V8};
+use super::{Symbolizer, v8::V8};
 use crate::{
     limits::{SOURCE_MAPPED_SCRIPTS_MAX, V8_SOURCE_MAP_UNITS_MAX},
     report::model::{Frame, FrameKind},
@@ -13,6 +13,7 @@ use crate::{
         heap::{Object, Refusal, Tagged},
         layout::fixed,
     },
+    target::memory::Memory,
     units::Pid,
 };
 

@@ -98,23 +98,7 @@ impl SourceMaps {
         if file.starts_with("node:") {
             return None;
         }
-        let map = self.map(pid, file)?;
-        let place = map.place(line, frame.column)?;
-        let begin = frame.function_line.and_then(|line| map.function(line, frame.function_column?, &frame.name));
-        let (function_line, function_column, name) = match (begin, frame.start_line) {
-            (Some(begin), _) => (Some(begin.line), Some(begin.column), begin.name),
-            (None, true) => (None, None, map.function(line, frame.column?, &frame.name).and_then(|begin| begin.name)),
-            (None, false) => (None, None, None),
-        };
-        Some(Frame {
-            name: name.unwrap_or_else(|| frame.name.clone()),
-            file: Some(map.source(&place.source)),
-            line: Some(place.line),
-            column: Some(place.column),
-            function_line,
-            function_column,
-            ..frame.clone()
-        })
+        self.map(pid, file)?.apply(frame, line)
     }
 
     fn map(&mut self, pid: Pid, file: &str) -> Option<Arc<Map>> {
@@ -149,14 +133,13 @@ impl SourceMaps {
         // A file that is newer than the process may not be what the process runs.
         let started =
             *self.started.entry(pid).or_insert_with(|| Process::read(pid).ok().and_then(|process| process.started()));
-        let url = match url {
-            Some(url) => url.to_owned(),
-            None => {
-                let text = read_of_process(pid, script.as_deref()?, started)?;
-                let (SourceMapRef::Ref(url) | SourceMapRef::LegacyRef(url)) =
-                    locate_sourcemap_reference_slice(&text).ok()??;
-                url
-            }
+        let url = if let Some(url) = url {
+            url.to_owned()
+        } else {
+            let text = read_of_process(pid, script.as_deref()?, started)?;
+            let (SourceMapRef::Ref(url) | SourceMapRef::LegacyRef(url)) =
+                locate_sourcemap_reference_slice(&text).ok()??;
+            url
         };
         if url.starts_with("data:") {
             self.bytes = self.bytes.saturating_add(url.len() as u64);
@@ -188,6 +171,25 @@ struct Place {
 }
 
 impl Map {
+    fn apply(&self, frame: &Frame, line: u32) -> Option<Frame> {
+        let place = self.place(line, frame.column)?;
+        let begin = frame.function_line.and_then(|line| self.function(line, frame.function_column?, &frame.name));
+        let (function_line, function_column, name) = match (begin, frame.start_line) {
+            (Some(begin), _) => (Some(begin.line), Some(begin.column), begin.name),
+            (None, true) => (None, None, self.function(line, frame.column?, &frame.name).and_then(|begin| begin.name)),
+            (None, false) => (None, None, None),
+        };
+        Some(Frame {
+            name: name.unwrap_or_else(|| frame.name.clone()),
+            file: Some(self.source(&place.source)),
+            line: Some(place.line),
+            column: Some(place.column),
+            function_line,
+            function_column,
+            ..frame.clone()
+        })
+    }
+
     /// Without a column, only if the line has one source.
     fn place(&self, line: u32, column: Option<u32>) -> Option<Place> {
         let (line, column) = (line.checked_sub(1)?, column.unwrap_or(1).saturating_sub(1));
@@ -229,6 +231,13 @@ impl Map {
         }
         normal(&self.base.join(source)).to_string_lossy().into_owned()
     }
+}
+
+/// The same frame in the source, by a map that somebody holds.
+#[must_use]
+pub fn apply_bytes(map: &[u8], frame: &Frame) -> Option<Frame> {
+    let decoded = guarded(|| decode_slice(map).ok()).map(without_contents)?;
+    Map { decoded, base: PathBuf::new() }.apply(frame, frame.line?)
 }
 
 /// Runs foreign code over foreign bytes.

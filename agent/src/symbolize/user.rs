@@ -7,7 +7,6 @@ use log::debug;
 use super::{
     Symbolizer, file_name, is_compiled_at_run_time,
     kept::{Asked, Frames, Trust},
-    memory::Memory,
     unknown,
     v8::{
         frames::{Decoded, Seen, is_interpreter},
@@ -19,7 +18,7 @@ use crate::{
     limits::V8_CODE_BYTES_MAX,
     report::model::{Frame, FrameKind, Truncated},
     symbolize::Named,
-    target::procfs::Mapping,
+    target::{memory::Memory, procfs::Mapping},
     units::{Pid, UserAddr},
 };
 

@@ -425,6 +425,29 @@ pub fn returned_constant(code: &[u8], start: FileAddr) -> Option<u32> {
     None
 }
 
+/// Where `GlobalHandles::Create` finds the space of its nodes: the offset of the first pointer in `this` of which it then reads the
+/// head of a free list, at 24.
+#[must_use]
+pub fn handle_space(code: &[u8]) -> Option<u32> {
+    const FREE_LIST: u64 = 24;
+    const OFFSET_MAX: u64 = 64;
+    let mut decoder = Decoder::new(64, code, DecoderOptions::NONE);
+    let mut space = None;
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        if instruction.code() != Code::Mov_r64_rm64 || instruction.op1_kind() != OpKind::Memory {
+            continue;
+        }
+        let (base, offset) = (instruction.memory_base(), instruction.memory_displacement64());
+        match space {
+            None if base == Register::RDI && offset <= OFFSET_MAX => space = Some((instruction.op0_register(), offset)),
+            Some((register, at)) if base == register && offset == FREE_LIST => return u32::try_from(at).ok(),
+            _ => {}
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 #[expect(clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {

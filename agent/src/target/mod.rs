@@ -3,8 +3,12 @@
 
 pub mod disasm;
 pub mod elf;
+pub mod emulate;
+pub mod handles;
+pub mod heap;
 pub mod host;
 pub mod libuv;
+pub mod memory;
 pub mod node;
 pub mod procfs;
 pub mod unwind;

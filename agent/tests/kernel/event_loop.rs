@@ -1,6 +1,10 @@
 //! Utilisation, delay and slow turns against what the target knows of its own loops.
 
-use std::{process::Command, thread, time::Duration};
+use std::{
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
@@ -89,6 +93,48 @@ fn a_loop_that_sleeps_has_been_idle_since_the_trace_began() {
         close(&format!("{version}, asleep: seen (ms)"), records.span().length() / 1e6, wall / 1e6, 1.0);
         assert!(idle > 0.95 * wall, "{version}: {idle} of {wall} in poll");
         assert_closed(&format!("{version}, asleep"), &windows);
+    }
+}
+
+/// A loop that is held up: first it computes, then it waits for another program, in whose loop it polls.
+const HELD_UP: &str = r"
+const { execSync } = require('node:child_process');
+const COMPUTED_MS = Number(process.argv[1]);
+setTimeout(() => {
+    console.log('READY');
+    const begin = Date.now();
+    while (Date.now() - begin < COMPUTED_MS);
+    execSync('sleep 1.5');
+    setInterval(() => {}, 5);
+    console.log('BACK');
+}, 50);
+";
+
+#[test]
+fn a_loop_that_is_held_up_as_a_trace_begins_is_not_idle_and_turns_afterwards() {
+    let Some(bench) = bench() else { return };
+    for version in VERSIONS {
+        let computed: &[u32] = if version == VERSION { &[0, 700] } else { &[0] };
+        for computed_ms in computed {
+            let mut held = Process::spawn(Command::new(node(version)).args(["-e", HELD_UP, &computed_ms.to_string()]));
+            held.wait_out("READY");
+            // In the first case, it sleeps by then.
+            thread::sleep(Duration::from_millis(200));
+            let trace = Trace::start(&bench, held.pid(), &[]);
+            let begun = Instant::now();
+            held.wait_out("BACK");
+            let held_up = begun.elapsed().as_secs_f64() * 1e3;
+            thread::sleep(Duration::from_secs(1));
+            let records = trace.interrupt();
+            let windows = records.loop_windows("main");
+            let claim = format!("{version}, held up after {computed_ms} ms");
+            let busy = (sum(&windows, "wall_ns") - sum(&windows, "poll_ns")) / 1e6;
+            assert!(held_up > 500.0, "{claim}: too late to see it");
+            close(&format!("{claim}: not idle (ms)"), held_up, busy, within(held_up, 0.1, 100.0));
+            let turns = sum(&windows, "turns");
+            assert!(turns > 100.0, "{claim}: {turns} turns of a timer of 5 ms in a second");
+            assert_closed(&claim, &windows);
+        }
     }
 }
 

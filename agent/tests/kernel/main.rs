@@ -17,6 +17,7 @@
 )]
 
 mod apps;
+mod diagnose;
 mod event_loop;
 mod gc;
 mod harness;

@@ -6,6 +6,7 @@
 pub mod apt;
 mod node;
 mod npm;
+mod workloads;
 
 use std::{
     fs::{self, File},
@@ -16,7 +17,7 @@ use std::{
 use clap::ValueEnum;
 
 use crate::{
-    run::{Error, cache, cargo, root, run, say, tools, which},
+    run::{Error, ask, cache, cargo, root, run, say, tools, which},
     toolchain::{BpfCompiler, bpf_linker},
 };
 
@@ -27,6 +28,8 @@ pub enum Purpose {
     Build,
     /// To build it and trace a sample server under load
     Demo,
+    /// To run the stories: workloads in which something is wrong
+    Stories,
     /// To run every test and compare with other tools
     Test,
 }
@@ -48,10 +51,27 @@ pub fn setup(purpose: Purpose) -> Result<(), Error> {
         let path = path.to_path_buf();
         move |error| Error::Io { path, error }
     };
+    room(purpose)?;
     fs::create_dir_all(cache()).map_err(io(&cache()))?;
     // Two at once would unpack into the same places. Released when the file is closed, however we end.
     let lock = cache().join("setup.lock");
     File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(io(&lock)).and_then(|_held| steps(purpose))
+}
+
+/// A first build on a disk that is too small would end in the middle, with whatever the linker says of it.
+fn room(purpose: Purpose) -> Result<(), Error> {
+    if cache().is_dir() && root().join("target").is_dir() {
+        return Ok(());
+    }
+    let needed = if purpose >= Purpose::Test { 6 } else { 3 };
+    let free = ask(Command::new("df").args(["--output=avail", "--block-size=MiB"]).arg(root()));
+    match free.and_then(|lines| lines.lines().last()?.trim().trim_end_matches("MiB").parse::<u64>().ok()) {
+        Some(free) if free < needed * 1024 => Err(Error::Missing {
+            what: "room on the disk".into(),
+            so: format!("{needed} GiB are needed at {}, {free} MiB are free", root().display()),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn steps(purpose: Purpose) -> Result<(), Error> {
@@ -62,6 +82,10 @@ fn steps(purpose: Purpose) -> Result<(), Error> {
     if purpose >= Purpose::Demo {
         mount_tracefs()?;
         node::official(NODE_DEMO)?;
+    }
+    if purpose >= Purpose::Stories {
+        workloads::packages()?;
+        workloads::addon()?;
     }
     if purpose >= Purpose::Test {
         for version in NODE_VERSIONS {
@@ -89,6 +113,9 @@ fn packages(purpose: Purpose) -> Vec<&'static str> {
         if !node::is_there(NODE_DEMO) {
             commands.push(("npm", "npm"));
         }
+    }
+    if purpose >= Purpose::Stories {
+        commands.extend([("gcc", "gcc"), ("npm", "npm")]);
     }
     if purpose >= Purpose::Test {
         commands.extend([

@@ -1,6 +1,7 @@
 //! The programs, by what they are attached to.
 
 mod epoll;
+mod faults;
 mod io_uring;
 mod process;
 mod sampler;

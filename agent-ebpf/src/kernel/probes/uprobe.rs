@@ -8,7 +8,7 @@ use agent_ebpf::{
         v8::{GcPause, GcStep, HeapLimit, collector, limit},
     },
     spec::id,
-    state::{ThreadState, WorkKey, WorkState, counter, flag},
+    state::{ThreadState, WorkKey, WorkState, counter, flag, site},
 };
 use aya_ebpf::{
     EbpfContext,
@@ -19,7 +19,7 @@ use aya_ebpf::{
 
 use crate::kernel::{
     emit::{self, count, current, header, now_ns, send},
-    maps, thread, turn,
+    maps, sites, thread, turn,
 };
 
 /// Offsets in libuv's structures: the same from 1.43 to 1.52.
@@ -32,7 +32,20 @@ mod offset {
     pub const WORK_LOOP: u64 = 16;
     /// From `uv_fs_t::work_req` back to `uv_fs_t::fs_type`.
     pub const FS_TYPE_BACK: u64 = 336 - 64;
+    /// `llhttp_t::type`: the same from llhttp 6 to 9.
+    pub const PARSER_TYPE: u64 = 72;
+    /// `GlobalHandles::NodeSpace::first_free_`: where the next node will be.
+    pub const FIRST_FREE: u64 = 24;
+    /// `HandleScopeImplementer::blocks_`: its data and its size.
+    pub const BLOCKS_DATA: u64 = 8;
+    pub const BLOCKS_SIZE: u64 = 24;
 }
+
+/// Bytes of a block of handles: `kHandleBlockSize` is 1022, so that a block with the allocator's own words fills two pages.
+const BLOCK_BYTES: u64 = 1022 * 8;
+
+/// `HTTP_REQUEST`: what a server parses.
+const REQUEST: u8 = 1;
 
 /// Attached over `uprobe_multi` links (6.6 and newer).
 #[uprobe(multi)]
@@ -74,6 +87,14 @@ fn probe(ctx: &ProbeContext) -> u32 {
         id::RANDOM_DONE => done(ctx, function::RANDOM),
         id::QUEUE_DONE => done(ctx, function::QUEUE_WORK),
 
+        id::MESSAGE_DONE => {
+            if read_user::<u8>(arg(ctx, 0) + offset::PARSER_TYPE) == REQUEST {
+                state.ledger.requests += 1;
+            }
+        }
+        id::HANDLE_CREATE => create_handle(ctx, state),
+        id::HANDLE_DESTROY | id::HANDLE_RELEASE => sites::gone_handle(state.tgid, arg(ctx, 0)),
+        id::SCOPE_EXTEND => extend_scope(ctx, state),
         id::GC_START => {
             state.gc_started_ns = now_ns();
             state.gc_heap = arg(ctx, 0);
@@ -130,6 +151,43 @@ fn enter_phase(ctx: &ProbeContext, state: &mut ThreadState, phase: u32) {
         }
     }
     turn::enter_phase(state, phase);
+}
+
+/// The slot that it will return is the first free one; where there is none, a new block is made, once in 256 times.
+#[inline(always)]
+fn create_handle(ctx: &ProbeContext, state: &mut ThreadState) {
+    let Some(target) = thread::target(state.tgid) else { return };
+    if target.handle_space == 0 {
+        return;
+    }
+    let space = read_user::<u64>(arg(ctx, 0) + u64::from(target.handle_space));
+    let slot = read_user::<u64>(space + offset::FIRST_FREE);
+    if slot == 0 {
+        return;
+    }
+    sites::made_handle(ctx, state, &target, slot);
+}
+
+/// V8 comes here at the first handle of each callback, as the scope around the loop is sealed, and mostly finds room in the last
+/// block. Only where that is full, another is made.
+#[inline(always)]
+fn extend_scope(ctx: &ProbeContext, state: &mut ThreadState) {
+    let Some(target) = thread::target(state.tgid) else { return };
+    let Some(scopes) = maps::SCOPES.get_ptr(&state.tgid) else { return };
+    // SAFETY: a value of a preallocated map, written once.
+    let scopes = unsafe { *scopes };
+    let isolate = arg(ctx, 0);
+    let implementer = read_user::<u64>(isolate + u64::from(scopes.implementer));
+    let blocks = read_user::<u64>(implementer + offset::BLOCKS_SIZE);
+    let next = read_user::<u64>(isolate + u64::from(scopes.next));
+    if blocks == 0 || blocks > 1 << 32 {
+        return;
+    }
+    let data = read_user::<u64>(implementer + offset::BLOCKS_DATA);
+    let last = read_user::<u64>(data + (blocks - 1) * 8);
+    if next == last + BLOCK_BYTES {
+        sites::made(ctx, state, &target, site::SCOPE_BLOCK);
+    }
 }
 
 #[inline(always)]

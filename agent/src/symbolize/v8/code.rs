@@ -15,7 +15,7 @@ use super::{
 use crate::{
     limits::{V8_CODE_BYTES_MAX, V8_CODE_CANDIDATES_MAX, V8_CODES_MAX, V8_ISOLATES_MAX},
     report::model::Tier,
-    symbolize::memory::Memory,
+    target::memory::Memory,
     units::UserAddr,
 };
 

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     limits::{V8_INLINING_DEPTH_MAX, V8_TABLE_BYTES_MAX},
-    symbolize::memory::Memory,
+    target::memory::Memory,
 };
 
 /// A function that is at some place, inlined or not.

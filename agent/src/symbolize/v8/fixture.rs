@@ -4,7 +4,7 @@
 //! byte is odd the address of a place in the heap itself.
 
 use super::layout::Layout;
-use crate::{symbolize::memory::Fixture, units::UserAddr};
+use crate::{target::memory::Fixture, units::UserAddr};
 
 /// Where the heap begins.
 pub const BASE: u64 = 0x10_0000;

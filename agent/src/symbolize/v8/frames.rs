@@ -24,7 +24,7 @@ use super::{
 use crate::{
     limits::{V8_BYTECODES_MAX, V8_TABLE_BYTES_MAX},
     report::model::{Frame, FrameKind, Tier},
-    symbolize::memory::Memory,
+    target::memory::Memory,
     units::UserAddr,
 };
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     limits::{V8_FUNCTIONS_MAX, V8_LINES_KEPT_MAX, V8_NAME_UNITS_MAX, V8_SCRIPTS_MAX, V8_TABLE_BYTES_MAX},
-    symbolize::memory::Memory,
+    target::memory::Memory,
 };
 
 /// Words of a `SharedFunctionInfo` that are read.

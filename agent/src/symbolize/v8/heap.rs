@@ -12,7 +12,7 @@ use std::{
 use super::layout::{Layout, fixed};
 use crate::{
     limits::{V8_MAPS_MAX, V8_READS_MAX},
-    symbolize::memory::Memory,
+    target::memory::Memory,
     units::UserAddr,
 };
 

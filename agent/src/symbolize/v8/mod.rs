@@ -42,7 +42,7 @@ use function::Functions;
 use heap::Heap;
 use layout::Layout;
 
-use super::memory::Memory;
+use crate::target::memory::Memory;
 
 /// The V8 of one process.
 pub struct V8<M> {

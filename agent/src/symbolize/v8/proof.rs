@@ -7,7 +7,7 @@ use super::{
     layout::{Layout, fixed},
 };
 use crate::{
-    symbolize::memory::{PART_BYTES, Part},
+    target::memory::{PART_BYTES, Part},
     units::UserAddr,
 };
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     limits::{V8_EVAL_DEPTH_MAX, V8_LINES_MAX, V8_NAME_UNITS_MAX, V8_SOURCE_UNITS_MAX},
-    symbolize::memory::Memory,
+    target::memory::Memory,
 };
 
 /// Words of a `Script` that are read: up to its source mapping's URL.

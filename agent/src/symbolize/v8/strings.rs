@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     limits::{V8_STRING_NODES_MAX, V8_STRING_UNITS_CHUNK},
-    symbolize::memory::Memory,
+    target::memory::Memory,
     units::UserAddr,
 };
 

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     limits::{V8_TRIAL_BYTES_MAX, V8_TRIAL_OBJECTS},
-    symbolize::{memory::Memory, v8::code::Kind},
+    symbolize::v8::code::Kind,
+    target::memory::Memory,
     units::UserAddr,
 };
 

@@ -38,6 +38,13 @@ pub trait Memory {
     /// Fills all of `into`, or fails.
     fn read_at(&self, at: UserAddr, into: &mut [u8]) -> Result<(), Unreadable>;
 
+    /// A word.
+    fn word_at(&self, at: UserAddr) -> Result<u64, Unreadable> {
+        let mut bytes = [0; 8];
+        self.read_at(at, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
     /// Fills those parts that can be read, and marks them.
     fn read_parts(&self, parts: &mut [Part]) {
         for part in parts {

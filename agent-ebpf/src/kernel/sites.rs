@@ -1,0 +1,108 @@
+//! Places in the program that make things which may never go away: what each made, and what of that is gone.
+//!
+//! Watched for seconds at a time, when something is known to grow: user space counts by other, cheaper means.
+
+use agent_ebpf::state::{AliveKey, SiteKey, SiteState, Target, ThreadState, counter, site};
+use aya_ebpf::EbpfContext;
+
+use super::{
+    emit::{count, now_ns},
+    maps,
+    stack::{self, Buffer, PRICE_BLOCKED, PRICE_PREEMPTED},
+    unwind,
+};
+
+/// Takes the stack of the running thread from within a probe; 0 if there is none.
+///
+/// Unlike a program on the scheduler or a clock, one on a uprobe may be preempted, and the next thread on this CPU may hit a probe
+/// too: the second one goes without.
+#[inline(always)]
+fn stack_of<C: EbpfContext>(ctx: &C, state: &mut ThreadState, target: &Target, price: u64) -> u64 {
+    let now = now_ns();
+    if !stack::pay(state, now, price) {
+        return 0;
+    }
+    let Some(busy) = maps::PROBE_BUSY.get_ptr_mut(0) else { return 0 };
+    // SAFETY: an aligned word of a map value.
+    let walked = unsafe {
+        if fetch_add(busy, 1) != 0 {
+            fetch_add(busy, u64::MAX);
+            count(counter::STACK_BUSY);
+            return 0;
+        }
+        let walked = unwind::user(ctx, target, Buffer::Probe, now);
+        fetch_add(busy, u64::MAX);
+        walked
+    };
+    stack::pay_for_depth(state, walked.depth);
+    walked.id
+}
+
+/// # Safety
+///
+/// `at` must be an aligned word of a map value.
+#[inline(always)]
+unsafe fn fetch_add(at: *mut u64, n: u64) -> u64 {
+    let mut value = n;
+    // SAFETY: the caller's word; the target has no atomic types of its own.
+    unsafe {
+        core::arch::asm!("{value} = atomic_fetch_add((u64 *)({at} + 0), {value})", at = in(reg) at, value = inout(reg) value)
+    }
+    value
+}
+
+#[inline(always)]
+fn add(key: &SiteKey, made: u64, gone: u64) {
+    if let Some(known) = maps::SITES.get_ptr_mut(key) {
+        // SAFETY: aligned words of a map value.
+        unsafe {
+            if made != 0 {
+                fetch_add(&raw mut (*known).made, made);
+            }
+            if gone != 0 {
+                fetch_add(&raw mut (*known).gone, gone);
+            }
+        }
+    } else if maps::SITES.insert(key, &SiteState { made, gone }, 0).is_err() {
+        count(counter::SITES_FULL);
+    }
+}
+
+/// Something of this kind is made here.
+#[inline(always)]
+pub fn made<C: EbpfContext>(ctx: &C, state: &mut ThreadState, target: &Target, kind: u32) {
+    let tgid = state.tgid;
+    // Pages are touched at every allocation while a heap grows, and a few of them tell as much.
+    let price = if kind == site::PAGE { PRICE_PREEMPTED } else { PRICE_BLOCKED };
+    let stack = stack_of(ctx, state, target, price);
+    if stack != 0 {
+        add(&SiteKey { stack, tgid, kind }, 1, 0);
+    }
+}
+
+/// A global handle is made here, in this slot.
+#[inline(always)]
+pub fn made_handle<C: EbpfContext>(ctx: &C, state: &mut ThreadState, target: &Target, slot: u64) {
+    let tgid = state.tgid;
+    let stack = stack_of(ctx, state, target, PRICE_BLOCKED);
+    if stack == 0 {
+        return;
+    }
+    // What cannot be watched until it goes must not be counted as if it stayed.
+    if maps::ALIVE.insert(&AliveKey { at: slot, tgid, kind: site::GLOBAL_HANDLE }, &stack, 0).is_err() {
+        count(counter::SITES_FULL);
+        return;
+    }
+    add(&SiteKey { stack, tgid, kind: site::GLOBAL_HANDLE }, 1, 0);
+}
+
+/// The handle in this slot is gone.
+#[inline(always)]
+pub fn gone_handle(tgid: u32, slot: u64) {
+    let key = AliveKey { at: slot, tgid, kind: site::GLOBAL_HANDLE };
+    let Some(stack) = maps::ALIVE.get_ptr(&key) else { return };
+    // SAFETY: a value of a preallocated map.
+    let stack = unsafe { *stack };
+    add(&SiteKey { stack, tgid, kind: site::GLOBAL_HANDLE }, 0, 1);
+    let _ = maps::ALIVE.remove(&key);
+}

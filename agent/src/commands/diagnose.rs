@@ -1,0 +1,157 @@
+//! `agent diagnose`: a trace of which only what is wrong is wanted.
+
+use std::{collections::BTreeSet, io::Write as _, path::Path};
+
+use agent_ebpf::spec::{Group, Part};
+
+use super::{
+    discover::Discovery,
+    driver::{self, DriverError, Finished, Mission, Whom, nanoseconds, say, style},
+    session::{PhasesWanted, TypesAhead},
+    sinks::Destinations,
+    subject,
+    trace::{LOOP_OFF_CPU_MIN, OTHER_OFF_CPU_MIN},
+};
+use crate::{
+    cli::{DiagnoseArgs, Format, exit},
+    diagnose::{Diagnosis, Thresholds},
+    export::{
+        ndjson,
+        text::{self, Style},
+    },
+    probe::attach::Settings,
+    report::{
+        Body, Record,
+        model::{Finding, SCHEMA_VERSION, Severity, TraceConfig},
+        summary::Summary,
+    },
+    units::Pid,
+};
+
+/// Samples a second and CPU: enough for a trend over a minute.
+const SAMPLE_HZ: u32 = 49;
+
+/// Runs the command and returns the exit code.
+#[must_use]
+pub fn run(args: &DiagnoseArgs) -> u8 {
+    let mut thresholds = Thresholds::default();
+    for (name, value) in &args.threshold {
+        if let Err(error) = thresholds.set(name, *value) {
+            say(&format!("agent: {error}"));
+            return exit::USAGE;
+        }
+    }
+    match diagnose(args, thresholds) {
+        Ok(code) => code,
+        Err(error) => {
+            say(&format!("agent: {error}"));
+            error.code()
+        }
+    }
+}
+
+fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverError> {
+    let types = TypesAhead::read();
+    let mut discovery = args.all.then(Discovery::default);
+    let subjects = match &mut discovery {
+        Some(discovery) => discovery.newcomers(),
+        None => args.pid.iter().map(|pid| subject::examine(Pid(*pid))).collect::<Result<_, _>>()?,
+    };
+    if !args.quiet && !subjects.is_empty() {
+        let names: Vec<String> = subjects.iter().map(|subject| subject.pid.to_string()).collect();
+        let seconds = args.duration.as_secs();
+        say(&format!(
+            "agent: looking at pid {} for {seconds} s; Ctrl-C ends it with what was found so far",
+            names.join(", ")
+        ));
+    }
+    let destinations = Destinations { ndjson: args.ndjson.clone().into_iter().collect(), recording: None, text: None };
+    let whom = Whom { subjects, launched: None, follow: false, examine: subject::examine, discovery };
+    let Finished { mut code, summary } = driver::drive(mission(args, thresholds), whom, types, &destinations)?;
+    if code == exit::OK {
+        code = self::code(&summary);
+    }
+    if let Err(error) = write(&args.output, args.format, &summary) {
+        say(&format!("agent: {error}"));
+        code = exit::FAILED;
+    }
+    Ok(code)
+}
+
+fn mission(args: &DiagnoseArgs, thresholds: Thresholds) -> Mission {
+    let settings = Settings {
+        loop_off_cpu_min: LOOP_OFF_CPU_MIN,
+        other_off_cpu_min: OTHER_OFF_CPU_MIN,
+        ring_bytes: None,
+        parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples, Part::Faults],
+        sample_hz: SAMPLE_HZ,
+        bounded_loops: false,
+    };
+    let config = TraceConfig {
+        window_ns: nanoseconds(args.window),
+        loop_off_cpu_min_ns: nanoseconds(settings.loop_off_cpu_min),
+        other_off_cpu_min_ns: nanoseconds(settings.other_off_cpu_min),
+        sample_hz: SAMPLE_HZ,
+        ..TraceConfig::default()
+    };
+    Mission {
+        settings,
+        groups: &[Group::Gc, Group::Pool, Group::Requests],
+        phases: PhasesWanted::Auto,
+        window: args.window,
+        config,
+        duration: Some(args.duration),
+        quiet: true,
+        source_maps: None,
+        diagnosis: Some(Diagnosis::new(thresholds)),
+        doing: "looking at",
+        live: |_, _, _| None,
+    }
+}
+
+/// The exit code that says whether something is wrong.
+#[must_use]
+fn code(summary: &Summary) -> u8 {
+    let is_wrong = summary.findings.iter().any(|(_, finding)| finding.severity >= Severity::Warning);
+    if is_wrong { exit::FOUND } else { exit::OK }
+}
+
+/// Writes what was found.
+fn write(path: &Path, format: Format, summary: &Summary) -> Result<(), String> {
+    let fail = |error: std::io::Error| format!("cannot write what was found: {error}");
+    let to_stdout = path == Path::new("-");
+    let bytes = match format {
+        Format::Text => {
+            let style = if to_stdout { style(true) } else { Style::default() };
+            text::render_findings(summary, style).into_bytes()
+        }
+        Format::Ndjson => lines(summary).map_err(fail)?,
+    };
+    if to_stdout {
+        let mut out = std::io::stdout().lock();
+        return out.write_all(&bytes).and_then(|()| out.flush()).map_err(fail);
+    }
+    std::fs::write(path, bytes).map_err(fail)
+}
+
+/// The stacks that findings name, then the findings.
+fn lines(summary: &Summary) -> std::io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    let time = summary.targets.values().map(|target| target.last_time.clone()).max().unwrap_or_default();
+    let mut put = |pid: u32, body: Body| {
+        ndjson::write_record(&mut out, &Record { schema_version: SCHEMA_VERSION, time: time.clone(), pid, body })
+    };
+    let mut named = BTreeSet::new();
+    for (pid, finding) in &summary.findings {
+        for stack in finding.evidence.iter().filter_map(|line| line.stack) {
+            if named.insert(stack)
+                && let Some(stack) = summary.stacks.get(&stack)
+            {
+                put(*pid, Body::Stack(stack.clone()))?;
+            }
+        }
+        let finding: &Finding = finding;
+        put(*pid, Body::Finding(Box::new(finding.clone())))?;
+    }
+    Ok(out)
+}

@@ -1,0 +1,160 @@
+//! What the rules look at: the windows of each process, bounded.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use crate::{
+    limits::{HISTORY_STACKS_MAX, HISTORY_WINDOWS_MAX, PROFILE_KEPT_MAX, TARGETS_MAX},
+    report::{
+        Body, Record,
+        model::{Frame, Memory, Profile, Role, StackId, Window, WorkKind},
+    },
+};
+
+/// All processes.
+#[derive(Debug, Default)]
+pub struct History {
+    processes: BTreeMap<u32, Process>,
+}
+
+/// One process.
+#[derive(Debug, Default)]
+pub struct Process {
+    pub windows: VecDeque<Point>,
+    pub stacks: BTreeMap<StackId, Arc<[Arc<Frame>]>>,
+    pub wall_s: f64,
+    /// Read just before the window that it belongs to ends.
+    memory: Option<Memory>,
+}
+
+/// One window.
+#[derive(Debug, Default)]
+pub struct Point {
+    /// Its end, in seconds since the first began.
+    pub at_s: f64,
+    pub time: String,
+    pub length_s: f64,
+    /// Requests served; where they were watched for a part of the window, from that part. `None` where they were not.
+    pub requests: Option<f64>,
+    pub memory: Option<Memory>,
+    /// On CPU, of all event loops.
+    pub on_cpu_ns: f64,
+    pub turns: u64,
+    /// Finished items of the thread pool.
+    pub pool: BTreeMap<(WorkKind, String), u64>,
+    /// Samples by user stack, most first.
+    pub profile: Vec<(StackId, u64)>,
+}
+
+impl History {
+    pub fn add(&mut self, record: &Record) {
+        let is_known = self.processes.contains_key(&record.pid);
+        if record.pid == 0 || !is_known && self.processes.len() >= TARGETS_MAX {
+            return;
+        }
+        match &record.body {
+            Body::Window(window) => self.process(record.pid).window(&record.time, window),
+            Body::Memory(memory) => self.process(record.pid).memory = Some((**memory).clone()),
+            Body::Profile(profile) => self.process(record.pid).profile(profile),
+            Body::Stack(stack) => {
+                let process = self.process(record.pid);
+                if process.stacks.len() < HISTORY_STACKS_MAX {
+                    process.stacks.insert(stack.id, stack.frames.as_slice().into());
+                }
+            }
+            Body::Target(_)
+            | Body::SlowTurn(_)
+            | Body::GcPause(_)
+            | Body::HeapLimit(_)
+            | Body::OffCpu(_)
+            | Body::Process(_)
+            | Body::Finding(_)
+            | Body::Warning(_)
+            | Body::Agent(_)
+            | Body::End(_) => {}
+        }
+    }
+
+    fn process(&mut self, pid: u32) -> &mut Process {
+        self.processes.entry(pid).or_default()
+    }
+
+    pub fn processes(&self) -> impl Iterator<Item = (u32, &Process)> {
+        self.processes.iter().map(|(pid, process)| (*pid, process))
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures for trends")]
+impl Process {
+    fn window(&mut self, time: &str, window: &Window) {
+        let length_s = window.duration_ns as f64 / 1e9;
+        self.wall_s += length_s;
+        let memory = self.memory.take();
+        // What is left between the last tick and the end.
+        if length_s < 0.05 {
+            return;
+        }
+        let counted: u64 = window.loops.iter().map(|of_loop| of_loop.requests).sum();
+        let seen_s = window.requests_seen_ns as f64 / 1e9;
+        let requests = (seen_s > 0.2 * length_s).then(|| counted as f64 * length_s / seen_s);
+        let loops = window.loops.iter().filter(|of_loop| matches!(of_loop.role, Role::Main | Role::Worker));
+        let pool = window.thread_pool.iter().flat_map(|pool| &pool.work);
+        let point = Point {
+            at_s: self.wall_s,
+            time: time.to_owned(),
+            length_s,
+            requests,
+            memory,
+            on_cpu_ns: loops.clone().map(|of_loop| of_loop.ledger.on_cpu_ns as f64).sum(),
+            turns: loops.map(|of_loop| of_loop.turns).sum(),
+            pool: pool.map(|work| ((work.kind, work.operation.clone()), work.count)).collect(),
+            profile: Vec::new(),
+        };
+        if self.windows.len() == HISTORY_WINDOWS_MAX {
+            self.windows.pop_front();
+        }
+        self.windows.push_back(point);
+    }
+
+    fn profile(&mut self, profile: &Profile) {
+        let Some(point) = self.windows.back_mut() else { return };
+        let stacks = profile.stacks.iter().filter_map(|stack| Some((stack.user_stack?, stack.samples)));
+        point.profile = stacks.take(PROFILE_KEPT_MAX).collect();
+    }
+
+    /// A figure of each window that has it, by time.
+    pub fn series(&self, figure: impl Fn(&Point) -> Option<f64>) -> Vec<(f64, f64)> {
+        self.windows.iter().filter_map(|point| Some((point.at_s, figure(point)?))).collect()
+    }
+
+    /// The same of its memory.
+    pub fn memory_series(&self, figure: impl Fn(&Memory) -> Option<f64>) -> Vec<(f64, f64)> {
+        self.series(|point| figure(point.memory.as_ref()?))
+    }
+
+    /// Requests between the first and the last window of a series; 0 where they were not counted throughout.
+    #[must_use]
+    pub fn requests_between(&self, series: &[(f64, f64)]) -> f64 {
+        let (Some(first), Some(last)) = (series.first(), series.last()) else { return 0.0 };
+        let inside: Vec<&Point> =
+            self.windows.iter().filter(|point| point.at_s > first.0 && point.at_s <= last.0).collect();
+        let counted = inside.iter().filter_map(|point| point.requests);
+        let (sum, of) = counted.fold((0.0, 0usize), |(sum, of), requests| (sum + requests, of + 1));
+        // Windows in which they were not watched had as many as the others.
+        if of == 0 { 0.0 } else { sum * inside.len() as f64 / of as f64 }
+    }
+
+    /// When the first window of a series ended.
+    #[must_use]
+    pub fn since(&self, series: &[(f64, f64)]) -> String {
+        let first = series.first().map_or(0.0, |point| point.0);
+        self.windows.iter().find(|point| point.at_s >= first).map(|point| point.time.clone()).unwrap_or_default()
+    }
+
+    #[must_use]
+    pub fn last_memory(&self) -> Option<&Memory> {
+        self.windows.iter().rev().find_map(|point| point.memory.as_ref())
+    }
+}

@@ -1,0 +1,160 @@
+//! Objects that JavaScript keeps: what full collections leave grows from one to the next.
+
+use super::{
+    history::Process,
+    thresholds::Thresholds,
+    trend::{Trend, round},
+};
+use crate::report::model::{Evidence, Finding, Heap, Severity};
+
+/// A full collection: what it left, and the most that there was since the one before.
+#[derive(Clone, Copy, Debug)]
+struct Collection {
+    at_s: f64,
+    left: f64,
+    most_before: f64,
+}
+
+/// Collections keep coming: where the last one is older than some of them are apart, what was kept then may be all that there will be.
+#[expect(clippy::cast_precision_loss, reason = "collections")]
+fn keep_coming(collections: &[Collection], end_s: f64) -> bool {
+    const INTERVALS: f64 = 1.5;
+    let (Some(first), Some(last)) = (collections.first(), collections.last()) else { return false };
+    let interval = (last.at_s - first.at_s) / (collections.len() - 1).max(1) as f64;
+    end_s - last.at_s <= INTERVALS * interval
+}
+
+/// Of the largest heap: others' collections come at other times.
+#[expect(clippy::cast_precision_loss, reason = "figures for trends")]
+fn collections(process: &Process) -> Vec<Collection> {
+    let mut collections = Vec::new();
+    let mut most = 0f64;
+    for point in &process.windows {
+        let heaps = point.memory.iter().flat_map(|memory| &memory.heaps);
+        let Some(largest) = heaps.max_by_key(|heap| heap.used_bytes) else { continue };
+        if let Some(left) = largest.used_bytes_after_major {
+            collections.push(Collection { at_s: point.at_s, left: left as f64, most_before: most.max(left as f64) });
+            most = 0.0;
+        }
+        most = most.max(largest.used_bytes.unwrap_or(0) as f64);
+    }
+    collections
+}
+
+/// Of what came between two collections, the share that the second one left. What only waits to be collected does not survive.
+fn survived(pair: (&Collection, &Collection)) -> f64 {
+    let (before, after) = pair;
+    let came = after.most_before - before.left;
+    if came <= 0.0 { 0.0 } else { (after.left - before.left) / came }
+}
+
+pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
+    let collections = collections(process);
+    let series: Vec<(f64, f64)> = collections.iter().map(|collection| (collection.at_s, collection.left)).collect();
+    let survivals: Vec<f64> = collections.iter().zip(collections.iter().skip(1)).map(survived).collect();
+    let trend = Trend::of(&series).or_else(|| of_two(&series))?;
+    #[expect(clippy::cast_precision_loss, reason = "collections")]
+    let count = series.len() as f64;
+    // Two collections tell less than a line of them, so there must be no doubt that most of what came between them stayed.
+    let least = if series.len() < 3 { thresholds.survival * 4.0 } else { thresholds.survival };
+    let holds = trend.span_s >= thresholds.span_s * 0.5
+        && count >= thresholds.full_collections
+        && trend.gained() >= thresholds.heap_bytes.max(thresholds.heap_share * trend.first)
+        && trend.r2 >= thresholds.r2
+        && trend.goes_on(thresholds.still_growing)
+        && keep_coming(&collections, process.windows.back().map_or(0.0, |point| point.at_s))
+        && survivals.iter().all(|share| *share >= 0.0)
+        && survivals.last().is_some_and(|share| *share >= least);
+    if !holds {
+        return None;
+    }
+    let requests = process.requests_between(&series);
+    let limit = limit(process);
+    let seconds_left = limit.map(|limit| (limit - trend.last).max(0.0) / trend.slope);
+    let severity = match seconds_left {
+        Some(seconds) if seconds < thresholds.critical_s => Severity::Critical,
+        _ => Severity::Warning,
+    };
+    let per_request =
+        if requests > 0.0 { format!(", {} a request", bytes(trend.gained() / requests)) } else { String::new() };
+    let mut evidence = vec![Evidence {
+        text: format!(
+            "{} full collections left {} at first and {} at last, each more than the one before; {:.0} % of what came before the last \
+             one stayed",
+            series.len(),
+            bytes(trend.first),
+            bytes(trend.last),
+            survivals.last().unwrap_or(&0.0) * 100.0
+        ),
+        value: Some(trend.last),
+        unit: Some("bytes".to_owned()),
+        stack: None,
+    }];
+    if let (Some(seconds), Some(limit)) = (seconds_left, limit) {
+        let text = format!("at this pace the heap is at its limit of {} in {}", bytes(limit), time(seconds));
+        evidence.push(Evidence { text, value: Some(round(seconds)), unit: Some("s".to_owned()), stack: None });
+    }
+    Some(Finding {
+        code: "memory.js_heap".to_owned(),
+        severity,
+        confidence: round((0.4 + 0.1 * count.min(5.0) + 0.07 * trend.r2).min(0.97)),
+        title: format!("JavaScript keeps objects: the heap grows by {} a minute after collection{per_request}", bytes(trend.slope * 60.0)),
+        since: process.since(&series),
+        growth: Some(trend.growth("bytes", requests)),
+        evidence,
+        next: vec![
+            "look for a Map, an array or a cache without a limit, and for listeners and closures that are added at each request".to_owned(),
+            "two heap snapshots some minutes apart, compared by constructor, name what is kept and by whom".to_owned(),
+        ],
+    })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "bytes")]
+fn limit(process: &Process) -> Option<f64> {
+    let heaps = &process.last_memory()?.heaps;
+    heaps
+        .iter()
+        .max_by_key(|heap| heap.used_bytes)
+        .and_then(|Heap { limit_bytes, .. }| *limit_bytes)
+        .map(|bytes| bytes as f64)
+}
+
+/// A line through two points, which is always straight.
+fn of_two(series: &[(f64, f64)]) -> Option<Trend> {
+    let [first, last] = series else { return None };
+    let span_s = last.0 - first.0;
+    let slope = (last.1 - first.1) / span_s;
+    (span_s > 0.0).then_some(Trend {
+        slope,
+        r2: 1.0,
+        first: first.1,
+        last: last.1,
+        span_s,
+        slope_last: slope,
+        slope_first: slope,
+        points: 2,
+    })
+}
+
+/// Three digits and a unit.
+#[must_use]
+pub fn bytes(bytes: f64) -> String {
+    let (value, unit) = match bytes.abs() {
+        at if at >= 1e9 => (bytes / 1e9, "GB"),
+        at if at >= 1e6 => (bytes / 1e6, "MB"),
+        at if at >= 1e3 => (bytes / 1e3, "kB"),
+        _ => return format!("{bytes:.0} B"),
+    };
+    if value.abs() < 9.95 { format!("{value:.2} {unit}") } else { format!("{value:.0} {unit}") }
+}
+
+/// A time that nobody needs to the second.
+#[must_use]
+pub fn time(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.0} h", s / 3600.0),
+        s => format!("{:.0} days", s / 86_400.0),
+    }
+}

@@ -1,0 +1,85 @@
+//! Memory that is neither V8's nor known to it: an addon's, a library's, the allocator's.
+
+use super::{
+    history::Process,
+    js_heap::bytes,
+    sites,
+    thresholds::Thresholds,
+    trend::{Trend, round},
+};
+use crate::report::model::{Evidence, Finding, Memory, Severity, SiteKind};
+
+/// Anonymous memory less what V8 accounts for; `None` where V8's part is not known.
+#[expect(clippy::cast_precision_loss, reason = "figures for trends")]
+pub fn rest(memory: &Memory) -> Option<f64> {
+    if memory.heaps.is_empty() {
+        return None;
+    }
+    let of_v8 = memory.heaps.iter().map(|heap| {
+        let parts = [heap.resident_bytes, heap.external_bytes, heap.malloced_bytes];
+        parts.iter().flatten().sum::<u64>()
+    });
+    Some(memory.resident.anonymous_bytes as f64 + memory.resident.swapped_bytes as f64 - of_v8.sum::<u64>() as f64)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures for trends")]
+pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
+    let series = process.memory_series(rest);
+    let trend = Trend::of(&series)?;
+    let resident = process.memory_series(|memory| Some(memory.resident.anonymous_bytes as f64));
+    let of_resident = Trend::of(&resident)?;
+    let holds = trend.span_s >= thresholds.span_s
+        && series.len() as f64 >= thresholds.windows
+        && trend.gained() >= thresholds.native_bytes.max(thresholds.native_share * trend.first)
+        && trend.r2 >= thresholds.r2
+        && trend.goes_on(thresholds.still_growing)
+        // Where the process as a whole does not grow, its parts were only told apart wrongly.
+        && of_resident.gained() >= 0.5 * trend.gained()
+        && of_resident.goes_on(thresholds.still_growing);
+    if !holds {
+        return None;
+    }
+    let requests = process.requests_between(&series);
+    let per_request =
+        if requests > 0.0 { format!(", {} a request", bytes(trend.gained() / requests)) } else { String::new() };
+    let heap = process.memory_series(|memory| {
+        let used: Vec<u64> = memory.heaps.iter().filter_map(|heap| heap.used_bytes_min).collect();
+        (!used.is_empty()).then(|| used.iter().sum::<u64>() as f64)
+    });
+    let of_heap = Trend::of(&heap).map_or(0.0, |trend| trend.slope);
+    let mut evidence = vec![Evidence {
+        text: format!(
+            "resident memory grows by {} a minute, V8's heap by {}: what grows is native",
+            bytes(of_resident.slope * 60.0),
+            bytes(of_heap * 60.0)
+        ),
+        value: Some(trend.last),
+        unit: Some("bytes".to_owned()),
+        stack: None,
+    }];
+    let makers = sites::makers(process, SiteKind::Page);
+    let outside: Vec<_> =
+        makers.iter().filter(|maker| sites::culprit(process, maker.stack).is_some()).cloned().collect();
+    evidence.extend(sites::evidence(&outside, "pages first touched outside of Node.js itself"));
+    let mut next = Vec::new();
+    if let Some(frame) = outside.first().and_then(|maker| sites::culprit(process, maker.stack)) {
+        next.push(format!("look at {}: memory that it touches first does not come back", sites::name_of(frame)));
+    } else {
+        next.push("agent diagnose shows the stacks that touch new pages".to_owned());
+    }
+    Some(Finding {
+        code: "memory.native".to_owned(),
+        severity: Severity::Warning,
+        confidence: round(
+            (0.55 + 0.15 * (trend.span_s / 60.0).min(1.0) + 0.2 * ((trend.r2 - 0.9) / 0.1).clamp(0.0, 1.0)).min(0.95),
+        ),
+        title: format!(
+            "Native memory grows by {} a minute{per_request}, outside of V8's heap",
+            bytes(trend.slope * 60.0)
+        ),
+        since: process.since(&series),
+        growth: Some(trend.growth("bytes", requests)),
+        evidence,
+        next,
+    })
+}

@@ -1,0 +1,106 @@
+//! Who makes what stays: the stacks of makers, those of the same path together.
+
+use std::collections::BTreeMap;
+
+use super::history::Process;
+use crate::report::model::{Evidence, Frame, FrameKind, Site, SiteKind, StackId};
+
+/// Frames by which two stacks are the same path.
+const PATH_FRAMES: usize = 8;
+
+/// A path and what it made.
+#[derive(Clone, Debug)]
+pub struct Maker {
+    pub stack: StackId,
+    pub made: u64,
+    pub kept: u64,
+    pub strong: u64,
+    pub weak: u64,
+}
+
+/// Those of a kind, the one that kept most first.
+#[must_use]
+pub fn makers(process: &Process, kind: SiteKind) -> Vec<Maker> {
+    let last =
+        process.windows.iter().rev().filter_map(|point| point.memory.as_ref()).find(|memory| !memory.sites.is_empty());
+    let mut paths = BTreeMap::<Vec<String>, Maker>::new();
+    for site in last.iter().flat_map(|memory| &memory.sites).filter(|site| site.kind == kind) {
+        let &Site { kind: _, stack, made, gone, strong, weak } = site;
+        let path = process.stacks.get(&stack).map_or_else(|| vec![String::from(stack)], |frames| path(frames));
+        let maker = paths.entry(path).or_insert(Maker { stack, made: 0, kept: 0, strong: 0, weak: 0 });
+        maker.made += made;
+        maker.kept += made.saturating_sub(gone);
+        maker.strong += strong;
+        maker.weak += weak;
+    }
+    let mut makers: Vec<_> = paths.into_values().collect();
+    makers.sort_by_key(|maker| std::cmp::Reverse((maker.kept, maker.made)));
+    makers
+}
+
+fn path(frames: &[std::sync::Arc<Frame>]) -> Vec<String> {
+    // Where nothing is known of a frame, the walk went astray: what follows says nothing.
+    let known = frames.iter().take_while(|frame| frame.kind != FrameKind::Unknown || frame.module.is_some());
+    // How JavaScript is run changes as it gets hot; what it does, does not.
+    known.filter(|frame| frame.kind != FrameKind::Builtin).take(PATH_FRAMES).map(|frame| frame.name.clone()).collect()
+}
+
+/// The function outside of Node.js that is nearest to the top: whose code it is.
+#[must_use]
+pub fn culprit(process: &Process, stack: StackId) -> Option<&Frame> {
+    let frames = process.stacks.get(&stack)?;
+    frames.iter().map(AsRef::as_ref).find(|frame| match frame.kind {
+        FrameKind::Native => frame.module.as_deref().is_some_and(|module| !is_runtime(module)),
+        FrameKind::Js => frame.file.as_deref().is_some_and(|file| !file.starts_with("node:")),
+        FrameKind::Kernel | FrameKind::Builtin | FrameKind::Wasm | FrameKind::Async | FrameKind::Unknown => false,
+    })
+}
+
+fn is_runtime(module: &str) -> bool {
+    let name = module.rsplit('/').next().unwrap_or(module);
+    let libraries =
+        ["libnode.so", "libuv.so", "libc.so", "libstdc++.so", "libpthread", "libm.so", "ld-linux", "[vdso]"];
+    name == "node" || name == "nodejs" || libraries.iter().any(|library| name.starts_with(library))
+}
+
+/// `keep in handles.node`, `handler (server.js:14)`.
+#[must_use]
+pub fn name_of(frame: &Frame) -> String {
+    let last = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
+    match (frame.kind, frame.file.as_deref(), frame.module.as_deref()) {
+        (FrameKind::Js, Some(file), _) => match frame.line {
+            Some(line) => format!("{} ({}:{line})", frame.name, last(file)),
+            None => format!("{} ({})", frame.name, last(file)),
+        },
+        (_, _, Some(module)) => format!("{} in {}", frame.name, last(module)),
+        _ => frame.name.clone(),
+    }
+}
+
+/// Lines about the makers that kept the most.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "shares")]
+pub fn evidence(makers: &[Maker], what: &str) -> Vec<Evidence> {
+    const SHOWN: usize = 3;
+    let all: u64 = makers.iter().map(|maker| maker.kept).sum();
+    let mut lines = Vec::new();
+    for maker in makers.iter().filter(|maker| maker.kept > 0).take(SHOWN) {
+        let share = maker.kept as f64 / all.max(1) as f64;
+        if share < 0.05 {
+            break;
+        }
+        let text = format!(
+            "{:.0} % of the {what} that stayed were made here ({} of {} made)",
+            share * 100.0,
+            maker.kept,
+            maker.made
+        );
+        lines.push(Evidence {
+            text,
+            value: Some(maker.kept as f64),
+            unit: Some(what.to_owned()),
+            stack: Some(maker.stack),
+        });
+    }
+    lines
+}
