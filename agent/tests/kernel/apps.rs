@@ -156,14 +156,20 @@ fn check(app: &App, version: &str, samples: &[(&Stack, f64)], judge: &impl Fn(&F
     }
     let frames: f64 = verdicts.values().sum();
     let share = |verdict: Verdict| verdicts.get(&verdict).copied().unwrap_or_default() / frames * 100.0;
-    let right = share(Verdict::Right);
+    let known = 100.0 - share(Verdict::Unknown);
+    let right = share(Verdict::Right) / known * 100.0;
     let mut complaints: Vec<_> = complaints.into_iter().collect();
     complaints.sort_by(|a, b| b.1.total_cmp(&a.1));
     let complaints =
         complaints.iter().take(30).fold(String::new(), |all, (text, times)| format!("{all}\n  {times} {text}"));
-    say(&format!("measured {what}: {frames} JavaScript frames: {right:.2} % right, {verdicts:?}{complaints}"));
+    say(&format!(
+        "measured {what}: {frames} JavaScript frames: {known:.2} % known, {right:.2} % of these right, {verdicts:?}{complaints}"
+    ));
     assert!(share(Verdict::Wrong) == 0.0, "{what}:{complaints}");
+    // 99.6 to 100 were seen.
     assert!(right >= 99.0, "{what}: {right:.2} %{complaints}");
+    // 99.8 to 100, and 98.5 where eight others compete for each CPU: what a collection may have moved has no name.
+    assert!(known >= 95.0, "{what}: {known:.2} %{complaints}");
 
     let seen: BTreeSet<(&str, &str)> = samples
         .iter()

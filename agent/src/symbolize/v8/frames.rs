@@ -148,9 +148,12 @@ impl<M: Memory> V8<M> {
                     decoded.frames.insert(0, Frame { inlined: depth > 0, ..frame });
                 }
             }
-            // A function runs there, so what the code is now it was not then.
-            Kind::Other if seen.function().is_ok() => return Err(Refusal::Changed),
             Kind::Other => {
+                // A function of a program runs there, so the code was another then. Wrappers of WebAssembly have functions, too.
+                let named = seen.function().and_then(|function| self.describe(function, &mut decoded.proofs));
+                if named.is_ok_and(|named| named.script.as_ref().is_some_and(|script| !script.is_wasm())) {
+                    return Err(Refusal::Changed);
+                }
                 let name = "[generated]".to_owned();
                 decoded.frames.push(Frame { name, kind: FrameKind::Builtin, ..Frame::default() });
             }
