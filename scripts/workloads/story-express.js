@@ -24,7 +24,7 @@ const add = {
   static: () => app.use(express.static(__dirname)),
   // As much as looking at a cookie costs.
   middleware: () => {
-    for (let i = 0; i < 40; i++) app.use(function readCookie(request, response, next) { request.cookie = Object.entries(request.headers).filter(([name]) => name === 'cookie').join(); next(); });
+    for (let i = 0; i < 80; i++) app.use(function readCookie(request, response, next) { request.cookie = Object.entries(request.headers).filter(([name]) => name === 'cookie').join(); next(); });
   },
   routes: () => { for (let i = 0; i < 400; i++) app.get(`/r${n++}/:id`, (request, response) => response.end('dead')); },
 }[kind];

@@ -2,7 +2,7 @@
 //!
 //! Watched for seconds at a time, when something is known to grow: user space counts by other, cheaper means.
 
-use agent_ebpf::state::{AliveKey, SiteKey, SiteState, Target, ThreadState, counter, site};
+use agent_ebpf::state::{AliveKey, Scrutiny, SiteKey, SiteState, Target, ThreadState, counter, site};
 use aya_ebpf::EbpfContext;
 
 use super::{
@@ -51,6 +51,13 @@ unsafe fn fetch_add(at: *mut u64, n: u64) -> u64 {
     value
 }
 
+/// What is looked at in a process on suspicion.
+#[inline(always)]
+pub fn scrutiny(tgid: u32) -> Option<Scrutiny> {
+    // SAFETY: a value of a preallocated map: one that is replaced meanwhile is the old or the new one, word by word.
+    maps::SCRUTINY.get_ptr(&tgid).map(|scrutiny| unsafe { *scrutiny })
+}
+
 #[inline(always)]
 fn add(key: &SiteKey, made: u64, gone: u64) {
     if let Some(known) = maps::SITES.get_ptr_mut(key) {
@@ -68,15 +75,15 @@ fn add(key: &SiteKey, made: u64, gone: u64) {
     }
 }
 
-/// Something of this kind is made here.
+/// So much of this kind is made here.
 #[inline(always)]
-pub fn made<C: EbpfContext>(ctx: &C, state: &mut ThreadState, target: &Target, kind: u32) {
+pub fn made<C: EbpfContext>(ctx: &C, state: &mut ThreadState, target: &Target, kind: u32, count: u64) {
     let tgid = state.tgid;
-    // Pages are touched at every allocation while a heap grows, and a few of them tell as much.
-    let price = if kind == site::PAGE { PRICE_PREEMPTED } else { PRICE_BLOCKED };
+    // Pages and areas of the heap are many while it churns, and a few of them tell as much.
+    let price = if kind == site::PAGE || kind == site::HEAP_AREA { PRICE_PREEMPTED } else { PRICE_BLOCKED };
     let stack = stack_of(ctx, state, target, price);
     if stack != 0 {
-        add(&SiteKey { stack, tgid, kind }, 1, 0);
+        add(&SiteKey { stack, tgid, kind }, count, 0);
     }
 }
 

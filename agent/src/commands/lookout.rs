@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use agent_ebpf::state::{AliveKey, ScopeOffsets, SiteKey, SiteState, ThreadState, site};
+use agent_ebpf::{
+    spec::Group,
+    state::{AliveKey, Scrutiny, SiteKey, SiteState, ThreadState, site},
+};
 use zerocopy::FromBytes;
 
 use super::session::Session;
 use crate::{
+    diagnose,
     govern::{Suspicion, Watch},
     limits::{ALIVE_READ_MAX, SITES_MAX},
     report::model::{Heap, LoopHandles, Memory, Resident, Site, SiteKind, StackId},
@@ -24,18 +28,27 @@ const SEARCHES_MAX: u32 = 10;
 /// All that are watched.
 pub struct Lookout {
     processes: BTreeMap<Pid, Watched>,
-    of_handles: Suspicion,
-    of_scopes: Suspicion,
+    /// Windows until sites are read again; each of them is two system calls.
+    sites_in: u32,
 }
 
 struct Watched {
     heaps: Option<HeapReader>,
     /// By the thread that turns it.
     loops: BTreeMap<u32, Place>,
-    /// Beginnings and ends of full collections.
-    majors: Option<u32>,
-    /// The kernel half knows where handle scopes are.
-    told_scopes: bool,
+    /// Beginnings and ends of collections: full ones, and all.
+    collections: Option<(u32, u32)>,
+    /// It was looked for where handle scopes are.
+    sought_scopes: bool,
+    /// What the kernel half was told.
+    scrutiny: Scrutiny,
+    suspicions: Suspicions,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Glance {
+    Between,
+    AtEnd,
 }
 
 struct Place {
@@ -73,22 +86,82 @@ impl Seen {
     }
 }
 
-/// Blocks of handle scopes are made one for a thousand handles: it takes a while to see one.
-const SCOPES_WINDOWS: u32 = 20;
+/// What of a process may grow without an end.
+struct Suspicions {
+    handles: Suspicion,
+    scopes: Suspicion,
+    pages: Suspicion,
+    heap: Suspicion,
+}
+
+/// Blocks of handle scopes are made one for a thousand handles, and the others are sampled: it takes a while to see enough of them.
+const LONG_WINDOWS: u32 = 20;
+
+/// Bytes of native memory and of a heap that are counted as one.
+const BYTES_COUNTED: u64 = 32 << 10;
+
+const NO_SCRUTINY: Scrutiny = Scrutiny { scope_implementer: 0, scope_next: 0, pages_a_stack: 0, reserved: 0 };
+
+/// One page of so many has its stack taken.
+const PAGES_A_STACK: u32 = 8;
+
+impl Default for Suspicions {
+    fn default() -> Self {
+        Self {
+            handles: Suspicion::default(),
+            scopes: Suspicion::lasting(LONG_WINDOWS),
+            pages: Suspicion::lasting(LONG_WINDOWS),
+            heap: Suspicion::lasting(LONG_WINDOWS).at_once(),
+        }
+    }
+}
+
+/// What is to be watched.
+#[derive(Clone, Copy, Default)]
+struct Wanted {
+    handles: Watch,
+    scopes: Watch,
+    pages: Watch,
+    heap: Watch,
+}
+
+impl Suspicions {
+    fn step(&mut self, memory: &Memory) -> Wanted {
+        let sum = |figure: fn(&Heap) -> Option<u64>| {
+            let counts: Vec<u64> = memory.heaps.iter().filter_map(figure).collect();
+            (!counts.is_empty()).then(|| counts.iter().sum())
+        };
+        let counted = |bytes: Option<u64>| bytes.map(|bytes| bytes / BYTES_COUNTED);
+        let native = diagnose::native_rest(memory);
+        Wanted {
+            handles: self.handles.step(sum(|heap| heap.global_handles)),
+            scopes: self.scopes.step(sum(|heap| heap.scope_handles_min)),
+            pages: self.pages.step(counted(native.map(|bytes| bytes.max(0).cast_unsigned()))),
+            // Workers' collections come at other times.
+            heap: self.heap.step(counted(memory.heaps.first().and_then(|heap| heap.used_bytes_after_major))),
+        }
+    }
+}
+
+/// Sites are totals since the trace began: they are read once in so many windows, and in the last.
+const SITES_WINDOWS: u32 = 4;
 
 impl Default for Lookout {
     fn default() -> Self {
-        Self {
-            processes: BTreeMap::new(),
-            of_handles: Suspicion::default(),
-            of_scopes: Suspicion::lasting(SCOPES_WINDOWS),
-        }
+        Self { processes: BTreeMap::new(), sites_in: SITES_WINDOWS }
     }
 }
 
 impl Lookout {
     pub fn add(&mut self, pid: Pid, heaps: Option<HeapReader>) {
-        let mut watched = Watched { heaps, loops: BTreeMap::new(), majors: None, told_scopes: false };
+        let mut watched = Watched {
+            heaps,
+            loops: BTreeMap::new(),
+            collections: None,
+            sought_scopes: false,
+            scrutiny: NO_SCRUTINY,
+            suspicions: Suspicions::default(),
+        };
         if let Some(event_loop) = watched.heaps.as_mut().and_then(HeapReader::default_loop) {
             watched.learn(pid.0, event_loop);
         }
@@ -99,16 +172,21 @@ impl Lookout {
         self.processes.remove(&pid);
     }
 
-    /// A look at the heaps alone, some times a window.
+    /// The next look is the last.
+    pub fn end(&mut self) {
+        self.sites_in = 1;
+    }
+
+    /// A look at the heaps alone, some times a window: at those that were collected meanwhile, as else they only grow.
     pub fn glance(&mut self, session: &Session) {
         for (pid, watched) in &mut self.processes {
             let collections = session.collections_of(*pid);
-            watched.glance(collections);
+            watched.glance(collections, Glance::Between);
         }
     }
 
     /// Ends a window: what each process holds. `threads` are the kernel half's states.
-    pub fn look(&mut self, session: &mut Session, threads: &[u8]) -> Vec<(Pid, Memory)> {
+    pub fn look(&mut self, session: &Session, threads: &[u8]) -> Vec<(Pid, Memory)> {
         for bytes in threads.chunks_exact(size_of::<ThreadState>()) {
             let Ok(state) = ThreadState::read_from_bytes(bytes) else { continue };
             if state.loop_addr != 0
@@ -117,9 +195,15 @@ impl Lookout {
                 watched.learn(state.tid, UserAddr(state.loop_addr));
             }
         }
-        self.glance(session);
-        self.tell_scopes(session);
-        let sites = session.sites();
+        for (pid, watched) in &mut self.processes {
+            watched.glance(session.collections_of(*pid), Glance::AtEnd);
+        }
+        self.sites_in = self.sites_in.saturating_sub(1);
+        let mut sites = Vec::new();
+        if self.sites_in == 0 {
+            self.sites_in = SITES_WINDOWS;
+            sites = session.sites();
+        }
         let alive = if sites.is_empty() { Vec::new() } else { session.alive(ALIVE_READ_MAX) };
         let memories = self
             .processes
@@ -128,26 +212,32 @@ impl Lookout {
         memories.collect()
     }
 
-    /// What to do about the probes on makers of handles after a look, and about those on handle scopes.
-    pub fn suspect(&mut self, memories: &[(Pid, Memory)]) -> (Watch, Watch) {
-        let sum = |figure: fn(&Heap) -> Option<u64>| {
-            let counts: Vec<u64> = memories.iter().flat_map(|(_, memory)| &memory.heaps).filter_map(figure).collect();
-            (!counts.is_empty()).then(|| counts.iter().sum())
-        };
-        let handles = self.of_handles.step(sum(|heap| heap.global_handles));
-        (handles, self.of_scopes.step(sum(|heap| heap.scope_handles_min)))
-    }
-
-    /// Tells the kernel half where the isolates of a process keep their handle scopes, once that can be told.
-    fn tell_scopes(&mut self, session: &mut Session) {
-        for (pid, watched) in &mut self.processes {
-            let Some(heaps) = watched.heaps.as_mut().filter(|_| !watched.told_scopes) else { continue };
-            let Some(isolate) = watched.loops.values().find_map(|place| place.isolate) else { continue };
-            watched.told_scopes = true;
-            if let Some((implementer, next)) = heaps.scope_offsets(isolate) {
-                session.set_scopes(*pid, ScopeOffsets { implementer, next });
+    /// Attaches and detaches what is only on suspicion, after a look.
+    pub fn suspect(&mut self, session: &mut Session, memories: &[(Pid, Memory)]) {
+        let mut all = Wanted::default();
+        for (pid, memory) in memories {
+            let Some(watched) = self.processes.get_mut(pid) else { continue };
+            let wanted = watched.suspicions.step(memory);
+            all.handles = all.handles.max(wanted.handles);
+            all.scopes = all.scopes.max(wanted.scopes);
+            all.heap = all.heap.max(wanted.heap);
+            let mut scrutiny = watched.scrutiny;
+            scrutiny.pages_a_stack = if wanted.pages == Watch::Makers { PAGES_A_STACK } else { 0 };
+            if let Some((implementer, next)) = watched.scope_offsets() {
+                (scrutiny.scope_implementer, scrutiny.scope_next) = (implementer, next);
+            }
+            if scrutiny != watched.scrutiny {
+                watched.scrutiny = scrutiny;
+                session.set_scrutiny(*pid, scrutiny);
             }
         }
+        session.demand(&[
+            // First those who take: what is made shall not be missed when it goes.
+            (Group::Takers, all.handles >= Watch::Takers),
+            (Group::Makers, all.handles == Watch::Makers),
+            (Group::Scopes, all.scopes == Watch::Makers),
+            (Group::Allocators, all.heap == Watch::Makers),
+        ]);
     }
 }
 
@@ -159,6 +249,14 @@ fn of(pid: Pid, sites: &[(SiteKey, SiteState)]) -> Vec<(SiteKey, SiteState)> {
 }
 
 impl Watched {
+    /// Where the isolates of the process keep their handle scopes, when that can first be told.
+    fn scope_offsets(&mut self) -> Option<(u32, u32)> {
+        let heaps = self.heaps.as_mut().filter(|_| !self.sought_scopes)?;
+        let isolate = self.loops.values().find_map(|place| place.isolate)?;
+        self.sought_scopes = true;
+        heaps.scope_offsets(isolate)
+    }
+
     fn learn(&mut self, tid: u32, event_loop: UserAddr) {
         let is_known = self.loops.get(&tid).is_some_and(|place| place.event_loop == event_loop);
         if !is_known {
@@ -166,13 +264,18 @@ impl Watched {
         }
     }
 
-    fn glance(&mut self, collections: Option<(u32, u32)>) {
-        let majors = collections.map(|(majors, _)| majors);
-        // Within one, sizes are of no use.
-        let is_quiet = majors.is_none_or(|majors| majors % 2 == 0);
-        let after_major = is_quiet && self.majors.is_some_and(|before| majors.is_some_and(|now| now != before));
+    fn glance(&mut self, collections: Option<(u32, u32)>, glance: Glance) {
+        // Within a full one, sizes are of no use.
+        let is_quiet = collections.is_none_or(|(majors, _)| majors.is_multiple_of(2));
+        let before = self.collections;
+        let after_major = is_quiet && before.zip(collections).is_some_and(|(before, now)| now.0 != before.0);
+        let has_collected = is_quiet && before.zip(collections).is_some_and(|(before, now)| now != before);
         if is_quiet {
-            self.majors = majors;
+            self.collections = collections;
+        }
+        if glance == Glance::Between && !has_collected {
+            self.glance_at_scopes();
+            return;
         }
         let Some(heaps) = &mut self.heaps else { return };
         for place in self.loops.values_mut() {
@@ -185,6 +288,17 @@ impl Watched {
                 Some(figures) => place.seen.add(figures, after_major),
                 // The isolate of a worker that has ended.
                 None => place.isolate = None,
+            }
+        }
+    }
+
+    /// Handles in scopes alone, which costs some reads.
+    fn glance_at_scopes(&mut self) {
+        let Some(heaps) = &mut self.heaps else { return };
+        for place in self.loops.values_mut() {
+            if let Some(handles) = place.isolate.and_then(|isolate| heaps.scope_handles(isolate)) {
+                place.seen.scope_handles_min =
+                    Some(place.seen.scope_handles_min.map_or(handles, |min| min.min(handles)));
             }
         }
     }
@@ -235,6 +349,7 @@ impl Watched {
                 site::GLOBAL_HANDLE => SiteKind::GlobalHandle,
                 site::SCOPE_BLOCK => SiteKind::ScopeBlock,
                 site::PAGE => SiteKind::Page,
+                site::HEAP_AREA => SiteKind::HeapArea,
                 _ => return None,
             };
             let (strong, weak) = held.get(&key.stack).copied().unwrap_or_default();

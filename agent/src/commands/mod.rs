@@ -1,6 +1,7 @@
 //! The drivers: they turn a command line into inputs for the core, and carry out what the core asks for. They may see everything.
 
 mod asleep;
+mod clusters;
 mod cost;
 mod diagnose;
 mod discover;
@@ -9,6 +10,7 @@ mod driver;
 mod javascript;
 pub mod launch;
 mod lookout;
+mod postgres;
 pub mod profile;
 pub mod report;
 mod session;

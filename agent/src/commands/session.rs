@@ -7,7 +7,7 @@ use std::{
 use agent_ebpf::{
     abi::family,
     spec::{Group, Tracepoint, id},
-    state::{AliveKey, MainLoop, ScopeOffsets, SiteKey, SiteState, Target, ThreadState, flag, target_flag},
+    state::{AliveKey, Cluster, MainLoop, Scrutiny, SiteKey, SiteState, Target, ThreadState, flag, target_flag},
 };
 use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
@@ -16,7 +16,7 @@ use zerocopy::FromBytes;
 use super::cost;
 use crate::{
     core::{HitCost, Tick},
-    govern::{Action, PhaseDuty, Watch},
+    govern::{Action, PhaseDuty},
     intake::{Batch, Intake, IntakeError},
     probe::{
         attach::{AttachError, LoadError, Probes, Settings, TracepointSkip, Way},
@@ -93,6 +93,8 @@ pub struct Session {
     groups: &'static [Group],
     duty: Option<PhaseDuty>,
     requests: Requests,
+    /// Attached on suspicion.
+    demanded: Vec<Group>,
     received: [u64; family::COUNT],
     flush: mpsc::Sender<oneshot::Sender<()>>,
     hit_cost: Option<HitCost>,
@@ -151,6 +153,7 @@ impl Session {
             groups,
             duty,
             requests: Requests::new(groups.contains(&Group::Requests)),
+            demanded: Vec::new(),
             received: [0; family::COUNT],
             flush,
             hit_cost: None,
@@ -179,6 +182,9 @@ impl Session {
                 if self.files.is_empty() {
                     self.phases_marked = monotonic_ns();
                 }
+            }
+            for group in &self.demanded {
+                file.attach(*group, probes)?;
             }
             if self.requests.is_attached() {
                 file.attach(Group::Requests, probes)?;
@@ -213,6 +219,25 @@ impl Session {
         };
         self.maps.add_target(pid.0, target)?;
         Ok(())
+    }
+
+    /// From now on, waits for locks are traced in the backends of this postmaster. `offsets` are those in `PGPROC`.
+    pub fn add_cluster(&mut self, pid: Pid, file: FileProbes, offsets: (u32, u32)) -> Result<(), SessionError> {
+        self.set_cluster(pid, offsets)?;
+        if let Some(probes) = &mut self.probes
+            && !self.files.iter().any(|known| known.identity == file.identity)
+        {
+            probes.load_uprobe(Group::Postgres)?;
+            file.attach(Group::Postgres, probes)?;
+            self.files.push(file);
+        }
+        Ok(())
+    }
+
+    /// Offsets that were found since.
+    pub fn set_cluster(&mut self, pid: Pid, offsets: (u32, u32)) -> Result<(), SessionError> {
+        let (proc_pid, proc_wait_lock) = offsets;
+        Ok(self.maps.add_cluster(pid.0, Cluster { proc_pid, proc_wait_lock, reserved: 0 })?)
     }
 
     /// Tells the kernel half which loop the main thread of a process turns, before the process is a target.
@@ -333,32 +358,24 @@ impl Session {
         self.maps.alive(most)
     }
 
-    /// Begins or ends to look at who makes handles.
-    pub fn watch(&mut self, watch: Watch) {
-        match watch {
-            Watch::Keep => {}
-            Watch::Begin => {
-                self.apply(Group::Takers, Action::Attach);
-                self.apply(Group::Makers, Action::Attach);
+    /// Attaches probes that are on suspicion only, or detaches them.
+    pub fn demand(&mut self, wanted: &[(Group, bool)]) {
+        for &(group, is_wanted) in wanted {
+            let is_attached = self.demanded.contains(&group);
+            if is_wanted && !is_attached {
+                self.demanded.push(group);
+                self.apply(group, Action::Attach);
+            } else if is_attached && !is_wanted {
+                self.demanded.retain(|kept| *kept != group);
+                self.apply(group, Action::Detach);
             }
-            Watch::Narrow => self.apply(Group::Makers, Action::Detach),
-            Watch::End => self.apply(Group::Takers, Action::Detach),
         }
     }
 
-    /// Likewise at who makes blocks of handle scopes.
-    pub fn watch_scopes(&mut self, watch: Watch) {
-        match watch {
-            Watch::Keep | Watch::End => {}
-            Watch::Begin => self.apply(Group::Scopes, Action::Attach),
-            Watch::Narrow => self.apply(Group::Scopes, Action::Detach),
-        }
-    }
-
-    /// Where the isolates of a process keep their handle scopes.
-    pub fn set_scopes(&mut self, pid: Pid, scopes: ScopeOffsets) {
-        if let Err(error) = self.maps.set_scopes(pid.0, scopes) {
-            warn!("handle scopes of {pid}: {error}");
+    /// What is looked at in a process on suspicion.
+    pub fn set_scrutiny(&mut self, pid: Pid, scrutiny: Scrutiny) {
+        if let Err(error) = self.maps.set_scrutiny(pid.0, scrutiny) {
+            warn!("what is looked at in {pid}: {error}");
         }
     }
 

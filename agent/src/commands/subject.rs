@@ -25,8 +25,16 @@ use crate::{
 };
 
 /// Uprobes that go into a process; those for calibration never do.
-const GROUPS: [Group; 7] =
-    [Group::Gc, Group::Pool, Group::Phases, Group::Requests, Group::Makers, Group::Takers, Group::Scopes];
+const GROUPS: [Group; 8] = [
+    Group::Gc,
+    Group::Pool,
+    Group::Phases,
+    Group::Requests,
+    Group::Makers,
+    Group::Takers,
+    Group::Scopes,
+    Group::Allocators,
+];
 
 /// A process and everything that has to be done to trace it.
 #[derive(Debug)]

@@ -13,8 +13,11 @@ use crate::report::model::{Evidence, Finding, Frame, FrameKind, Severity, StackI
 /// Stacks shallower than this are no recursion.
 const RECURSION_MIN: usize = 8;
 
-/// Samples in the last part of the history below which nothing is said of functions.
-const SAMPLES_MIN: f64 = 20.0;
+/// Samples of a function in the last part of the history below which nothing is said of it.
+const SAMPLES_MIN: f64 = 10.0;
+
+/// How many times more of a request a function must take than at first.
+const GROWN: f64 = 1.3;
 
 #[expect(clippy::cast_precision_loss, reason = "figures for trends")]
 pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
@@ -30,7 +33,9 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
             && trend.last >= thresholds.cost_ratio * trend.first
             && trend.goes_on(thresholds.still_growing * 0.5)
     };
-    let cpu_grows = dearer(&on_cpu_trend, thresholds.cost_ns) && on_cpu_trend.r2 >= thresholds.cost_r2;
+    let cpu_grows = dearer(&on_cpu_trend, thresholds.cost_ns)
+        && on_cpu_trend.r2 >= thresholds.cost_r2
+        && is_busier(process, thresholds);
     if !cpu_grows && items.is_none() {
         return None;
     }
@@ -68,6 +73,19 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
             .to_owned(),
     );
     Some(finding)
+}
+
+/// The loops as a whole have more to do, or all that they can do. Where only requests become fewer, what is done beside them is not
+/// their cost.
+fn is_busier(process: &Process, thresholds: &Thresholds) -> bool {
+    /// Share of a CPU that leaves no room for more.
+    const BUSY: f64 = 0.8;
+    const NS_PER_S: f64 = 1e9;
+    let load = process.series(|point| Some(point.on_cpu_ns / NS_PER_S / point.length_s));
+    Trend::of(&smooth(&load)).is_some_and(|trend| {
+        trend.last >= BUSY
+            || trend.slope > 0.0 && trend.last >= (1.0 + (thresholds.cost_ratio - 1.0) * 0.5) * trend.first
+    })
 }
 
 /// Medians of successive windows, about a dozen of them: what one collection or one busy neighbour costs is gone.
@@ -122,50 +140,80 @@ fn name((kind, operation): &(WorkKind, String)) -> String {
 #[derive(Default)]
 struct Spent<'a> {
     requests: f64,
-    /// Samples in which the function is on the stack, and the most times it is on one.
     by_function: BTreeMap<(&'a str, Option<&'a str>), InFunction<'a>>,
 }
 
 struct InFunction<'a> {
-    samples: f64,
-    depth: usize,
     frame: &'a Frame,
+    /// Of stacks that the function is on.
+    ns: f64,
+    samples: f64,
+    /// The same times the frames between it and the innermost.
+    ns_frames: f64,
+    /// The most times that it is on one stack.
+    depth: usize,
+    /// The stack that it is on most often, or most time.
     stack: StackId,
+    stack_ns: u64,
 }
 
-#[expect(clippy::cast_precision_loss, reason = "samples")]
+impl InFunction<'_> {
+    fn below_top(&self) -> f64 {
+        self.ns_frames / self.ns.max(1.0)
+    }
+
+    fn is_own(&self) -> bool {
+        self.frame.file.as_deref().is_some_and(|file| !file.starts_with("node:"))
+    }
+
+    fn recurses(&self) -> bool {
+        self.depth >= RECURSION_MIN
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "nanoseconds of minutes, and frames")]
 fn spent<'a>(process: &'a Process, points: &[&Point]) -> Spent<'a> {
     let mut spent = Spent::default();
     for point in points {
         spent.requests += point.requests.unwrap_or(0.0);
-        for (stack, samples) in &point.profile {
+        for (stack, ns) in &point.profile {
             let Some(frames) = process.stacks.get(stack) else { continue };
-            let mut seen = BTreeMap::<(&str, Option<&str>), (usize, &Frame)>::new();
-            for frame in frames.iter().filter(|frame| frame.kind == FrameKind::Js) {
-                seen.entry((&frame.name, frame.file.as_deref())).or_insert((0, frame)).0 += 1;
+            let mut seen = BTreeMap::<(&str, Option<&str>), (usize, usize, &Frame)>::new();
+            for (at, frame) in frames.iter().enumerate().filter(|(_, frame)| frame.kind == FrameKind::Js) {
+                seen.entry((&frame.name, frame.file.as_deref())).or_insert((0, at, frame)).0 += 1;
             }
-            for (function, (depth, frame)) in seen {
+            for (function, (depth, at, frame)) in seen {
                 let sum = spent.by_function.entry(function).or_insert(InFunction {
-                    samples: 0.0,
-                    depth: 0,
                     frame,
+                    ns: 0.0,
+                    samples: 0.0,
+                    ns_frames: 0.0,
+                    depth: 0,
                     stack: *stack,
+                    stack_ns: 0,
                 });
-                sum.samples += *samples as f64;
-                if depth > sum.depth {
-                    (sum.depth, sum.stack) = (depth, *stack);
+                sum.ns += *ns as f64;
+                sum.samples += 1.0;
+                sum.ns_frames += *ns as f64 * at as f64;
+                if (depth.max(RECURSION_MIN), *ns) > (sum.depth.max(RECURSION_MIN), sum.stack_ns) {
+                    (sum.stack, sum.stack_ns) = (*stack, *ns);
                 }
+                sum.depth = sum.depth.max(depth);
             }
         }
     }
     spent
 }
 
-/// Names functions of which each request takes more and more samples: those that recurse first, as they walk the list.
+/// Names functions that each request spends more and more time in: those that recurse first, then those that hold nearly all of the
+/// growth, innermost first. What walks a list is one or the other.
 fn functions(process: &Process, finding: &mut Finding) {
     const SHOWN: usize = 3;
+    const CYCLE_SHOWN: usize = 6;
+    /// Of the growth of the function that grows most: its callers grow as much as it does, and tell less.
+    const NEARLY_ALL: f64 = 0.8;
     let points: Vec<&Point> = process.windows.iter().collect();
-    let part = points.len().div_ceil(4);
+    let part = points.len().div_ceil(3);
     let (Some(head), Some(tail)) = (points.get(..part), points.get(points.len() - part..)) else { return };
     let (before, after) = (spent(process, head), spent(process, tail));
     if before.requests <= 0.0 || after.requests <= 0.0 {
@@ -173,32 +221,38 @@ fn functions(process: &Process, finding: &mut Finding) {
     }
     let mut grown: Vec<(f64, f64, &InFunction<'_>)> = Vec::new();
     for (function, now) in &after.by_function {
-        let then = before.by_function.get(function).map_or(0.0, |then| then.samples) / before.requests;
-        let each = now.samples / after.requests;
-        if now.samples >= SAMPLES_MIN && each > 1.5 * then && !now.frame.name.is_empty() && now.frame.name != "[js]" {
+        let then = before.by_function.get(function).map_or(0.0, |then| then.ns) / before.requests;
+        let each = now.ns / after.requests;
+        let is_named = !now.frame.name.is_empty() && now.frame.name != "[js]";
+        if now.samples >= SAMPLES_MIN && each > GROWN * then && is_named && now.is_own() {
             grown.push((each - then, then, now));
         }
     }
-    let rank = |&(more, _, now): &(f64, f64, &InFunction<'_>)| {
-        let own = now.frame.file.as_deref().is_some_and(|file| !file.starts_with("node:"));
-        (now.depth >= RECURSION_MIN, own && now.frame.name != "(anonymous)", more)
-    };
-    grown.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
-    for (more, then, now) in grown.into_iter().take(SHOWN) {
-        let each = more + then;
-        let recursion =
-            if now.depth >= RECURSION_MIN { format!(" × {} on one stack", now.depth) } else { String::new() };
-        finding.evidence.push(Evidence {
-            text: format!(
-                "{}{recursion}: {:.2} samples in 100 requests at first, {:.2} at last",
-                sites::name_of(now.frame),
-                then * 100.0,
-                each * 100.0
-            ),
-            value: Some(round(each)),
-            unit: Some("samples a request".to_owned()),
-            stack: Some(now.stack),
-        });
+    let most = grown.iter().map(|(more, _, _)| *more).fold(0.0, f64::max);
+    grown.retain(|(more, _, now)| *more >= NEARLY_ALL * most || now.recurses());
+    grown.sort_by(|(more, _, a), (other, _, b)| {
+        b.recurses().cmp(&a.recurses()).then(a.below_top().total_cmp(&b.below_top())).then(other.total_cmp(more))
+    });
+    // Those of one cycle are one line.
+    let (cycle, rest): (Vec<_>, Vec<_>) = grown.into_iter().partition(|(_, _, now)| now.recurses());
+    if let Some(first) = cycle.first() {
+        let names: Vec<String> = cycle.iter().take(CYCLE_SHOWN).map(|(_, _, now)| sites::name_of(now.frame)).collect();
+        let more = if cycle.len() > CYCLE_SHOWN { ", …" } else { "" };
+        let depth = cycle.iter().map(|(_, _, now)| now.depth).max().unwrap_or(0);
+        finding.evidence.push(grown_function(&format!("{}{more} × {depth} on one stack", names.join(", ")), first));
+    }
+    for function in rest.iter().take(SHOWN) {
+        finding.evidence.push(grown_function(&sites::name_of(function.2.frame), function));
+    }
+}
+
+fn grown_function(name: &str, &(more, then, now): &(f64, f64, &InFunction<'_>)) -> Evidence {
+    let each = more + then;
+    Evidence {
+        text: format!("{name}: {} of each request at first, {} at last", milliseconds(then), milliseconds(each)),
+        value: Some(round(each)),
+        unit: Some("ns a request".to_owned()),
+        stack: Some(now.stack),
     }
 }
 

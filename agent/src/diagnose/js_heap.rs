@@ -2,10 +2,11 @@
 
 use super::{
     history::Process,
+    sites,
     thresholds::Thresholds,
     trend::{Trend, round},
 };
-use crate::report::model::{Evidence, Finding, Heap, Severity};
+use crate::report::model::{Evidence, Finding, Heap, Severity, SiteKind};
 
 /// A full collection: what it left, and the most that there was since the one before.
 #[derive(Clone, Copy, Debug)]
@@ -94,18 +95,29 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
         let text = format!("at this pace the heap is at its limit of {} in {}", bytes(limit), time(seconds));
         evidence.push(Evidence { text, value: Some(round(seconds)), unit: Some("s".to_owned()), stack: None });
     }
+    let makers = sites::makers(process, SiteKind::HeapArea);
+    let (allocators, names) = sites::allocators(process, &makers);
+    evidence.extend(allocators);
+    let mut next = Vec::new();
+    if let Some(name) = names.first() {
+        next.push(format!("look at {name} first: what does it make that is put where it stays?"));
+    }
+    next.extend([
+        "look for a Map, an array or a cache without a limit, and for listeners and closures that are added at each request".to_owned(),
+        "two heap snapshots some minutes apart, compared by constructor, name what is kept and by whom".to_owned(),
+    ]);
     Some(Finding {
         code: "memory.js_heap".to_owned(),
         severity,
         confidence: round((0.4 + 0.1 * count.min(5.0) + 0.07 * trend.r2).min(0.97)),
-        title: format!("JavaScript keeps objects: the heap grows by {} a minute after collection{per_request}", bytes(trend.slope * 60.0)),
+        title: format!(
+            "JavaScript keeps objects: the heap grows by {} a minute after collection{per_request}",
+            bytes(trend.slope * 60.0)
+        ),
         since: process.since(&series),
         growth: Some(trend.growth("bytes", requests)),
         evidence,
-        next: vec![
-            "look for a Map, an array or a cache without a limit, and for listeners and closures that are added at each request".to_owned(),
-            "two heap snapshots some minutes apart, compared by constructor, name what is kept and by whom".to_owned(),
-        ],
+        next,
     })
 }
 

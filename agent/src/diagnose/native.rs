@@ -10,8 +10,8 @@ use super::{
 use crate::report::model::{Evidence, Finding, Memory, Severity, SiteKind};
 
 /// Anonymous memory less what V8 accounts for; `None` where V8's part is not known.
-#[expect(clippy::cast_precision_loss, reason = "figures for trends")]
-pub fn rest(memory: &Memory) -> Option<f64> {
+#[must_use]
+pub fn rest(memory: &Memory) -> Option<i64> {
     if memory.heaps.is_empty() {
         return None;
     }
@@ -19,12 +19,13 @@ pub fn rest(memory: &Memory) -> Option<f64> {
         let parts = [heap.resident_bytes, heap.external_bytes, heap.malloced_bytes];
         parts.iter().flatten().sum::<u64>()
     });
-    Some(memory.resident.anonymous_bytes as f64 + memory.resident.swapped_bytes as f64 - of_v8.sum::<u64>() as f64)
+    let all = memory.resident.anonymous_bytes.saturating_add(memory.resident.swapped_bytes);
+    Some(all.cast_signed().saturating_sub(of_v8.sum::<u64>().cast_signed()))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for trends")]
 pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
-    let series = process.memory_series(rest);
+    let series = process.memory_series(|memory| rest(memory).map(|bytes| bytes as f64));
     let trend = Trend::of(&series)?;
     let resident = process.memory_series(|memory| Some(memory.resident.anonymous_bytes as f64));
     let of_resident = Trend::of(&resident)?;
@@ -65,7 +66,10 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
     if let Some(frame) = outside.first().and_then(|maker| sites::culprit(process, maker.stack)) {
         next.push(format!("look at {}: memory that it touches first does not come back", sites::name_of(frame)));
     } else {
-        next.push("agent diagnose shows the stacks that touch new pages".to_owned());
+        next.push(
+            "look at addons and libraries: none of the stacks that touched new pages leads out of Node.js itself"
+                .to_owned(),
+        );
     }
     Some(Finding {
         code: "memory.native".to_owned(),

@@ -104,3 +104,34 @@ pub fn evidence(makers: &[Maker], what: &str) -> Vec<Evidence> {
     }
     lines
 }
+
+/// Lines about the functions that use up areas of the heap, most first, and their names: what is kept is part of what is made.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "shares")]
+pub fn allocators(process: &Process, makers: &[Maker]) -> (Vec<Evidence>, Vec<String>) {
+    const SHOWN: usize = 3;
+    const SHARE_MIN: f64 = 0.1;
+    let all: u64 = makers.iter().map(|maker| maker.made).sum();
+    let mut functions = BTreeMap::<String, (u64, &Maker)>::new();
+    // The path that made most comes first, and is the one that is shown.
+    let mut by_made: Vec<&Maker> = makers.iter().collect();
+    by_made.sort_by_key(|maker| std::cmp::Reverse(maker.made));
+    for maker in by_made {
+        let Some(frame) = culprit(process, maker.stack) else { continue };
+        functions.entry(name_of(frame)).or_insert((0, maker)).0 += maker.made;
+    }
+    let mut functions: Vec<(String, (u64, &Maker))> = functions.into_iter().collect();
+    functions.sort_by_key(|(_, (made, _))| std::cmp::Reverse(*made));
+    functions.retain(|(_, (made, _))| *made as f64 >= SHARE_MIN * all.max(1) as f64);
+    functions.truncate(SHOWN);
+    let line = |(name, (made, maker)): &(String, (u64, &Maker))| Evidence {
+        text: format!(
+            "{:.0} % of what is made in the heap meanwhile is made in {name}",
+            *made as f64 / all as f64 * 100.0
+        ),
+        value: Some(*made as f64),
+        unit: Some("areas of the heap".to_owned()),
+        stack: Some(maker.stack),
+    };
+    (functions.iter().map(line).collect(), functions.into_iter().map(|(name, _)| name).collect())
+}

@@ -6,8 +6,8 @@ use agent_ebpf::{
     abi::family,
     spec::HITS_COUNT,
     state::{
-        AliveKey, FamilyCounters, MainLoop, RunQueueKey, ScopeOffsets, SiteKey, SiteState, Tally, Target, ThreadState,
-        WorkKey, WorkState, counter, target_flag,
+        AliveKey, Cluster, FamilyCounters, MainLoop, RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target,
+        ThreadState, WorkKey, WorkState, counter, target_flag,
     },
 };
 use aya::maps::{HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
@@ -30,13 +30,14 @@ pub enum MapsError {
 
 type Raw<const N: usize> = [u8; N];
 const TARGET: usize = size_of::<Target>();
+const CLUSTER: usize = size_of::<Cluster>();
 const THREAD: usize = size_of::<ThreadState>();
 const MAIN_LOOP: usize = size_of::<MainLoop>();
 const KEY: usize = size_of::<RunQueueKey>();
 const TALLY: usize = size_of::<Tally>();
 const WORK_KEY: usize = size_of::<WorkKey>();
 const WORK: usize = size_of::<WorkState>();
-const SCOPES: usize = size_of::<ScopeOffsets>();
+const SCRUTINY: usize = size_of::<Scrutiny>();
 const SITE_KEY: usize = size_of::<SiteKey>();
 const SITE: usize = size_of::<SiteState>();
 const ALIVE_KEY: usize = size_of::<AliveKey>();
@@ -83,12 +84,13 @@ impl Collections {
 /// Access to the maps; reading them costs a system call or two an entry.
 pub struct Maps {
     targets: HashMap<aya::maps::MapData, u32, Raw<TARGET>>,
+    clusters: HashMap<aya::maps::MapData, u32, Raw<CLUSTER>>,
     threads: HashMap<aya::maps::MapData, u32, Raw<THREAD>>,
     run_queue: HashMap<aya::maps::MapData, Raw<KEY>, u64>,
     works: HashMap<aya::maps::MapData, Raw<WORK_KEY>, Raw<WORK>>,
     tally: PerCpuArray<aya::maps::MapData, Raw<TALLY>>,
     main_loops: HashMap<aya::maps::MapData, u32, Raw<MAIN_LOOP>>,
-    scopes: HashMap<MapData, u32, Raw<SCOPES>>,
+    scrutiny: HashMap<MapData, u32, Raw<SCRUTINY>>,
     sites: HashMap<MapData, Raw<SITE_KEY>, Raw<SITE>>,
     alive: HashMap<MapData, Raw<ALIVE_KEY>, u64>,
 }
@@ -98,12 +100,13 @@ impl Maps {
     pub fn take(probes: &mut Probes) -> Result<Self, MapsError> {
         Ok(Self {
             targets: take(probes, "TARGETS")?,
+            clusters: take(probes, "CLUSTERS")?,
             threads: take(probes, "THREADS")?,
             run_queue: take(probes, "RUN_QUEUE")?,
             works: take(probes, "WORKS")?,
             tally: take(probes, "TALLY")?,
             main_loops: take(probes, "MAIN_LOOPS")?,
-            scopes: take(probes, "SCOPES")?,
+            scrutiny: take(probes, "SCRUTINY")?,
             sites: take(probes, "SITES")?,
             alive: take(probes, "ALIVE")?,
         })
@@ -132,6 +135,13 @@ impl Maps {
         self.targets.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "TARGETS", source })
     }
 
+    /// Backends of this postmaster are traced from now on, those that it has and those to come; or their layout is known better.
+    pub fn add_cluster(&mut self, postmaster: u32, cluster: Cluster) -> Result<(), MapsError> {
+        let mut value = [0; CLUSTER];
+        value.copy_from_slice(cluster.as_bytes());
+        self.clusters.insert(&postmaster, &value, 0).map_err(|source| MapsError::Access { name: "CLUSTERS", source })
+    }
+
     /// Tells which loop the main thread of a process turns, which is to become a target.
     pub fn add_main_loop(&mut self, tgid: u32, main: MainLoop) -> Result<(), MapsError> {
         let mut value = [0; MAIN_LOOP];
@@ -139,11 +149,11 @@ impl Maps {
         self.main_loops.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "MAIN_LOOPS", source })
     }
 
-    /// Tells the kernel half where a process's isolates keep their handle scopes.
-    pub fn set_scopes(&mut self, tgid: u32, scopes: ScopeOffsets) -> Result<(), MapsError> {
-        let mut value = [0; SCOPES];
-        value.copy_from_slice(scopes.as_bytes());
-        self.scopes.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "SCOPES", source })
+    /// Tells the kernel half what to look at in a process.
+    pub fn set_scrutiny(&mut self, tgid: u32, scrutiny: Scrutiny) -> Result<(), MapsError> {
+        let mut value = [0; SCRUTINY];
+        value.copy_from_slice(scrutiny.as_bytes());
+        self.scrutiny.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "SCRUTINY", source })
     }
 
     /// Adds the state of a thread that the kernel half has not seen; its own is the better one.
@@ -158,6 +168,7 @@ impl Maps {
     /// From now on, nothing of this process is recorded; what the maps hold of it stays to be read.
     pub fn quiet_target(&mut self, tgid: u32) {
         let _ = self.targets.remove(&tgid);
+        let _ = self.clusters.remove(&tgid);
     }
 
     /// Forgets a target and all that the maps hold of it. Entries that are gone already are no error.

@@ -6,7 +6,7 @@ use agent_ebpf::spec::Component;
 
 use super::{
     elf::{ElfFile, FileAddr},
-    emulate::{Decoded, Machine, SCRATCH, UNKNOWN},
+    emulate::{Known, Machine, SCRATCH, UNKNOWN},
     handles,
     memory::{LiveMemory, Memory},
     node::NodeFiles,
@@ -78,7 +78,7 @@ pub struct HeapReader {
     statistics: UserAddr,
     handles: Option<UserAddr>,
     default_loop: Option<UserAddr>,
-    decoded: Decoded,
+    known: Known,
 }
 
 /// Words of an object that are looked through for the address of an isolate.
@@ -105,7 +105,7 @@ impl HeapReader {
             statistics: live(&v8.elf, v8.bias, STATISTICS)?,
             handles: live(&v8.elf, v8.bias, HANDLES),
             default_loop: uv.and_then(|file| live(&file.elf, file.bias, DEFAULT_LOOP)),
-            decoded: Decoded::default(),
+            known: Known::default(),
         })
     }
 
@@ -117,7 +117,7 @@ impl HeapReader {
     /// The loop of the main thread.
     pub fn default_loop(&mut self) -> Option<UserAddr> {
         let function = self.default_loop?;
-        let mut machine = Machine::new(&self.memory, &mut self.decoded);
+        let mut machine = Machine::new(&self.memory, &mut self.known);
         machine.call(function, [0; 2]).ok().filter(|at| *at != 0 && *at != UNKNOWN).map(UserAddr)
     }
 
@@ -163,7 +163,7 @@ impl HeapReader {
         const BLOCKS_SIZE: u64 = 24;
         const ISOLATE_BYTES_MAX: u64 = 1 << 20;
         let function = self.handles?;
-        let mut machine = Machine::new(&self.memory, &mut self.decoded);
+        let mut machine = Machine::new(&self.memory, &mut self.known);
         let (_, loads) = machine.call_and_watch(function, [isolate.0, 0]).ok()?;
         let own = |at: u64| at.checked_sub(isolate.0).filter(|offset| *offset < ISOLATE_BYTES_MAX);
         let (at, implementer) = *loads.first()?;
@@ -181,7 +181,8 @@ impl HeapReader {
 
     /// The figures of an isolate, as its own functions give them.
     pub fn read(&mut self, isolate: UserAddr) -> Option<HeapFigures> {
-        let mut machine = Machine::new(&self.memory, &mut self.decoded);
+        let mut machine = Machine::new(&self.memory, &mut self.known);
+        machine.read_ahead();
         for at in (SCRATCH..SCRATCH + offset::END).step_by(8) {
             machine.set_word(at, UNKNOWN).ok()?;
         }
@@ -203,12 +204,17 @@ impl HeapReader {
             global_handles_bytes: figure(offset::USED_GLOBAL_HANDLES),
             scope_handles: None,
         };
-        if let Some(function) = self.handles
-            && let Ok(handles) = machine.call(function, [isolate.0, 0])
-        {
-            figures.scope_handles = Some(handles & 0xffff_ffff).filter(|_| handles != UNKNOWN);
-        }
+        machine.keep_pages();
+        figures.scope_handles = self.scope_handles(isolate);
         Some(figures)
+    }
+
+    /// Handles in open handle scopes.
+    pub fn scope_handles(&mut self, isolate: UserAddr) -> Option<u64> {
+        let function = self.handles?;
+        let mut machine = Machine::new(&self.memory, &mut self.known);
+        let handles = machine.call(function, [isolate.0, 0]).ok()?;
+        (handles != UNKNOWN).then_some(handles & 0xffff_ffff)
     }
 }
 

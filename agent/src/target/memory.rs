@@ -45,6 +45,11 @@ pub trait Memory {
         Ok(u64::from_le_bytes(bytes))
     }
 
+    /// Fills those buffers that can be filled; which these are, in their order.
+    fn read_many(&self, parts: &mut [(UserAddr, &mut [u8])]) -> Vec<bool> {
+        parts.iter_mut().map(|(at, into)| self.read_at(*at, into).is_ok()).collect()
+    }
+
     /// Fills those parts that can be read, and marks them.
     fn read_parts(&self, parts: &mut [Part]) {
         for part in parts {
@@ -83,6 +88,29 @@ impl Memory for LiveMemory {
             }
             Ok(_) | Err(_) => Err(Unreadable(at)),
         }
+    }
+
+    fn read_many(&self, parts: &mut [(UserAddr, &mut [u8])]) -> Vec<bool> {
+        let mut done = Vec::with_capacity(parts.len());
+        let mut rest = parts;
+        while !rest.is_empty() {
+            let most = rest.len().min(PARTS_MAX);
+            let (batch, _) = rest.split_at_mut(most);
+            let mut bytes = system::read_vectors(self.pid, batch).unwrap_or(0);
+            let mut whole = 0;
+            for (_, into) in batch.iter() {
+                let Some(rest) = bytes.checked_sub(into.len()) else { break };
+                bytes = rest;
+                whole += 1;
+                done.push(true);
+            }
+            if let Some((at, into)) = batch.get_mut(whole) {
+                done.push(self.read_at(*at, into).is_ok());
+                whole += 1;
+            }
+            rest = rest.get_mut(whole..).unwrap_or_default();
+        }
+        done
     }
 
     fn read_parts(&self, parts: &mut [Part]) {

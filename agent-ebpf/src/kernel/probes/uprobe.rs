@@ -95,6 +95,11 @@ fn probe(ctx: &ProbeContext) -> u32 {
         id::HANDLE_CREATE => create_handle(ctx, state),
         id::HANDLE_DESTROY | id::HANDLE_RELEASE => sites::gone_handle(state.tgid, arg(ctx, 0)),
         id::SCOPE_EXTEND => extend_scope(ctx, state),
+        id::HEAP_ALLOCATE => {
+            if let Some(target) = thread::target(state.tgid) {
+                sites::made(ctx, state, &target, site::HEAP_AREA, 1);
+            }
+        }
         id::GC_START => {
             state.gc_started_ns = now_ns();
             state.gc_heap = arg(ctx, 0);
@@ -173,20 +178,21 @@ fn create_handle(ctx: &ProbeContext, state: &mut ThreadState) {
 #[inline(always)]
 fn extend_scope(ctx: &ProbeContext, state: &mut ThreadState) {
     let Some(target) = thread::target(state.tgid) else { return };
-    let Some(scopes) = maps::SCOPES.get_ptr(&state.tgid) else { return };
-    // SAFETY: a value of a preallocated map, written once.
-    let scopes = unsafe { *scopes };
+    let Some(scrutiny) = sites::scrutiny(state.tgid) else { return };
+    if scrutiny.scope_implementer == 0 {
+        return;
+    }
     let isolate = arg(ctx, 0);
-    let implementer = read_user::<u64>(isolate + u64::from(scopes.implementer));
+    let implementer = read_user::<u64>(isolate + u64::from(scrutiny.scope_implementer));
     let blocks = read_user::<u64>(implementer + offset::BLOCKS_SIZE);
-    let next = read_user::<u64>(isolate + u64::from(scopes.next));
+    let next = read_user::<u64>(isolate + u64::from(scrutiny.scope_next));
     if blocks == 0 || blocks > 1 << 32 {
         return;
     }
     let data = read_user::<u64>(implementer + offset::BLOCKS_DATA);
     let last = read_user::<u64>(data + (blocks - 1) * 8);
     if next == last + BLOCK_BYTES {
-        sites::made(ctx, state, &target, site::SCOPE_BLOCK);
+        sites::made(ctx, state, &target, site::SCOPE_BLOCK, 1);
     }
 }
 

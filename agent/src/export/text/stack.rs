@@ -2,7 +2,7 @@
 
 use super::format::safe;
 use crate::report::{
-    flame::short_file,
+    flame::{Fold, fold, short_file},
     model::{Class, Frame, FrameKind, OffReason, StackId},
     names,
     summary::Summary,
@@ -66,20 +66,29 @@ fn part(shown: &mut Vec<String>, summary: &Summary, id: Option<StackId>, at_most
         shown.push(format!("stack {}", String::from(id)));
         return false;
     };
-    let mut last = String::new();
-    let mut n = 0;
-    for frame in stack.frames.iter().filter(|frame| !is_noise(frame)) {
-        let name = name(frame);
-        // A run of frames without names is one.
-        if name == last {
-            continue;
-        }
-        last.clone_from(&name);
-        if n == at_most {
+    let mut names: Vec<String> =
+        stack.frames.iter().filter(|frame| !is_noise(frame)).map(|frame| name(frame)).collect();
+    // A run of frames without names is one.
+    names.dedup_by(|a, b| a == b && a == names::UNNAMED_JS);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut left = at_most;
+    for Fold { items, times } in fold(&names) {
+        if left == 0 {
             return true;
         }
-        n += 1;
-        shown.push(name);
+        if times == 1 {
+            shown.extend(items.iter().take(left).map(|name| (*name).to_owned()));
+            if items.len() > left {
+                return true;
+            }
+            left -= items.len();
+        } else {
+            shown.push(match items.as_slice() {
+                [one] => format!("{one} × {times}"),
+                cycle => format!("({}) × {times}", cycle.join(" ← ")),
+            });
+            left = left.saturating_sub(items.len());
+        }
     }
     false
 }

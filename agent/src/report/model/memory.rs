@@ -19,6 +19,24 @@ pub struct Memory {
     pub sites: Vec<Site>,
 }
 
+impl Memory {
+    /// Puts one stack in another's place; sites that are then the same become one.
+    pub fn rename_stacks(&mut self, name: impl Fn(u64) -> u64) {
+        let mut sites = BTreeMap::<(SiteKind, StackId), Site>::new();
+        for site in &self.sites {
+            let &Site { kind, stack, made, gone, strong, weak } = site;
+            let stack = StackId(name(stack.0));
+            let sum = sites.entry((kind, stack)).or_insert(Site { kind, stack, ..Site::default() });
+            sum.made += made;
+            sum.gone += gone;
+            sum.strong += strong;
+            sum.weak += weak;
+        }
+        self.sites = sites.into_values().collect();
+        self.sites.sort_by_key(|site| std::cmp::Reverse(site.made.saturating_sub(site.gone)));
+    }
+}
+
 /// Resident memory as the kernel counts it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resident {
@@ -91,4 +109,5 @@ pub enum SiteKind {
     GlobalHandle,
     ScopeBlock,
     Page,
+    HeapArea,
 }

@@ -35,6 +35,7 @@ pub mod proof;
 mod rows;
 pub mod script;
 pub mod strings;
+pub mod suspended;
 pub mod trial;
 
 use code::Codes;
