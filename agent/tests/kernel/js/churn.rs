@@ -72,9 +72,14 @@ struct Checker<'a> {
 impl Checker<'_> {
     /// Checks one stack of a window that ended then.
     fn stack(&mut self, stack: &Stack, window_end: f64) {
-        let frames: Vec<&Frame> = stack.js().collect();
+        // An address in no mapping any more is of some function, too: of which is not known.
+        let on_stack = stack.frames.iter().take_while(|frame| frame.kind != "async");
+        let frames: Vec<&Frame> = on_stack.filter(|frame| frame.is_js() || frame.kind == "unknown").collect();
         for (index, frame) in frames.iter().enumerate() {
             self.frames += 1;
+            if frame.kind == "unknown" {
+                continue;
+            }
             if frame.is_unknown() {
                 continue;
             }
