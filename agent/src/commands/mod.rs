@@ -8,6 +8,7 @@ mod discover;
 pub mod doctor;
 mod driver;
 mod javascript;
+mod heap;
 pub mod launch;
 mod lookout;
 mod postgres;
@@ -33,6 +34,7 @@ pub fn run(cli: &Cli) -> u8 {
         Command::Diagnose(args) => diagnose::run(args),
         Command::Profile(args) => profile::run(args),
         Command::Report(args) => report::run(args),
+        Command::Heap(args) => heap::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions { shell } => {
             let mut text = Vec::new();
