@@ -9,6 +9,8 @@ pub mod history;
 mod js_heap;
 mod native;
 mod sites;
+#[cfg(test)]
+mod tests;
 mod thresholds;
 mod trend;
 
@@ -44,6 +46,11 @@ impl Diagnosis {
             return Vec::new();
         }
         if self.has_findings { Vec::new() } else { self.findings(&record.time) }
+    }
+
+    #[must_use]
+    pub fn history(&self) -> &History {
+        &self.history
     }
 
     /// What is wrong by now, worst first.

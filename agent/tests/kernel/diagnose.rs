@@ -275,7 +275,7 @@ fn objects_that_javascript_keeps_are_found_and_who_makes_them_named() {
         handles(OLD, &["global", "--healthy"], 200),
         handles(NEW, &["scope", "--healthy"], 200),
     ]);
-    let diagnosis = diagnose(&bench, &stories, 40);
+    let diagnosis = diagnose(&bench, &stories, 45);
     for story in &stories[..2] {
         let finding = diagnosis.only(story, "memory.js_heap");
         assert!(number(get(finding, "growth"), "per_request") > 1000.0, "{finding}");

@@ -110,11 +110,7 @@ fn switch<C: EbpfContext>(ctx: &C, next: u32, left: impl FnOnce() -> Left) {
 /// Stays of so many nanoseconds or more are events of their own.
 #[inline(always)]
 fn threshold_ns(class: u32) -> u64 {
-    if class == class::EVENT_LOOP {
-        globals::LOOP_OFF_CPU_MIN_NS.load()
-    } else {
-        globals::OTHER_OFF_CPU_MIN_NS.load()
-    }
+    if class == class::EVENT_LOOP { globals::LOOP_OFF_CPU_MIN_NS.load() } else { globals::OTHER_OFF_CPU_MIN_NS.load() }
 }
 
 #[inline(always)]
