@@ -7,6 +7,7 @@ pub enum Component {
     Libuv,
     V8,
     Node,
+    Postgres,
 }
 
 /// Probes that are attached and detached together, over one link a file.
@@ -20,6 +21,8 @@ pub enum Group {
     Calibration,
     /// The boundaries of event-loop phases: some hits a turn, so they are sampled in time where turns are fast.
     Phases,
+    /// Waits for locks in PostgreSQL: hit only where a backend waits.
+    Postgres,
     /// The end of each HTTP request: one hit a request, so sampled in time where they are many.
     Requests,
     /// What makes global handles: up to some hits a request, so on suspicion, for seconds.
@@ -39,6 +42,7 @@ pub enum Feature {
     ThreadPool,
     Gc,
     HeapLimit,
+    PostgresLocks,
     Requests,
     Handles,
 }
@@ -109,6 +113,12 @@ pub mod id {
     pub const GC_EVACUATION_JOB: u64 = 52;
     pub const GC_POINTERS_JOB: u64 = 53;
     pub const COMPILE_JOB: u64 = 54;
+
+    /// PostgreSQL's, of a program of their own: from [`super::HITS_POSTGRES`] on.
+    pub const LOCK_WAIT: u64 = 96;
+    pub const LOCK_GRANTED: u64 = 97;
+    pub const LOCK_GIVEN_UP: u64 = 98;
+    pub const LOCK_DEADLOCK: u64 = 99;
 }
 
 /// One row: a uprobe.
@@ -131,9 +141,9 @@ pub struct Probe {
 }
 
 macro_rules! probes {
-    ($($id:ident $name:literal $component:ident $group:ident $feature:ident $required:literal $place:expr, $args:expr, [$($symbol:literal),* $(,)?];)*) => {
-        /// Every uprobe.
-        pub static PROBES: &[Probe] = &[$(Probe {
+    ($(#[$meta:meta])* $table:ident: $($id:ident $name:literal $component:ident $group:ident $feature:ident $required:literal $place:expr, $args:expr, [$($symbol:literal),* $(,)?];)*) => {
+        $(#[$meta])*
+        pub static $table: &[Probe] = &[$(Probe {
             id: id::$id,
             name: $name,
             component: Component::$component,
@@ -150,6 +160,8 @@ macro_rules! probes {
 use Place::{AfterCall, Entry};
 
 probes! {
+    /// Every uprobe in Node.js.
+    PROBES:
     RUN_TIMERS "run_timers" Libuv Phases Phases true Entry, arg::RDI, ["uv__run_timers"];
     TIMERS_DONE "timers_done" Libuv Phases Phases false AfterCall { caller: "uv_run", callee: "uv__run_timers" }, arg::NONE, [];
     RUN_IDLE "run_idle" Libuv Phases Phases true Entry, arg::RDI, ["uv__run_idle"];
@@ -247,6 +259,19 @@ probes! {
     ];
 }
 
+// All of them are exported, as extensions may call them: stripped builds have them too.
+probes! {
+    /// Every uprobe in PostgreSQL.
+    POSTGRES_PROBES:
+    // (LOCALLOCK*, ..), with the lock's partition locked up to version 17: its lists stand still.
+    LOCK_WAIT "lock_wait" Postgres Postgres PostgresLocks true Entry, arg::RDI, ["ProcSleep"];
+    // Called by the waiter itself, when it finds that the lock is its own now.
+    LOCK_GRANTED "lock_granted" Postgres Postgres PostgresLocks true Entry, arg::NONE, ["GrantAwaitedLock"];
+    // Called by a waiter that is cancelled, or that would wait in vain.
+    LOCK_GIVEN_UP "lock_given_up" Postgres Postgres PostgresLocks true Entry, arg::NONE, ["RemoveFromWaitQueue"];
+    LOCK_DEADLOCK "lock_deadlock" Postgres Postgres PostgresLocks false Entry, arg::NONE, ["DeadLockReport"];
+}
+
 /// How a program hangs on a tracepoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -323,7 +348,9 @@ tracepoints! {
 
 /// Slots of the hit counters: uprobes by id, then tracepoints in the order of [`TRACEPOINTS`].
 pub const HITS_TRACEPOINTS: u32 = 64;
-pub const HITS_COUNT: u32 = HITS_TRACEPOINTS + 32;
+/// From here on those of PostgreSQL, by id.
+pub const HITS_POSTGRES: u32 = HITS_TRACEPOINTS + 32;
+pub const HITS_COUNT: u32 = HITS_POSTGRES + 8;
 
 /// The slot of a tracepoint's program.
 ///
@@ -356,4 +383,4 @@ const fn same(left: &[u8], right: &[u8]) -> bool {
     true
 }
 
-const _: () = assert!(TRACEPOINTS.len() <= (HITS_COUNT - HITS_TRACEPOINTS) as usize);
+const _: () = assert!(TRACEPOINTS.len() <= (HITS_POSTGRES - HITS_TRACEPOINTS) as usize);

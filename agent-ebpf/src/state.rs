@@ -1,7 +1,7 @@
 //! Values of the maps that both halves touch.
 
 use crate::{
-    abi::{event_loop::Ledger, family, record},
+    abi::{event_loop::Ledger, family, postgres::LockTag, record},
     spec::HITS_COUNT,
 };
 
@@ -195,6 +195,16 @@ record! {
 }
 
 record! {
+    /// A PostgreSQL cluster whose backends are traced, keyed by the tgid of its postmaster, the parent of each of them.
+    pub struct Cluster[16] {
+        /// Offsets in `PGPROC`: of the process id, and of the lock that is waited for; 0 is not known.
+        pub proc_pid: u32,
+        pub proc_wait_lock: u32,
+        pub reserved: u64,
+    }
+}
+
+record! {
     /// The loop that the main thread of a process turns, keyed by tgid: a trace may begin while the thread turns another, as
     /// `execSync` has it.
     pub struct MainLoop[16] {
@@ -239,6 +249,21 @@ record! {
 }
 
 record! {
+    /// A wait for a lock that a backend is in, keyed by its tgid: see [`crate::abi::postgres`].
+    pub struct LockWaitState[56] {
+        pub started_ns: u64,
+        pub lock: u64,
+        pub tag: LockTag,
+        pub cluster: u32,
+        pub pid: u32,
+        pub mode: u32,
+        /// 1 once its end was sent.
+        pub ended: u32,
+        pub reserved: u64,
+    }
+}
+
+record! {
     /// What a site made, and what of it is gone, since the trace began; as far as it was watched.
     pub struct SiteState[16] {
         pub made: u64,
@@ -256,7 +281,7 @@ record! {
 
 record! {
     /// All tallies of the kernel half, one value a CPU: user space reads them with a single call.
-    pub struct Tally[968] {
+    pub struct Tally[1056] {
         pub families: [FamilyCounters; family::COUNT],
         /// By [`counter`].
         pub counters: [u64; counter::COUNT],
@@ -344,7 +369,9 @@ pub mod counter {
     pub const STACK_BUSY: u32 = 9;
     /// A thing or a site could not be tracked: the map was full, or its place was not known.
     pub const SITES_FULL: u32 = 10;
-    pub const COUNT: usize = 11;
+    /// A wait for a lock was not followed: the map was full.
+    pub const LOCK_WAITS_FULL: u32 = 11;
+    pub const COUNT: usize = 12;
     pub const NAMES: [&str; COUNT] = [
         "threads_full",
         "works_full",
@@ -357,6 +384,7 @@ pub mod counter {
         "frames_walked",
         "stack_busy",
         "sites_full",
+        "lock_waits_full",
     ];
 }
 
@@ -366,6 +394,7 @@ pub mod counter {
 pub mod global {
     pub const TASK_PID: &str = "TASK_PID";
     pub const TASK_TGID: &str = "TASK_TGID";
+    pub const TASK_REAL_PARENT: &str = "TASK_REAL_PARENT";
     pub const TASK_STATE: &str = "TASK_STATE";
     pub const TASK_EXIT_CODE: &str = "TASK_EXIT_CODE";
     /// 1 where `sched_switch` passes the previous state as its fourth argument (5.18 and newer).

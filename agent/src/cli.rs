@@ -43,13 +43,14 @@ Examples:
   agent trace --pid 4121 --slow-turn 50ms                  each turn longer than 50 ms one by one
   agent trace --pid 4121 --off-cpu-threshold 0             every stay off CPU, however short
   agent trace --follow -- node server.js                   from the first instruction, children too
+  agent trace --pid 812                                    a PostgreSQL server: who waits for whose lock
 
 The process is not stopped, signalled or changed: no flag, no restart, no inspector.";
 
 const DIAGNOSE_EXAMPLES: &str = "\
 Examples:
   agent diagnose --pid 4121                                a minute, then what is wrong, worst first
-  agent diagnose --all --duration 5m                       every Node.js process of this host
+  agent diagnose --all --duration 5m                       every Node.js and PostgreSQL process of this host
   agent diagnose --pid 4121 --format ndjson                one JSON object a finding
   agent diagnose --pid 4121 --threshold handles=50         take a smaller growth for one
 
@@ -107,7 +108,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Trace a Node.js process: event loop, thread pool, garbage collection, off-CPU time, run queue
+    /// Trace a Node.js process (event loop, thread pool, garbage collection, off-CPU time, run queue), or a PostgreSQL server (locks)
     #[command(after_help = TRACE_EXAMPLES)]
     Trace(TraceArgs),
     /// Say what is wrong with a process: what grows, how fast, who makes it, and what to do
@@ -146,6 +147,16 @@ pub enum Phases {
     Always,
     /// Never: time on CPU is not split by phase
     Never,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Statements {
+    /// Not shown, but for what autovacuum says of itself
+    None,
+    /// Without their literals
+    Fingerprint,
+    /// As they are: they may hold secrets
+    Whole,
 }
 
 #[derive(Args, Debug)]
@@ -197,6 +208,14 @@ pub struct TraceArgs {
     /// Trace Node.js processes that the process starts, too
     #[arg(long)]
     pub follow: bool,
+
+    /// Watch the locks of this PostgreSQL server too, and say which of the process's connections wait for them
+    #[arg(long, value_name = "PID")]
+    pub postgres: Option<u32>,
+
+    /// Statements of PostgreSQL's backends
+    #[arg(long, value_enum, default_value = "fingerprint")]
+    pub pg_statements: Statements,
 
     /// How often figures are summed up
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = window)]
@@ -402,7 +421,7 @@ pub struct DiagnoseArgs {
     #[arg(short, long, value_name = "PID", required_unless_present = "all", conflicts_with = "all")]
     pub pid: Vec<u32>,
 
-    /// Every Node.js process of this host
+    /// Every Node.js process and every PostgreSQL cluster of this host
     #[arg(short, long)]
     pub all: bool,
 

@@ -4,6 +4,7 @@
 
 mod account;
 mod input;
+mod postgres;
 mod process;
 mod stacks;
 
@@ -13,7 +14,8 @@ use agent_ebpf::{abi::family, state::ThreadState};
 use zerocopy::FromBytes;
 
 use account::Account;
-pub use input::{HitCost, Input, SelfCost, TargetFacts, Tick};
+pub use input::{Await, ClusterFacts, HitCost, Input, SelfCost, TargetFacts, Tick};
+use postgres::Clusters;
 use process::Process;
 use stacks::{Needed, Stacks};
 
@@ -26,7 +28,7 @@ use crate::{
         turns::{Pause, SlowTurn},
     },
     counters::{Counters, Reason},
-    decode::{self, Class, Decoder, Event, Frames},
+    decode::{self, Class, Decoder, Event, Frames, UserFrame, UserFrames},
     limits::{GC_PAUSES_WINDOW_MAX, SLOW_TURNS_RUN_MAX, TARGETS_MAX},
     report::{
         Body, Record, build,
@@ -44,6 +46,8 @@ pub enum Output {
     NeedSymbols { stack: StackId, pid: Pid, frames: Frames },
     /// The class whose vtable this is; answered by [`Input::WorkClass`].
     NeedWorkClass { pid: Pid, vtable: UserAddr },
+    /// Async calls that a process awaits just now; answered by [`Input::Awaits`].
+    NeedAwaits { pid: Pid },
 }
 
 /// The state of a trace.
@@ -56,6 +60,7 @@ pub struct Core {
     gone: BTreeSet<Pid>,
     run_queue: RunQueueBook,
     stacks: Stacks,
+    clusters: Clusters,
     account: Account,
     counters: Counters,
     slow_turns: u64,
@@ -72,6 +77,12 @@ impl Core {
     pub fn step(&mut self, input: Input) -> Vec<Output> {
         match input {
             Input::Target(facts) => self.target(*facts),
+            Input::Cluster(facts) => self.cluster(&facts),
+            Input::PgReading(reading) => self.clusters.read(*reading, &mut self.counters),
+            Input::PgClient { client, cluster, backends } => self.clusters.serve(client, cluster, backends),
+            Input::PgRelation { cluster, database, relation, name } => {
+                self.clusters.name(cluster, (database, relation), name);
+            }
             Input::TargetGone { pid, now } => self.target_gone(pid, now),
             Input::Records { family, bytes } => self.records(family, &bytes),
             Input::Tick(tick) => self.tick(&tick),
@@ -83,6 +94,7 @@ impl Core {
                     self.need(Some(stack));
                 }
             }
+            Input::Awaits { pid, at, awaits } => self.awaits(pid, at, awaits),
             Input::WorkClass { pid, vtable, class } => {
                 if let Some(process) = self.processes.get_mut(&pid) {
                     process.book.pool.learn(vtable, class.as_deref());
@@ -98,17 +110,43 @@ impl Core {
         std::mem::take(&mut self.out)
     }
 
+    /// Calls that a client of a cluster has suspended, each way to one of them as a stack.
+    fn awaits(&mut self, pid: Pid, at: MonoNs, awaits: Vec<Await>) {
+        let mut told = Vec::new();
+        for Await { stack, count, frames, major_gcs, gcs } in awaits {
+            let awaits =
+                frames.into_iter().map(|(object, bytecode_offset)| UserFrame { pc: 0, object, bytecode_offset });
+            let frames = UserFrames { awaits: awaits.collect(), major_gcs, gcs, ..UserFrames::default() };
+            let stack = decode::Stack { id: stack, frames: Frames::User(Box::new(frames)) };
+            told.push((stack.id, count));
+            self.out.extend(self.stacks.keep(pid, at, stack, &mut self.counters));
+        }
+        self.clusters.awaited(pid, told);
+    }
+
     fn record(&mut self, at: MonoNs, pid: Pid, body: Body) {
         let time = self.clock.wall(at).to_string();
         self.out.push(Output::Record(Box::new(Record { schema_version: SCHEMA_VERSION, time, pid: pid.0, body })));
     }
 
-    fn target(&mut self, facts: TargetFacts) {
+    /// The first thing that is traced begins the trace.
+    fn begin(&mut self, since: MonoNs, clock: Clock) {
         if self.since.is_none() {
-            self.since = Some(facts.since);
-            self.clock = facts.clock;
-            self.account.begin(facts.since);
+            self.since = Some(since);
+            self.clock = clock;
+            self.account.begin(since);
         }
+    }
+
+    fn cluster(&mut self, facts: &ClusterFacts) {
+        self.begin(facts.since, facts.clock);
+        let (pid, since) = (facts.pid, facts.since);
+        self.record(since, pid, Body::PgCluster(Box::new(postgres::cluster_record(facts, self.clock))));
+        self.clusters.add(pid, since, &mut self.counters);
+    }
+
+    fn target(&mut self, facts: TargetFacts) {
+        self.begin(facts.since, facts.clock);
         let (pid, since) = (facts.pid, facts.since);
         let body = Body::Target(process::target_record(&facts, self.clock));
         self.record(since, pid, body);
@@ -123,6 +161,10 @@ impl Core {
     }
 
     fn target_gone(&mut self, pid: Pid, now: MonoNs) {
+        if self.clusters.remove(pid) {
+            let (code, message) = ("postgres_gone".to_owned(), "the PostgreSQL server is gone".to_owned());
+            self.record(now, pid, Body::Warning(Warning { code, message }));
+        }
         let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.exited.is_none() {
             process.exited = Some(now);
@@ -146,6 +188,10 @@ impl Core {
 
     fn event(&mut self, event: Event) {
         let Event { pid, tid, at, body } = event;
+        if let decode::Body::LockWait(_) | decode::Body::LockEnd(_) = body {
+            self.clusters.event(pid, at, &body, &mut self.counters);
+            return;
+        }
         if !self.processes.contains_key(&pid) {
             // A child that is followed: its facts come when the driver has found them.
             if self.gone.contains(&pid) {
@@ -173,6 +219,7 @@ impl Core {
             decode::Body::OffCpu(stay) => process.book.off_cpu(tid, &stay, at, &mut self.counters),
             decode::Body::Stack(stack) => self.out.extend(self.stacks.keep(pid, at, stack, &mut self.counters)),
             decode::Body::Sample(sample) => process.book.sample(tid, &sample, at, &mut self.counters),
+            decode::Body::LockWait(_) | decode::Body::LockEnd(_) => {}
             decode::Body::Fork { .. } | decode::Body::Exec { .. } | decode::Body::Exit(_) => {
                 let body = process.life(pid, tid, at, &body, &mut self.counters);
                 if let Some(body) = body {
@@ -220,6 +267,17 @@ impl Core {
             let run_queue = of_process(&mut latencies, pid);
             self.close_window(pid, tick, threads, run_queue);
         }
+        for (pid, at, body) in self.clusters.close(tick.now, self.clock) {
+            let stacks: Vec<_> = match &body {
+                Body::PgClient(client) => client.awaits.iter().map(|call| call.stack.0).collect(),
+                _ => Vec::new(),
+            };
+            self.record(at, pid, body);
+            for stack in stacks {
+                self.need(Some(stack));
+            }
+        }
+        self.out.extend(self.clusters.wanted().into_iter().map(|pid| Output::NeedAwaits { pid }));
         let body = Body::Agent(Box::new(self.account.close(tick, &self.counters)));
         self.record(tick.now, Pid(0), body);
     }

@@ -57,6 +57,18 @@ reasons! {
     LifeOmitted "life_omitted",
     /// A bucket of the run-queue histogram was not followed.
     RunQueueFull "run_queue_full",
+    /// A wait for a lock was not followed: more than [`crate::limits::PG_PARTIES_MAX`] or [`crate::limits::PG_LOCKS_MAX`].
+    LockWaitsFull "lock_waits_not_followed",
+    /// A wait for a lock ended that was not seen to begin, nor found in the lock table.
+    LockWaitUnseen "lock_wait_unseen",
+    /// A wait for a lock was over without a record of its end.
+    LockEndUnseen "lock_end_unseen",
+    /// A lock changed while it was read from the server's memory, each time that it was tried.
+    LockTorn "lock_torn",
+    /// A deadlock is counted but not reported by itself.
+    DeadlockOmitted "deadlock_omitted",
+    /// A record of a PostgreSQL cluster that is not traced.
+    ClusterUnknown "cluster_unknown",
     /// Times in a record contradict each other; they were clamped.
     TimeInverted "time_inverted",
 }

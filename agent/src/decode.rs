@@ -3,6 +3,8 @@
 //! A record that is cut short or unknown is an error of that record alone. A code that is not known becomes `Unknown` and is
 //! counted, as the rest of its record is still good.
 
+mod postgres;
+
 pub use agent_ebpf::abi::stack::{Leaf, UserFrame};
 use agent_ebpf::abi::{
     Header,
@@ -10,6 +12,7 @@ use agent_ebpf::abi::{
     family, kind, process, sample, sched, stack, thread_pool, v8,
 };
 use agent_ebpf::state::flag;
+pub use postgres::{LockEnd, LockLists, LockOutcome, LockWait};
 use serde::{Deserialize, Serialize};
 use zerocopy::FromBytes;
 
@@ -38,6 +41,8 @@ pub enum Body {
     OffCpu(OffCpu),
     Stack(Stack),
     Sample(Sample),
+    LockWait(Box<LockWait>),
+    LockEnd(LockEnd),
     Fork { child_pid: Pid, child_tid: Tid },
     Exec { name: String },
     Exit(Box<Exit>),
@@ -207,7 +212,7 @@ impl Frames {
 }
 
 /// A user stack as the kernel half walked it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserFrames {
     pub frames: Vec<UserFrame>,
     /// Functions that are not on the stack but await it, each the one before.
@@ -302,6 +307,12 @@ impl<'a> Decoder<'a> {
             kind::KERNEL_STACK => kernel_stack(bytes)?,
             kind::USER_STACK => self.user_stack(bytes)?,
             kind::SAMPLE => self.sample(&read(bytes)?),
+            kind::LOCK_WAIT => Body::LockWait(Box::new(postgres::lock_wait(&read(bytes)?))),
+            kind::LOCK_END => {
+                let end = postgres::lock_end(&read(bytes)?);
+                self.unknown_codes += u64::from(end.outcome == LockOutcome::Unknown);
+                Body::LockEnd(end)
+            }
             kind::PROCESS_FORK => {
                 let fork: process::Fork = read(bytes)?;
                 Body::Fork { child_pid: Pid(fork.child_tgid), child_tid: Tid(fork.child_tid) }
@@ -494,7 +505,7 @@ fn exit(exit: &process::Exit) -> Exit {
 }
 
 /// Families whose records this module knows; a new one does not build until it is thought of.
-const _: () = assert!(family::COUNT == 7);
+const _: () = assert!(family::COUNT == 8);
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
@@ -574,7 +585,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_end(family in 0u32..8, bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        fn any_bytes_end(family in 0u32..9, bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
             // Each step takes at least a length word, or ends the walk.
             prop_assert!(Decoder::new(family, &bytes).count() <= bytes.len() / 4 + 1);
         }
@@ -582,8 +593,9 @@ mod tests {
         #[test]
         fn any_record_body_is_read_or_refused(kind in prop::sample::select(vec![
             kind::TURN, kind::WORK, kind::GC_PAUSE, kind::GC_STEP, kind::HEAP_LIMIT, kind::OFF_CPU, kind::KERNEL_STACK,
-            kind::USER_STACK, kind::SAMPLE, kind::PROCESS_FORK, kind::PROCESS_EXEC, kind::PROCESS_EXIT,
-        ]), tail in proptest::collection::vec(any::<u8>(), 0..300)) {
+            kind::USER_STACK, kind::SAMPLE, kind::PROCESS_FORK, kind::PROCESS_EXEC, kind::PROCESS_EXIT, kind::LOCK_WAIT,
+            kind::LOCK_END,
+        ]), tail in proptest::collection::vec(any::<u8>(), 0..400)) {
             let mut record = header(kind).as_bytes().to_vec();
             record.extend(tail);
             prop_assert_eq!(Decoder::new(kind >> 8, &prefixed(&record)).count(), 1);

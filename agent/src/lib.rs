@@ -11,6 +11,7 @@ pub mod export;
 pub mod govern;
 pub mod intake;
 pub mod limits;
+pub mod postgres;
 pub mod probe;
 pub mod report;
 pub mod symbolize;

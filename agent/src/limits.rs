@@ -190,6 +190,53 @@ pub const V8_INLINING_DEPTH_MAX: usize = 64;
 /// Builds of V8 whose layout is kept: 2 KiB each.
 pub const V8_LAYOUTS_MAX: usize = 16;
 
+/// Bytes of a process's memory that are searched for suspended calls: 4 GiB take a second, on a thread of their own.
+pub const SUSPENDED_BYTES_MAX: u64 = 4 << 30;
+
+/// Suspended calls that are followed: some reads of half a microsecond each.
+pub const SUSPENDED_CALLS_MAX: usize = 65_536;
+
+/// Maps of one instance type: one a context.
+pub const SUSPENDED_MAPS_MAX: usize = 1024;
+
+/// Calls that await one another, and promises between two of them.
+pub const SUSPENDED_CHAIN_MAX: usize = 16;
+
+/// Places at which calls are suspended that are told, those of most calls first.
+pub const SUSPENDED_TOLD_MAX: usize = 8;
+
+/// Windows from one search for suspended calls to the next.
+pub const SUSPENDED_PACE_WINDOWS: u32 = 5;
+
+/// Server processes of one PostgreSQL cluster: `max_connections` of a large one, and its workers.
+pub const PG_PROCESSES_MAX: usize = 16_384;
+
+/// Clusters at a time.
+pub const PG_CLUSTERS_MAX: usize = 64;
+
+/// Locks that are waited for at one time: no more than there are waiters.
+pub const PG_LOCKS_MAX: usize = 4096;
+
+/// Holders of one lock, and its waiters, that are followed: 12 B and 32 B each.
+pub const PG_PARTIES_MAX: usize = 16_384;
+
+/// Relations of one cluster whose names are kept: 100 B each.
+pub const PG_RELATIONS_MAX: usize = 16_384;
+
+/// Locks that a window reports one by one, those with the most waiters first; the rest is summed.
+pub const PG_LOCKS_REPORTED_MAX: usize = 32;
+
+/// Bytes of a program's constants that are searched for its version: 2.5 MB in PostgreSQL 15.
+pub const CONSTANTS_BYTES_MAX: u64 = 64 << 20;
+
+/// Bytes of one table of TCP connections: 150 B x 65 536 = 10 MiB.
+pub const NET_TABLE_BYTES_MAX: u64 = 16 << 20;
+
+/// TCP connections of one network namespace: as many as a host has ports.
+pub const SOCKETS_MAX: usize = 65_536;
+
+/// Descriptors of one process that are looked at.
+pub const PROC_FDS_MAX: usize = 65_536;
 /// Sites (stacks that make handles or touch pages) that a window reports of a process, most kept first.
 pub const SITES_MAX: usize = 256;
 

@@ -43,6 +43,14 @@ impl fmt::Display for Tid {
     }
 }
 
+impl UserAddr {
+    /// An address so many bytes further on; one past the end of all addresses wraps, and then is not readable.
+    #[must_use]
+    pub fn plus(self, bytes: u64) -> Self {
+        Self(self.0.wrapping_add(bytes))
+    }
+}
+
 impl MonoNs {
     /// The time from `earlier` to here, 0 if that lies later.
     #[must_use]

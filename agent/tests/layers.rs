@@ -12,19 +12,20 @@ use std::{
 const EDGES: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("limits", &[]),
+    ("postgres", &["units"]),
     ("govern", &[]),
     ("cli", &[]),
     ("counters", &["limits"]),
-    ("target", &["limits", "units"]),
+    ("target", &["limits", "postgres", "units"]),
     ("probe", &["limits", "target", "units"]),
     ("intake", &["probe"]),
-    ("decode", &["counters", "units"]),
-    ("aggregate", &["counters", "decode", "limits", "units"]),
-    ("report", &["aggregate", "decode", "limits", "units"]),
-    ("diagnose", &["limits", "report"]),
+    ("decode", &["counters", "postgres", "units"]),
+    ("aggregate", &["counters", "decode", "limits", "postgres", "units"]),
+    ("report", &["aggregate", "decode", "limits", "postgres", "units"]),
     ("symbolize", &["decode", "limits", "report", "target", "units"]),
-    ("core", &["aggregate", "counters", "decode", "limits", "report", "units"]),
-    ("export", &["aggregate", "core", "limits", "report", "units"]),
+    ("diagnose", &["limits", "report"]),
+    ("core", &["aggregate", "counters", "decode", "limits", "postgres", "report", "units"]),
+    ("export", &["aggregate", "core", "limits", "postgres", "report", "units"]),
     (
         "commands",
         &[
@@ -35,6 +36,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "govern",
             "intake",
             "limits",
+            "postgres",
             "probe",
             "report",
             "symbolize",
@@ -53,7 +55,7 @@ const FENCED: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that are pure: no files, no processes, no clocks.
-const PURE: &[&str] = &["aggregate", "core", "decode", "diagnose", "govern", "report", "units", "counters"];
+const PURE: &[&str] = &["aggregate", "core", "decode", "diagnose", "govern", "postgres", "report", "units", "counters"];
 const IMPURE: &[&str] = &["std::fs", "std::net", "std::process", "Instant", "File::open", "std::thread"];
 
 /// Source files by module, without their comments and tests.

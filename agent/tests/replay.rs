@@ -42,6 +42,29 @@ fn the_report_is_as_agreed() {
 }
 
 #[test]
+fn the_report_about_locks_is_as_agreed() {
+    let (log, records) = drive(synthetic::postgres::inputs());
+    insta::assert_snapshot!("locks", render(&Summary::from_records(&records), Style::default()));
+    let (back, _) = read_back(&lines(&records));
+    assert_eq!(back, records);
+    let mut file = Vec::new();
+    let mut writer = recording::Writer::new(&mut file).unwrap();
+    for input in &log {
+        writer.write(input).unwrap();
+    }
+    let mut reader = recording::Reader::new(file.as_slice()).unwrap();
+    let mut core = Core::new();
+    let mut again = Vec::new();
+    while let Some(input) = reader.next_input().unwrap() {
+        again.extend(core.step(input).into_iter().filter_map(|output| match output {
+            agent::core::Output::Record(record) => Some(*record),
+            _ => None,
+        }));
+    }
+    assert_eq!(again, records);
+}
+
+#[test]
 fn a_narrow_report_fits_and_has_no_colour_codes() {
     let (_, records) = drive(inputs());
     let text = render(&Summary::from_records(&records), Style { width: 80, colour: false });

@@ -116,6 +116,7 @@ fn lines_are_what_the_schema_says() {
     ]
     .map(line);
     records.extend(rare);
+    records.extend(drive(synthetic::postgres::inputs()).1);
     for measure in [Measure::OnCpu, Measure::OffCpu, Measure::Wall] {
         records.extend(profile::records(measure));
     }

@@ -2,6 +2,7 @@
 //! and its own pair of counters: `emitted = received + dropped` holds for each at every quiet moment.
 
 pub mod event_loop;
+pub mod postgres;
 pub mod process;
 pub mod sample;
 pub mod sched;
@@ -34,8 +35,10 @@ pub mod family {
     pub const STACK: u32 = 4;
     pub const PROCESS: u32 = 5;
     pub const SAMPLE: u32 = 6;
-    pub const COUNT: usize = 7;
-    pub const NAMES: [&str; COUNT] = ["event_loop", "thread_pool", "v8", "sched", "stack", "process", "sample"];
+    pub const POSTGRES: u32 = 7;
+    pub const COUNT: usize = 8;
+    pub const NAMES: [&str; COUNT] =
+        ["event_loop", "thread_pool", "v8", "sched", "stack", "process", "sample", "postgres"];
 }
 
 /// The kind of a record: the first word of every record. The high byte is the family.
@@ -52,6 +55,8 @@ pub mod kind {
     pub const PROCESS_EXEC: u32 = 0x0502;
     pub const PROCESS_EXIT: u32 = 0x0503;
     pub const SAMPLE: u32 = 0x0601;
+    pub const LOCK_WAIT: u32 = 0x0701;
+    pub const LOCK_END: u32 = 0x0702;
 }
 
 record! {

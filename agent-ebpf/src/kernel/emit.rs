@@ -121,6 +121,7 @@ fn ring(family: u32) -> &'static RingBuf {
         family::SCHED => &maps::SCHED,
         family::STACK => &maps::STACK,
         family::SAMPLE => &maps::SAMPLE,
+        family::POSTGRES => &maps::POSTGRES,
         _ => &maps::PROCESS,
     }
 }

@@ -11,6 +11,7 @@ macro_rules! globals {
 globals! {
     TASK_PID: u32 = 0;
     TASK_TGID: u32 = 0;
+    TASK_REAL_PARENT: u32 = 0;
     TASK_STATE: u32 = 0;
     TASK_EXIT_CODE: u32 = 0;
     TASK_SIGNAL: u32 = 0;

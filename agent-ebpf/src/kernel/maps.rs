@@ -3,8 +3,8 @@
 use agent_ebpf::{
     abi::stack::{KERNEL_FRAMES_MAX, KernelStack},
     state::{
-        AliveKey, MainLoop, Regions, RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target, ThreadState,
-        UNWIND_ROWS_MAX, UnwindRow, WorkKey, WorkState,
+        AliveKey, Cluster, LockWaitState, MainLoop, Regions, RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target,
+        ThreadState, UNWIND_ROWS_MAX, UnwindRow, WorkKey, WorkState,
     },
 };
 use aya_ebpf::{
@@ -39,6 +39,8 @@ pub static STACK: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 pub static PROCESS: RingBuf = RingBuf::with_byte_size(256 << 10, 0);
 #[map]
 pub static SAMPLE: RingBuf = RingBuf::with_byte_size(256 << 10, 0);
+#[map]
+pub static POSTGRES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
 #[map]
 pub static TALLY: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
@@ -51,6 +53,10 @@ pub static SCRUTINY: HashMap<u32, Scrutiny> = HashMap::with_max_entries(4096, 0)
 pub static THREADS: HashMap<u32, ThreadState> = HashMap::with_max_entries(8192, 0);
 #[map]
 pub static WORKS: HashMap<WorkKey, WorkState> = HashMap::with_max_entries(32768, 0);
+#[map]
+pub static CLUSTERS: HashMap<u32, Cluster> = HashMap::with_max_entries(256, 0);
+#[map]
+pub static LOCK_WAITS: LruHashMap<u32, LockWaitState> = LruHashMap::with_max_entries(16384, 0);
 #[map]
 pub static RUN_QUEUE: HashMap<RunQueueKey, u64> = HashMap::with_max_entries(65536, 0);
 #[map]

@@ -5,6 +5,7 @@ pub mod gc;
 pub mod histogram;
 pub mod ledger;
 pub mod off_cpu;
+pub mod pg_locks;
 pub mod process;
 pub mod profile;
 pub mod run_queue;

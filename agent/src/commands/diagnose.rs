@@ -5,8 +5,10 @@ use std::{collections::BTreeSet, io::Write as _, path::Path, time::Duration};
 use agent_ebpf::spec::{Group, Part};
 
 use super::{
+    clusters::Search,
     discover::Discovery,
     driver::{self, DriverError, Finished, Mission, Whom, nanoseconds, say, style},
+    postgres::Watch,
     session::{PhasesWanted, TypesAhead},
     sinks::Destinations,
     subject,
@@ -28,6 +30,7 @@ use crate::{
         model::{Finding, SCHEMA_VERSION, Severity, TraceConfig},
         summary::Summary,
     },
+    target::postgres::{Server, StatementText},
     units::Pid,
 };
 
@@ -58,13 +61,20 @@ pub fn run(args: &DiagnoseArgs) -> u8 {
 
 fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverError> {
     let types = TypesAhead::read();
+    let (servers, node): (Vec<Pid>, Vec<Pid>) =
+        args.pid.iter().map(|pid| Pid(*pid)).partition(|pid| Server::is_one(*pid));
     let mut discovery = args.all.then(Discovery::default);
     let subjects = match &mut discovery {
         Some(discovery) => discovery.newcomers(),
-        None => args.pid.iter().map(|pid| subject::examine(Pid(*pid))).collect::<Result<_, _>>()?,
+        None => node.iter().map(|pid| subject::examine(*pid)).collect::<Result<_, _>>()?,
     };
-    if !args.quiet && !subjects.is_empty() {
-        let names: Vec<String> = subjects.iter().map(|subject| subject.pid.to_string()).collect();
+    let watch = |pid: &Pid| Watch::begin(*pid, subject::clock(), StatementText::Fingerprint);
+    let clusters: Vec<Watch> = servers.iter().map(watch).collect::<Result<_, _>>()?;
+    // Who waits for a database looks at the process that serves its user: what serves that one is looked at, too.
+    let search = if args.all { Search::default() } else { Search::of_clients(node) };
+    let pids = subjects.iter().map(|subject| subject.pid).chain(clusters.iter().map(Watch::pid));
+    let names: Vec<String> = pids.map(|pid| pid.to_string()).collect();
+    if !args.quiet && !names.is_empty() {
         let seconds = args.duration.as_secs();
         say(&format!(
             "agent: looking at pid {} for {seconds} s; Ctrl-C ends it with what was found so far",
@@ -72,7 +82,15 @@ fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverErr
         ));
     }
     let destinations = Destinations { ndjson: args.ndjson.clone().into_iter().collect(), recording: None, text: None };
-    let whom = Whom { subjects, launched: None, follow: false, examine: subject::examine, discovery };
+    let whom = Whom {
+        subjects,
+        launched: None,
+        follow: false,
+        examine: subject::examine,
+        discovery,
+        clusters,
+        search: Some(search),
+    };
     let Finished { mut code, summary, diagnosis } =
         driver::drive(mission(args, thresholds), whom, types, &destinations)?;
     if code == exit::OK {

@@ -26,9 +26,11 @@ use zerocopy::FromBytes;
 
 use super::{
     asleep,
+    clusters::Search,
     discover::Discovery,
     launch::Launched,
     lookout::Lookout,
+    postgres::Watch,
     session::{FileProbes, PhasesWanted, Session, SessionError, TypesAhead},
     sinks::{Destinations, Sinks},
     subject::{self, Subject, SubjectError},
@@ -47,6 +49,7 @@ use crate::{
         summary::Summary,
     },
     target::heap::HeapReader,
+    target::postgres::PostgresError,
     units::Pid,
 };
 
@@ -68,6 +71,8 @@ pub enum DriverError {
     Subject(#[from] SubjectError),
     #[error(transparent)]
     Session(#[from] SessionError),
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
     #[error("{0}")]
     Output(String),
     #[error("cannot start {command}: {source}")]
@@ -85,7 +90,7 @@ impl DriverError {
     pub fn code(&self) -> u8 {
         match self {
             Self::Subject(error) if error.is_denied() => exit::NOT_ALLOWED,
-            Self::Subject(_) | Self::NobodyThere => exit::NO_TARGET,
+            Self::Subject(_) | Self::Postgres(_) | Self::NobodyThere => exit::NO_TARGET,
             Self::Session(_) => exit::NOT_ALLOWED,
             Self::Output(_) | Self::Launch { .. } | Self::Runtime(_) => exit::FAILED,
         }
@@ -123,6 +128,10 @@ pub struct Whom {
     pub examine: fn(Pid) -> Result<Subject, SubjectError>,
     /// Looks for more while it lasts.
     pub discovery: Option<Discovery>,
+    /// PostgreSQL servers, whose locks are watched.
+    pub clusters: Vec<Watch>,
+    /// Looks for more of these while it lasts.
+    pub search: Option<Search>,
 }
 
 /// How it went.
@@ -148,7 +157,7 @@ pub fn drive(
         let sinks = Sinks::open(destinations).map_err(DriverError::Output)?;
         let session = Session::start(&mission.settings, mission.groups, mission.phases, types)?;
         let duration = mission.duration;
-        let Whom { subjects, launched, follow, examine, discovery } = whom;
+        let Whom { subjects, launched, follow, examine, discovery, clusters, mut search } = whom;
         let mut driver = Driver::new(mission, session, sinks, examine)?;
         driver.follow = follow;
         driver.discovery = discovery;
@@ -161,6 +170,13 @@ pub fn drive(
                 Err(error) => warn!("pid={pid} is left out: {error}"),
             }
         }
+        for watch in clusters {
+            driver.add_cluster(watch)?;
+        }
+        for watch in search.as_mut().map(Search::newcomers).unwrap_or_default() {
+            driver.add_found_cluster(watch);
+        }
+        driver.search = search;
         if driver.targets.is_empty() {
             return Err(DriverError::NobodyThere);
         }
@@ -188,6 +204,7 @@ struct Driver {
     answers: mpsc::UnboundedReceiver<Input>,
     summary: Summary,
     targets: Vec<Pid>,
+    clusters: Vec<Watch>,
     /// Turns that have ended, over all threads: the governor's measure.
     turns: u64,
     window: Duration,
@@ -195,6 +212,7 @@ struct Driver {
     lookout: Option<Lookout>,
     examine: fn(Pid) -> Result<Subject, SubjectError>,
     discovery: Option<Discovery>,
+    search: Option<Search>,
     follow: bool,
     live: bool,
 }
@@ -217,6 +235,7 @@ impl Driver {
             answers,
             summary: Summary::default(),
             targets: Vec::new(),
+            clusters: Vec::new(),
             turns: 0,
             window: mission.window,
             live: !mission.quiet && std::io::stderr().is_terminal(),
@@ -224,6 +243,7 @@ impl Driver {
             mission,
             examine,
             discovery: None,
+            search: None,
             follow: false,
         })
     }
@@ -258,6 +278,70 @@ impl Driver {
         self.feed(Input::Target(Box::new(facts)));
         self.session.cover(pid, subject.v8);
         Ok(())
+    }
+
+    /// Begins to trace a PostgreSQL cluster: its backends cost nothing until one of them waits for a lock.
+    fn add_cluster(&mut self, mut watch: Watch) -> Result<(), DriverError> {
+        let (file, mut facts) = watch.prepare().map_err(PostgresError::from)?;
+        let pid = watch.pid();
+        self.session.add_cluster(pid, file, watch.offsets())?;
+        facts.since = monotonic_ns();
+        facts.degraded.extend(self.session.degraded.iter().cloned());
+        if !self.mission.quiet {
+            let (doing, version) = (self.mission.doing, watch.version().unwrap_or("of an unknown version"));
+            say(&format!("agent: {doing} pid {pid} (PostgreSQL {version}); Ctrl-C ends it with a report"));
+        }
+        info!("pid={pid} attached by {}", self.session.way.name());
+        self.feed(Input::Cluster(Box::new(facts)));
+        // Who waits already began before any probe.
+        let reading = watch.read();
+        self.feed(Input::PgReading(Box::new(reading)));
+        // Beside a process that is traced, it is watched for as long as that lives.
+        if self.targets.is_empty() {
+            self.targets.push(pid);
+        }
+        self.clusters.push(watch);
+        Ok(())
+    }
+
+    /// One that was not asked for by name.
+    fn add_found_cluster(&mut self, watch: Watch) {
+        let pid = watch.pid();
+        if self.clusters.iter().any(|known| known.pid() == pid) {
+            return;
+        }
+        if let Err(error) = self.add_cluster(watch) {
+            warn!("pid={pid} is left out: {error}");
+        }
+    }
+
+    fn cluster_gone(&mut self, pid: Pid) {
+        if self.clusters.iter().any(|watch| watch.pid() == pid) {
+            self.clusters.retain(|watch| watch.pid() != pid);
+            self.feed(Input::TargetGone { pid, now: monotonic_ns() });
+        }
+    }
+
+    /// Reads the lock tables, after the records that came before.
+    fn read_clusters(&mut self) {
+        let mut inputs = Vec::new();
+        for watch in &mut self.clusters {
+            inputs.push(Input::PgReading(Box::new(watch.read())));
+            if let Some(offsets) = watch.offsets_found()
+                && let Err(error) = self.session.set_cluster(watch.pid(), offsets)
+            {
+                warn!("{error}");
+            }
+        }
+        for watch in &self.clusters {
+            let cluster = watch.pid();
+            for client in self.targets.iter().copied().filter(|client| *client != cluster) {
+                inputs.push(Input::PgClient { client, cluster, backends: watch.serving(client) });
+            }
+        }
+        for input in inputs {
+            self.feed(input);
+        }
     }
 
     /// Until the time is up, a signal comes, or nothing is left to trace.
@@ -312,6 +396,12 @@ impl Driver {
                 warn!("pid={pid} is left out: {error}");
             }
         }
+        for watch in self.search.as_mut().map(Search::newcomers).unwrap_or_default() {
+            self.add_found_cluster(watch);
+        }
+        for pid in self.clusters.iter().map(Watch::pid).filter(|pid| !subject::exists(*pid)).collect::<Vec<_>>() {
+            self.cluster_gone(pid);
+        }
         let tick = self.session.snapshot(monotonic_ns())?;
         self.close_window(tick).await;
         self.session.govern(self.turns, self.window);
@@ -323,6 +413,7 @@ impl Driver {
         self.session.settle(&mut tick);
         self.await_classes().await;
         self.look(&tick);
+        self.read_clusters();
         tick.thread_names = subject::thread_names(&self.targets);
         self.feed(Input::Tick(Box::new(tick)));
     }
@@ -417,6 +508,7 @@ impl Driver {
             return;
         }
         self.targets.retain(|known| *known != pid);
+        self.clusters.retain(|watch| watch.pid() != pid);
         if let Some(lookout) = &mut self.lookout {
             lookout.remove(pid);
         }

@@ -1,6 +1,7 @@
 //! The drivers: they turn a command line into inputs for the core, and carry out what the core asks for. They may see everything.
 
 mod asleep;
+mod clusters;
 mod cost;
 mod diagnose;
 mod discover;
@@ -8,6 +9,7 @@ pub mod doctor;
 mod driver;
 pub mod launch;
 mod lookout;
+mod postgres;
 pub mod profile;
 pub mod report;
 mod session;

@@ -94,7 +94,15 @@ fn whom(args: &ProfileArgs) -> Result<Whom, DriverError> {
         (None, Some(discovery)) => discovery.newcomers(),
         (None, None) => args.pid.iter().map(|pid| subject::examine_any(Pid(*pid))).collect::<Result<Vec<_>, _>>()?,
     };
-    Ok(Whom { subjects, launched, follow: args.follow, examine: subject::examine_any, discovery })
+    Ok(Whom {
+        subjects,
+        launched,
+        follow: args.follow,
+        examine: subject::examine_any,
+        discovery,
+        clusters: Vec::new(),
+        search: None,
+    })
 }
 
 fn measure(view: ViewArgs) -> Option<Measure> {

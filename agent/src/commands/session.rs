@@ -7,7 +7,7 @@ use std::{
 use agent_ebpf::{
     abi::family,
     spec::{Group, Tracepoint, id},
-    state::{AliveKey, MainLoop, Scrutiny, SiteKey, SiteState, Target, ThreadState, flag, target_flag},
+    state::{AliveKey, Cluster, MainLoop, Scrutiny, SiteKey, SiteState, Target, ThreadState, flag, target_flag},
 };
 use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
@@ -219,6 +219,25 @@ impl Session {
         };
         self.maps.add_target(pid.0, target)?;
         Ok(())
+    }
+
+    /// From now on, waits for locks are traced in the backends of this postmaster. `offsets` are those in `PGPROC`.
+    pub fn add_cluster(&mut self, pid: Pid, file: FileProbes, offsets: (u32, u32)) -> Result<(), SessionError> {
+        self.set_cluster(pid, offsets)?;
+        if let Some(probes) = &mut self.probes
+            && !self.files.iter().any(|known| known.identity == file.identity)
+        {
+            probes.load_uprobe(Group::Postgres)?;
+            file.attach(Group::Postgres, probes)?;
+            self.files.push(file);
+        }
+        Ok(())
+    }
+
+    /// Offsets that were found since.
+    pub fn set_cluster(&mut self, pid: Pid, offsets: (u32, u32)) -> Result<(), SessionError> {
+        let (proc_pid, proc_wait_lock) = offsets;
+        Ok(self.maps.add_cluster(pid.0, Cluster { proc_pid, proc_wait_lock, reserved: 0 })?)
     }
 
     /// Tells the kernel half which loop the main thread of a process turns, before the process is a target.

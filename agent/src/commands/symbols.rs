@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -13,13 +14,14 @@ use std::{
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
-    core::{Input, Output},
-    probe::maps::Collections,
+    core::{Await, Input, Output},
+    probe::maps::{Collections, monotonic_ns},
     report::model::StackId,
     symbolize::{
         GcClock, Named, Symbolizer,
         scripts::{Reference, References},
         source_map::SourceMaps,
+        v8::suspended::Place,
     },
     units::Pid,
 };
@@ -145,6 +147,7 @@ fn answer_all(
                 }
                 continue;
             }
+            Output::NeedAwaits { pid } => awaits(&mut symbolizer, pid),
             Output::NeedWorkClass { pid, vtable } => {
                 Input::WorkClass { pid, vtable, class: symbolizer.work_class(pid, vtable) }
             }
@@ -153,6 +156,19 @@ fn answer_all(
             return;
         }
     }
+}
+
+/// Looks for suspended calls in a process's heap.
+fn awaits(symbolizer: &mut Symbolizer, pid: Pid) -> Input {
+    let found = symbolizer.suspended_calls(pid);
+    let of = |(places, count): (Vec<Place>, u64)| {
+        let mut hasher = DefaultHasher::new();
+        places.hash(&mut hasher);
+        let frames = places.iter().map(|place| (place.shared, place.offset)).collect();
+        let (major_gcs, gcs) = found.collections;
+        Await { stack: hasher.finish(), count, frames, major_gcs, gcs }
+    };
+    Input::Awaits { pid, at: monotonic_ns(), awaits: found.suspended.calls.into_iter().map(of).collect() }
 }
 
 /// The question to answer next: classes of work before stacks, as windows wait for them.
@@ -176,6 +192,7 @@ fn unanswered(question: &Output) -> Option<Input> {
         Output::NeedSymbols { stack, .. } => {
             Some(Input::Symbolized { stack: *stack, frames: Vec::new(), truncated: None })
         }
+        Output::NeedAwaits { pid } => Some(Input::Awaits { pid: *pid, at: monotonic_ns(), awaits: Vec::new() }),
         Output::NeedWorkClass { pid, vtable } => Some(Input::WorkClass { pid: *pid, vtable: *vtable, class: None }),
     }
 }

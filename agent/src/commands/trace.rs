@@ -7,16 +7,18 @@ use agent_ebpf::spec::{Group, Part};
 use super::{
     driver::{self, DriverError, Mission, Whom, nanoseconds, say, style},
     launch::Launched,
+    postgres::Watch,
     session::{PhasesWanted, TypesAhead},
     sinks::Destinations,
     subject,
 };
 use crate::{
-    cli::{Format, Phases, TraceArgs, exit},
+    cli::{Format, Phases, Statements, TraceArgs, exit},
     diagnose::Diagnosis,
     export::text::{self, Style},
     probe::attach::Settings,
     report::{model::TraceConfig, summary::Summary},
+    target::postgres::{PostgresError, Server, StatementText},
     units::Pid,
 };
 
@@ -38,6 +40,9 @@ pub fn run(args: &TraceArgs) -> u8 {
 
 fn trace(args: &TraceArgs) -> Result<u8, DriverError> {
     let types = TypesAhead::read();
+    if let Some(pid) = args.pid.map(Pid).filter(|pid| Server::is_one(*pid)) {
+        return trace_postgres(args, pid, types);
+    }
     let launched = Launched::of_command(&args.run)?;
     let subject = match (&launched, args.pid) {
         (Some(launched), _) => launched.subject()?,
@@ -45,9 +50,45 @@ fn trace(args: &TraceArgs) -> Result<u8, DriverError> {
         (None, None) => return Err(DriverError::Output("nothing to trace: give --pid or a command".into())),
     };
     let destinations = destinations(args);
-    let whom =
-        Whom { subjects: vec![subject], launched, follow: args.follow, examine: subject::examine, discovery: None };
-    let finished = driver::drive(mission(args), whom, types, &destinations)?;
+    let whom = Whom {
+        subjects: vec![subject],
+        launched,
+        follow: args.follow,
+        examine: subject::examine,
+        discovery: None,
+        search: None,
+        clusters: args.postgres.map(|pid| watch(args, Pid(pid))).transpose()?.into_iter().collect(),
+    };
+    carry_out(mission(args), whom, types, &destinations)
+}
+
+/// A PostgreSQL cluster alone needs neither tracepoints nor samples.
+fn trace_postgres(args: &TraceArgs, pid: Pid, types: TypesAhead) -> Result<u8, DriverError> {
+    let whom = Whom {
+        subjects: Vec::new(),
+        launched: None,
+        follow: false,
+        examine: subject::examine,
+        discovery: None,
+        search: None,
+        clusters: vec![watch(args, pid)?],
+    };
+    let settings = Settings { parts: &[], sample_hz: 0, ..settings(args) };
+    let mission = Mission { settings, groups: &[], phases: PhasesWanted::Never, ..mission(args) };
+    carry_out(mission, whom, types, &destinations(args))
+}
+
+fn watch(args: &TraceArgs, pid: Pid) -> Result<Watch, PostgresError> {
+    let text = match args.pg_statements {
+        Statements::None => StatementText::None,
+        Statements::Fingerprint => StatementText::Fingerprint,
+        Statements::Whole => StatementText::Whole,
+    };
+    Watch::begin(pid, subject::clock(), text)
+}
+
+fn carry_out(mission: Mission, whom: Whom, types: TypesAhead, destinations: &Destinations) -> Result<u8, DriverError> {
+    let finished = driver::drive(mission, whom, types, destinations)?;
     match destinations.text.as_ref().map(|path| write_text(path, &finished.summary)) {
         None | Some(Ok(())) => Ok(finished.code),
         Some(Err(error)) => {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use agent_ebpf::{
     abi::family,
-    spec::{PROBES, TRACEPOINTS},
+    spec::{HITS_POSTGRES, POSTGRES_PROBES, PROBES, TRACEPOINTS},
     state::{FamilyCounters, counter},
 };
 
@@ -108,7 +108,8 @@ fn probes(before: &SelfCost, now: &SelfCost) -> (Vec<ProbeHits>, Option<u64>) {
     for &(slot, hits) in &now.hits {
         let hits = hits.saturating_sub(earlier.get(&slot).copied().unwrap_or(0));
         if hits != 0 {
-            let each = if slot < TRACEPOINT_SLOTS { uprobe_ns } else { tracepoint_ns };
+            let is_uprobe = slot < TRACEPOINT_SLOTS || slot >= u64::from(HITS_POSTGRES);
+            let each = if is_uprobe { uprobe_ns } else { tracepoint_ns };
             cost_ns = cost_ns.saturating_add(hits.saturating_mul(each));
             probes.push(ProbeHits { probe: probe_name(slot), hits });
         }
@@ -117,7 +118,7 @@ fn probes(before: &SelfCost, now: &SelfCost) -> (Vec<ProbeHits>, Option<u64>) {
 }
 
 fn probe_name(slot: u64) -> String {
-    let uprobe = PROBES.iter().find(|probe| probe.id == slot).map(|probe| probe.name);
+    let uprobe = PROBES.iter().chain(POSTGRES_PROBES).find(|probe| probe.id == slot).map(|probe| probe.name);
     let tracepoint = || {
         let at = usize::try_from(slot.checked_sub(TRACEPOINT_SLOTS)?).ok()?;
         Some(TRACEPOINTS.get(at)?.program)

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    postgres::{PgPid, Reading},
     report::model::{Degraded, EndReason, Frame, Memory, StackId, TraceConfig, Truncated},
     units::{Clock, MonoNs, Pid, Tid, UserAddr, WallNs},
 };
@@ -19,6 +20,16 @@ use crate::{
 pub enum Input {
     /// A process is traced from here on.
     Target(Box<TargetFacts>),
+    /// A PostgreSQL cluster is traced from here on.
+    Cluster(Box<ClusterFacts>),
+    /// Who waits for whom in a cluster, read from its memory; before each tick, and first of all.
+    PgReading(Box<Reading>),
+    /// The backends that serve a process's connections, one a connection; before each tick.
+    PgClient { client: Pid, cluster: Pid, backends: Vec<PgPid> },
+    /// Answer to [`super::Output::NeedAwaits`].
+    Awaits { pid: Pid, at: MonoNs, awaits: Vec<Await> },
+    /// What a relation is called.
+    PgRelation { cluster: Pid, database: u32, relation: u32, name: String },
     /// The driver can see the process no more.
     TargetGone { pid: Pid, now: MonoNs },
     /// Records of one family as its ring delivers them: each one after its length as a little-endian `u32`.
@@ -33,6 +44,19 @@ pub enum Input {
     Symbolized { stack: StackId, frames: Vec<Arc<Frame>>, truncated: Option<Truncated> },
     /// The trace ends; the driver detached, drained and sent its last tick before.
     Stop { now: MonoNs, reason: EndReason },
+}
+
+/// Async calls that are suspended at one place, and who awaits them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Await {
+    /// An id for the frames, by their content.
+    pub stack: u64,
+    pub count: u64,
+    /// As [`crate::decode::UserFrame`] has them of a suspended function: object and offset in its bytecode.
+    pub frames: Vec<(u64, u64)>,
+    /// As [`crate::decode::UserFrames`] has them.
+    pub major_gcs: u32,
+    pub gcs: u32,
 }
 
 /// What the driver knows of a process.
@@ -52,6 +76,21 @@ pub struct TargetFacts {
     pub degraded: Vec<Degraded>,
     pub kernel_release: String,
     pub cpus: u32,
+}
+
+/// What the driver knows of a PostgreSQL cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterFacts {
+    /// The postmaster.
+    pub pid: Pid,
+    pub since: MonoNs,
+    pub clock: Clock,
+    pub start_time: Option<WallNs>,
+    pub exe: String,
+    pub server_version: Option<String>,
+    /// Server processes beside the postmaster.
+    pub processes: u32,
+    pub degraded: Vec<Degraded>,
 }
 
 /// The maps of the kernel half, and what else changes, at one moment.

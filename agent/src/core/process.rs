@@ -75,7 +75,9 @@ impl Process {
             | Body::HeapLimit(_)
             | Body::OffCpu(_)
             | Body::Stack(_)
-            | Body::Sample(_) => return None,
+            | Body::Sample(_)
+            | Body::LockWait(_)
+            | Body::LockEnd(_) => return None,
         };
         self.life_lines += 1;
         if self.life_lines > LIFE_WINDOW_MAX {

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::{
     limits::{HISTORY_STACKS_MAX, HISTORY_WINDOWS_MAX, PROFILE_KEPT_MAX, TARGETS_MAX},
     report::{
-        Body, Record,
-        model::{Memory, Profile, Role, SCHEMA_VERSION, Stack, StackId, Target, Window, WorkKind},
+        Body, ClusterSummary, Record,
+        model::{Memory, PgClient, Profile, Role, SCHEMA_VERSION, Stack, StackId, Target, Window, WorkKind},
         summary::Summary,
     },
 };
@@ -15,6 +15,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct History {
     processes: BTreeMap<u32, Process>,
+    /// PostgreSQL's, by postmaster.
+    clusters: BTreeMap<u32, ClusterSummary>,
 }
 
 /// One process.
@@ -24,8 +26,37 @@ pub struct Process {
     pub stacks: BTreeMap<StackId, Stack>,
     pub wall_s: f64,
     target: Option<Target>,
+    /// Its connections that waited for locks of PostgreSQL.
+    pub postgres: Connections,
     /// Read just before the window that it belongs to ends.
     memory: Option<Memory>,
+}
+
+/// How a process's connections to PostgreSQL fared, a window each.
+#[derive(Debug, Default)]
+pub struct Connections {
+    /// The line with the most waiting, and of those the one in which they had waited longest.
+    pub worst: Option<PgClient>,
+    /// When a connection was first seen to wait, and the last line.
+    pub since: String,
+    pub last: Option<PgClient>,
+}
+
+impl Connections {
+    fn add(&mut self, time: &str, client: &PgClient) {
+        let weight = |client: &PgClient| {
+            (client.waiting, client.locks.iter().map(|lock| lock.oldest_wait_ns).max().unwrap_or(0))
+        };
+        if client.waiting > 0 {
+            if self.since.is_empty() {
+                time.clone_into(&mut self.since);
+            }
+            if self.worst.as_ref().is_none_or(|worst| weight(client) >= weight(worst)) {
+                self.worst = Some(client.clone());
+            }
+        }
+        self.last = Some(client.clone());
+    }
 }
 
 /// One window.
@@ -40,6 +71,9 @@ pub struct Point {
     pub memory: Option<Memory>,
     /// On CPU, of all event loops.
     pub on_cpu_ns: f64,
+    /// Idle, and in all.
+    pub idle_ns: f64,
+    pub loops_ns: f64,
     pub turns: u64,
     /// Finished items of the thread pool.
     pub pool: BTreeMap<(WorkKind, String), u64>,
@@ -49,8 +83,8 @@ pub struct Point {
 
 impl History {
     pub fn add(&mut self, record: &Record) {
-        let is_known = self.processes.contains_key(&record.pid);
-        if record.pid == 0 || !is_known && self.processes.len() >= TARGETS_MAX {
+        let is_known = self.processes.contains_key(&record.pid) || self.clusters.contains_key(&record.pid);
+        if record.pid == 0 || !is_known && self.processes.len().saturating_add(self.clusters.len()) >= TARGETS_MAX {
             return;
         }
         match &record.body {
@@ -63,6 +97,10 @@ impl History {
                     process.stacks.insert(stack.id, stack.clone());
                 }
             }
+            Body::PgCluster(_) | Body::PgWindow(_) | Body::PgLock(_) | Body::PgDeadlock(_) => {
+                self.clusters.entry(record.pid).or_default().add(&record.time, &record.body);
+            }
+            Body::PgClient(client) => self.process(record.pid).postgres.add(&record.time, client),
             Body::Target(target) => self.process(record.pid).target = Some(target.clone()),
             Body::SlowTurn(_)
             | Body::GcPause(_)
@@ -96,6 +134,15 @@ impl History {
         self.processes.entry(pid).or_default()
     }
 
+    pub fn clusters(&self) -> impl Iterator<Item = (u32, &ClusterSummary)> {
+        self.clusters.iter().map(|(pid, cluster)| (*pid, cluster))
+    }
+
+    #[must_use]
+    pub fn cluster(&self, pid: u32) -> Option<&ClusterSummary> {
+        self.clusters.get(&pid)
+    }
+
     pub fn processes(&self) -> impl Iterator<Item = (u32, &Process)> {
         self.processes.iter().map(|(pid, process)| (*pid, process))
     }
@@ -127,6 +174,8 @@ impl Process {
             length_s,
             requests,
             memory,
+            idle_ns: loops.clone().map(|of_loop| of_loop.ledger.idle_ns as f64).sum(),
+            loops_ns: length_s * 1e9 * loops.clone().count() as f64,
             on_cpu_ns: loops.clone().map(|of_loop| of_loop.ledger.on_cpu_ns as f64).sum(),
             turns: loops.map(|of_loop| of_loop.turns).sum(),
             pool: pool.map(|work| ((work.kind, work.operation.clone()), work.count)).collect(),
@@ -173,6 +222,18 @@ impl Process {
     /// A figure of each window that has it, by time.
     pub fn series(&self, figure: impl Fn(&Point) -> Option<f64>) -> Vec<(f64, f64)> {
         self.windows.iter().filter_map(|point| Some((point.at_s, figure(point)?))).collect()
+    }
+
+    /// Share of the time that its event loops had nothing to do, in the windows since connections were waiting; of all, where none were.
+    #[must_use]
+    pub fn idle_share(&self) -> Option<f64> {
+        let since = self.postgres.since.as_str();
+        let (idle_ns, loops_ns) = self
+            .windows
+            .iter()
+            .filter(|point| point.time.as_str() >= since)
+            .fold((0.0, 0.0), |(idle, all), point| (idle + point.idle_ns, all + point.loops_ns));
+        (loops_ns > 0.0).then(|| idle_ns / loops_ns)
     }
 
     /// The same of its memory.

@@ -8,6 +8,7 @@ mod counts;
 pub mod history;
 mod js_heap;
 mod native;
+pub mod postgres;
 mod sites;
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,7 @@ pub use native::rest as native_rest;
 pub use thresholds::{Thresholds, UnknownThreshold};
 
 use crate::report::{
-    Body, Record,
+    Body, ClusterSummary, Record,
     model::{Finding, SCHEMA_VERSION},
 };
 
@@ -56,13 +57,17 @@ impl Diagnosis {
     /// What is wrong by now, worst first.
     #[must_use]
     pub fn findings(&self, now: &str) -> Vec<Record> {
-        let mut found: Vec<(u32, Finding)> = self
-            .history
-            .processes()
-            .flat_map(|(pid, process)| {
-                process_findings(process, &self.thresholds).into_iter().map(move |finding| (pid, finding))
-            })
-            .collect();
+        let of_process = |(pid, process)| {
+            let clusters = |cluster| self.history.cluster(cluster);
+            let findings = process_findings(process, clusters, &self.thresholds);
+            findings.into_iter().map(move |finding| (pid, finding))
+        };
+        let of_cluster = |(pid, cluster)| {
+            let findings = postgres::lock_findings(cluster, &self.thresholds);
+            findings.into_iter().map(move |finding| (pid, finding))
+        };
+        let mut found: Vec<(u32, Finding)> = self.history.processes().flat_map(of_process).collect();
+        found.extend(self.history.clusters().flat_map(of_cluster));
         found.sort_by(|(_, a), (_, b)| {
             b.severity.cmp(&a.severity).then(b.confidence.total_cmp(&a.confidence)).then(a.code.cmp(&b.code))
         });
@@ -77,7 +82,11 @@ impl Diagnosis {
 }
 
 /// Every rule. What has a cause that was found is evidence of that, not a finding of its own.
-fn process_findings(process: &history::Process, thresholds: &Thresholds) -> Vec<Finding> {
+fn process_findings<'a>(
+    process: &history::Process,
+    cluster: impl Fn(u32) -> Option<&'a ClusterSummary>,
+    thresholds: &Thresholds,
+) -> Vec<Finding> {
     let mut causes: Vec<Finding> = Vec::new();
     causes.extend(counts::global_handles(process, thresholds));
     causes.extend(counts::scope_handles(process, thresholds));
@@ -99,6 +108,7 @@ fn process_findings(process: &history::Process, thresholds: &Thresholds) -> Vec<
         }
     }
     causes.extend(cost::rule(process, thresholds));
+    causes.extend(postgres::client_finding(process, cluster, thresholds));
     causes
 }
 

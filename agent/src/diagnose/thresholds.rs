@@ -65,4 +65,10 @@ thresholds! {
     requests = 5.0;
     /// A limit that is reached within so many seconds makes a finding critical.
     critical_s = 3_600.0;
+    /// So many waiters for one lock of PostgreSQL, one of which waits for so many seconds, are a pile-up; so many, a critical one.
+    pileup_waiters = 3.0;
+    pileup_s = 2.0;
+    pileup_critical = 10.0;
+    /// A single wait for a lock is worth a word after so many seconds, and an alarm after ten times that.
+    lock_wait_s = 5.0;
 }

@@ -15,8 +15,9 @@ use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
-    core::{Input, SelfCost, TargetFacts, Tick},
+    core::{ClusterFacts, Input, SelfCost, TargetFacts, Tick},
     limits::RECORDING_FRAME_BYTES_MAX,
+    postgres::Reading,
     report::model::{EndReason, Frame, Memory, StackId, Truncated},
     units::{MonoNs, Pid, Tid, UserAddr},
 };
@@ -51,7 +52,12 @@ mod tag {
     pub const WORK_CLASS: u8 = 5;
     pub const SYMBOLIZED: u8 = 6;
     pub const STOP: u8 = 7;
-    pub const MEMORY: u8 = 8;
+    pub const CLUSTER: u8 = 8;
+    pub const PG_READING: u8 = 9;
+    pub const PG_RELATION: u8 = 10;
+    pub const PG_CLIENT: u8 = 11;
+    pub const MEMORY: u8 = 12;
+    pub const AWAITS: u8 = 13;
 }
 
 #[derive(Serialize, Deserialize)]
@@ -81,6 +87,14 @@ struct TickHead {
 struct TargetGone {
     pid: Pid,
     now: MonoNs,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PgRelation {
+    cluster: Pid,
+    database: u32,
+    relation: u32,
+    name: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -127,6 +141,16 @@ impl<W: Write> Writer<W> {
         self.frame.clear();
         let tag = match input {
             Input::Target(facts) => self.json(tag::TARGET, facts.as_ref())?,
+            Input::Cluster(facts) => self.json(tag::CLUSTER, facts.as_ref())?,
+            Input::PgReading(reading) => self.json(tag::PG_READING, reading.as_ref())?,
+            Input::PgClient { client, cluster, backends } => {
+                self.json(tag::PG_CLIENT, &(*client, *cluster, backends))?
+            }
+            Input::Awaits { pid, at, awaits } => self.json(tag::AWAITS, &(*pid, *at, awaits))?,
+            Input::PgRelation { cluster, database, relation, name } => self.json(
+                tag::PG_RELATION,
+                &PgRelation { cluster: *cluster, database: *database, relation: *relation, name: name.clone() },
+            )?,
             Input::TargetGone { pid, now } => self.json(tag::TARGET_GONE, &TargetGone { pid: *pid, now: *now })?,
             Input::Records { family, bytes } => {
                 self.frame.extend_from_slice(&family.to_le_bytes());
@@ -254,6 +278,20 @@ fn json<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, &'static str> {
 fn parse(tag: u8, payload: Bytes) -> Result<Input, &'static str> {
     Ok(match tag {
         tag::TARGET => Input::Target(Box::new(json::<TargetFacts>(&payload)?)),
+        tag::CLUSTER => Input::Cluster(Box::new(json::<ClusterFacts>(&payload)?)),
+        tag::PG_READING => Input::PgReading(Box::new(json::<Reading>(&payload)?)),
+        tag::PG_CLIENT => {
+            let (client, cluster, backends) = json(&payload)?;
+            Input::PgClient { client, cluster, backends }
+        }
+        tag::AWAITS => {
+            let (pid, at, awaits) = json(&payload)?;
+            Input::Awaits { pid, at, awaits }
+        }
+        tag::PG_RELATION => {
+            let PgRelation { cluster, database, relation, name } = json(&payload)?;
+            Input::PgRelation { cluster, database, relation, name }
+        }
         tag::TARGET_GONE => {
             let TargetGone { pid, now } = json(&payload)?;
             Input::TargetGone { pid, now }

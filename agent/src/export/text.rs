@@ -4,6 +4,7 @@ mod agent;
 mod findings;
 mod format;
 mod loops;
+mod postgres;
 mod profile;
 mod stack;
 mod waits;
@@ -48,7 +49,13 @@ pub fn render(summary: &Summary, style: Style) -> String {
         }
         process(&mut page, summary, *pid, target);
     }
-    if summary.targets.is_empty() {
+    for (at, (pid, cluster)) in summary.clusters.iter().enumerate() {
+        if at != 0 || !summary.targets.is_empty() {
+            page.line("");
+        }
+        postgres::render(&mut page, *pid, cluster);
+    }
+    if summary.targets.is_empty() && summary.clusters.is_empty() {
         page.strong("Nothing was traced.");
     }
     agent::render(&mut page, summary);
@@ -66,6 +73,9 @@ pub fn render_findings(summary: &Summary, style: Style) -> String {
 
 fn process(page: &mut Page, summary: &Summary, pid: u32, target: &TargetSummary) {
     loops::render(page, summary, target);
+    if let Some(client) = summary.pg_clients.get(&pid) {
+        postgres::of_client(page, client);
+    }
     waits::thread_pool(page, target);
     waits::gc(page, target);
     waits::off_cpu(page, summary, target);
@@ -156,6 +166,9 @@ fn life(page: &mut Page, time: &str, event: &Process) {
 /// One line about a window record, for a terminal; `None` for records of other types.
 #[must_use]
 pub fn live_line(record: &Record, style: Style) -> Option<String> {
+    if let Body::PgWindow(window) = &record.body {
+        return (window.duration_ns != 0).then(|| cut(&postgres::live_text(&record.time, window), style.width));
+    }
     let Body::Window(window) = &record.body else { return None };
     // What is left between the last tick and the end is no window worth a line.
     (window.duration_ns != 0).then(|| cut(&live_text(&record.time, window), style.width))

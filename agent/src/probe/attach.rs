@@ -34,7 +34,8 @@ use super::{btf::KernelTypes, tracefs::UringFields};
 static OBJECT: &[u8] = include_bytes_aligned!(env!("AGENT_BPF_OBJECT"));
 
 /// Names of the ring buffer maps, in the order of the families.
-pub const RING_MAPS: [&str; family::COUNT] = ["EVENT_LOOP", "THREAD_POOL", "V8", "SCHED", "STACK", "PROCESS", "SAMPLE"];
+pub const RING_MAPS: [&str; family::COUNT] =
+    ["EVENT_LOOP", "THREAD_POOL", "V8", "SCHED", "STACK", "PROCESS", "SAMPLE", "POSTGRES"];
 
 #[derive(Debug, Error)]
 pub enum LoadError {
@@ -73,10 +74,24 @@ impl Way {
         }
     }
 
-    fn program(self) -> &'static str {
-        match self {
-            Self::Multi => "probe_multi",
-            Self::Single => "probe_single",
+    fn program(self, group: Group) -> &'static str {
+        let is_node = match group {
+            Group::Postgres => false,
+            Group::Gc
+            | Group::Pool
+            | Group::Calibration
+            | Group::Phases
+            | Group::Requests
+            | Group::Makers
+            | Group::Allocators
+            | Group::Takers
+            | Group::Scopes => true,
+        };
+        match (is_node, self) {
+            (false, Self::Multi) => "postgres_multi",
+            (false, Self::Single) => "postgres_single",
+            (true, Self::Multi) => "probe_multi",
+            (true, Self::Single) => "probe_single",
         }
     }
 
@@ -164,6 +179,7 @@ impl Probes {
         if let Some(types) = types {
             loader.override_global(global::TASK_PID, &types.task_pid, true);
             loader.override_global(global::TASK_TGID, &types.task_tgid, true);
+            loader.override_global(global::TASK_REAL_PARENT, &types.task_real_parent, true);
             loader.override_global(global::TASK_STATE, &types.task_state, true);
             loader.override_global(global::TASK_EXIT_CODE, &types.task_exit_code, true);
             loader.override_global(global::TASK_SIGNAL, &types.task_signal, true);
@@ -186,17 +202,21 @@ impl Probes {
             tracepoints: Vec::new(),
             uprobes: BTreeMap::new(),
         };
-        probes.load_uprobe()?;
+        probes.load_uprobe(Group::Gc)?;
         Ok(probes)
     }
 
-    fn load_uprobe(&mut self) -> Result<(), LoadError> {
-        let program = self.way.program();
+    /// Has the kernel verify the program that a group's probes run.
+    pub fn load_uprobe(&mut self, group: Group) -> Result<(), LoadError> {
+        let program = self.way.program(group);
         let uprobe: &mut UProbe = self
             .ebpf
             .program_mut(program)
             .and_then(|program| program.try_into().ok())
             .ok_or(LoadError::NoProgram { program })?;
+        if uprobe.fd().is_ok() {
+            return Ok(());
+        }
         uprobe.load().map_err(|source| LoadError::Program {
             program,
             advice: advice(&chain(&source)),
@@ -293,7 +313,7 @@ impl Probes {
         if points.is_empty() {
             return Ok(());
         }
-        let program = self.way.program();
+        let program = self.way.program(group);
         let uprobe: &mut UProbe = self
             .ebpf
             .program_mut(program)

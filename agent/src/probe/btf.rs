@@ -29,6 +29,7 @@ pub enum BtfError {
 pub struct KernelTypes {
     pub task_pid: u32,
     pub task_tgid: u32,
+    pub task_real_parent: u32,
     pub task_state: u32,
     pub task_exit_code: u32,
     pub task_signal: u32,
@@ -57,6 +58,7 @@ impl KernelTypes {
         Ok(Self {
             task_pid: field(task, "pid", "task_struct.pid")?,
             task_tgid: field(task, "tgid", "task_struct.tgid")?,
+            task_real_parent: field(task, "real_parent", "task_struct.real_parent")?,
             // Renamed in 5.14.
             task_state: field(task, "__state", "task_struct.__state")
                 .or_else(|_| field(task, "state", "task_struct.state"))?,

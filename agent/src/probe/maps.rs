@@ -6,8 +6,8 @@ use agent_ebpf::{
     abi::family,
     spec::HITS_COUNT,
     state::{
-        AliveKey, FamilyCounters, MainLoop, RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target, ThreadState,
-        WorkKey, WorkState, counter, target_flag,
+        AliveKey, Cluster, FamilyCounters, MainLoop, RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target,
+        ThreadState, WorkKey, WorkState, counter, target_flag,
     },
 };
 use aya::maps::{HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
@@ -30,6 +30,7 @@ pub enum MapsError {
 
 type Raw<const N: usize> = [u8; N];
 const TARGET: usize = size_of::<Target>();
+const CLUSTER: usize = size_of::<Cluster>();
 const THREAD: usize = size_of::<ThreadState>();
 const MAIN_LOOP: usize = size_of::<MainLoop>();
 const KEY: usize = size_of::<RunQueueKey>();
@@ -83,6 +84,7 @@ impl Collections {
 /// Access to the maps; reading them costs a system call or two an entry.
 pub struct Maps {
     targets: HashMap<aya::maps::MapData, u32, Raw<TARGET>>,
+    clusters: HashMap<aya::maps::MapData, u32, Raw<CLUSTER>>,
     threads: HashMap<aya::maps::MapData, u32, Raw<THREAD>>,
     run_queue: HashMap<aya::maps::MapData, Raw<KEY>, u64>,
     works: HashMap<aya::maps::MapData, Raw<WORK_KEY>, Raw<WORK>>,
@@ -98,6 +100,7 @@ impl Maps {
     pub fn take(probes: &mut Probes) -> Result<Self, MapsError> {
         Ok(Self {
             targets: take(probes, "TARGETS")?,
+            clusters: take(probes, "CLUSTERS")?,
             threads: take(probes, "THREADS")?,
             run_queue: take(probes, "RUN_QUEUE")?,
             works: take(probes, "WORKS")?,
@@ -132,6 +135,13 @@ impl Maps {
         self.targets.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "TARGETS", source })
     }
 
+    /// Backends of this postmaster are traced from now on, those that it has and those to come; or their layout is known better.
+    pub fn add_cluster(&mut self, postmaster: u32, cluster: Cluster) -> Result<(), MapsError> {
+        let mut value = [0; CLUSTER];
+        value.copy_from_slice(cluster.as_bytes());
+        self.clusters.insert(&postmaster, &value, 0).map_err(|source| MapsError::Access { name: "CLUSTERS", source })
+    }
+
     /// Tells which loop the main thread of a process turns, which is to become a target.
     pub fn add_main_loop(&mut self, tgid: u32, main: MainLoop) -> Result<(), MapsError> {
         let mut value = [0; MAIN_LOOP];
@@ -158,6 +168,7 @@ impl Maps {
     /// From now on, nothing of this process is recorded; what the maps hold of it stays to be read.
     pub fn quiet_target(&mut self, tgid: u32) {
         let _ = self.targets.remove(&tgid);
+        let _ = self.clusters.remove(&tgid);
     }
 
     /// Forgets a target and all that the maps hold of it. Entries that are gone already are no error.

@@ -1,4 +1,4 @@
-//! What to attach where, what to skip and why: a pure function of the files that hold a Node.js.
+//! What to attach where, what to skip and why: a pure function of the files that hold a Node.js, or a PostgreSQL.
 //!
 //! The plan refuses rather than guesses: no probe on a clone of a function, none where its arguments are lost, none that the kernel would
 //! single-step on a path that is taken often. What is refused turns one row off, never the agent.
@@ -8,7 +8,7 @@ use std::{
     fmt,
 };
 
-use agent_ebpf::spec::{Component, Feature, PROBES, Place, Probe};
+use agent_ebpf::spec::{Component, Feature, POSTGRES_PROBES, PROBES, Place, Probe};
 
 use crate::{
     limits::FUNCTION_BYTES_MAX,
@@ -113,7 +113,7 @@ pub struct Plan {
     pub skips: Vec<Skip>,
 }
 
-/// Features, in the order of reports.
+/// Features of a Node.js, in the order of reports.
 pub const FEATURES: [Feature; 6] =
     [Feature::Phases, Feature::ThreadPool, Feature::Gc, Feature::HeapLimit, Feature::Requests, Feature::Handles];
 
@@ -124,6 +124,7 @@ pub fn feature_name(feature: Feature) -> &'static str {
         Feature::ThreadPool => "thread_pool",
         Feature::Gc => "gc",
         Feature::HeapLimit => "heap_limit",
+        Feature::PostgresLocks => "postgres_locks",
         Feature::Requests => "requests",
         Feature::Handles => "handles",
     }
@@ -135,27 +136,37 @@ pub fn component_name(component: Component) -> &'static str {
         Component::Libuv => "libuv",
         Component::V8 => "V8",
         Component::Node => "Node.js",
+        Component::Postgres => "PostgreSQL",
     }
 }
 
-/// A heap comes near its limit, or runs out, once in a process's life: there, ten microseconds are nothing. Everything else
-/// must be emulated.
+/// A heap comes near its limit, or runs out, once in a process's life, and who waits for a lock sleeps anyway: there, some
+/// microseconds are nothing. Everything else must be emulated.
 fn may_single_step(probe: &Probe) -> bool {
     match probe.feature {
-        Feature::HeapLimit => true,
+        Feature::HeapLimit | Feature::PostgresLocks => true,
         Feature::Phases | Feature::ThreadPool | Feature::Gc | Feature::Requests | Feature::Handles => false,
     }
 }
 
 /// Plans every row of [`PROBES`]. An error means that a file could not be read; what it does not hold is a skip.
 pub fn plan(files: &[Holder<'_>]) -> Result<Plan, ElfError> {
+    plan_of(PROBES, files)
+}
+
+/// Plans every row of [`POSTGRES_PROBES`], for the program of a PostgreSQL server.
+pub fn plan_postgres(elf: &ElfFile) -> Result<Plan, ElfError> {
+    plan_of(POSTGRES_PROBES, &[Holder { components: &[Component::Postgres], elf }])
+}
+
+fn plan_of(probes: &'static [Probe], files: &[Holder<'_>]) -> Result<Plan, ElfError> {
     let mut plan = Plan::default();
     let sources: Vec<Source<'_>> = files
         .iter()
         .enumerate()
-        .map(|(index, holder)| Source::read(FileId(index), *holder))
+        .map(|(index, holder)| Source::read(probes, FileId(index), *holder))
         .collect::<Result<_, _>>()?;
-    for probe in PROBES {
+    for probe in probes {
         let source = sources.iter().find(|source| source.components.contains(&probe.component));
         let placed =
             source.ok_or(SkipReason::NoFile { component: probe.component }).and_then(|source| source.place(probe));
@@ -187,6 +198,11 @@ impl Plan {
         }
     }
 
+    fn has(&self, feature: Feature) -> bool {
+        let placed = self.placements.iter().map(|placement| placement.probe);
+        placed.chain(self.skips.iter().map(|skip| skip.probe)).any(|probe| probe.feature == feature)
+    }
+
     pub fn placements_of(&self, id: u64) -> impl Iterator<Item = &Placement> {
         self.placements.iter().filter(move |placement| placement.probe.id == id)
     }
@@ -202,7 +218,7 @@ impl fmt::Display for Plan {
         for Skip { probe, reason } in &self.skips {
             writeln!(f, "{:<20} skipped: {reason}", probe.name)?;
         }
-        for feature in FEATURES {
+        for feature in FEATURES.into_iter().chain([Feature::PostgresLocks]).filter(|feature| self.has(*feature)) {
             write!(f, "{:<20} ", feature_name(feature))?;
             match self.feature(feature) {
                 FeatureState::On => writeln!(f, "on")?,
@@ -216,6 +232,7 @@ impl fmt::Display for Plan {
 
 /// A file with the symbols that its probes may need.
 struct Source<'a> {
+    probes: &'static [Probe],
     id: FileId,
     components: &'a [Component],
     elf: &'a ElfFile,
@@ -224,9 +241,9 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn read(id: FileId, holder: Holder<'a>) -> Result<Self, ElfError> {
+    fn read(probes: &'static [Probe], id: FileId, holder: Holder<'a>) -> Result<Self, ElfError> {
         let Holder { components, elf } = holder;
-        let wanted = PROBES.iter().filter(|probe| components.contains(&probe.component)).flat_map(|probe| {
+        let wanted = probes.iter().filter(|probe| components.contains(&probe.component)).flat_map(|probe| {
             let around: &[&'static str] = match &probe.place {
                 Place::Entry => &[],
                 Place::AfterCall { caller, callee } => &[*caller, *callee],
@@ -246,7 +263,7 @@ impl<'a> Source<'a> {
                 }
             }
         }
-        Ok(Self { id, components, elf, symbols, not_recovered })
+        Ok(Self { probes, id, components, elf, symbols, not_recovered })
     }
 
     fn symbol(&self, name: &'static str) -> Result<Symbol, SkipReason> {
@@ -316,7 +333,8 @@ impl<'a> Source<'a> {
 
     /// Entries of the other functions whose probes delimit the same phases.
     fn marks(&self, probe: &Probe, callee: &str) -> BTreeSet<FileAddr> {
-        let others = PROBES.iter().filter(|other| other.group == probe.group && other.component == probe.component);
+        let others =
+            self.probes.iter().filter(|other| other.group == probe.group && other.component == probe.component);
         let names = others.flat_map(|other| other.symbols).filter(|name| **name != callee);
         names.filter_map(|name| self.symbols.get(name)?.symbol()).map(|symbol| symbol.addr).collect()
     }

@@ -6,6 +6,7 @@
 mod account;
 mod finding;
 mod memory;
+mod postgres;
 mod stacks;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,10 @@ use serde::{Deserialize, Serialize};
 pub use account::{AgentCost, End, EndReason, FamilyAccount, ProbeHits};
 pub use finding::{Evidence, Finding, Growth, Severity};
 pub use memory::{Heap, LoopHandles, Memory, Resident, Site, SiteKind};
+pub use postgres::{
+    Advice, BackendKind, BackendState, PgAwait, PgBackend, PgClient, PgClientLock, PgCluster, PgDeadlock, PgHolder,
+    PgLink, PgLock, PgLockName, PgQueued, PgRoot, PgWaiter, PgWaits, PgWaitsFor, PgWindow,
+};
 pub use stacks::{
     Frame, FrameKind, Measure, OffCpu, OffCpuStack, OffCpuTotals, Profile, ProfileStack, ProfileThread, Stack, StackId,
     Tier, Truncated,
@@ -62,6 +67,16 @@ pub enum Body {
     OffCpu(OffCpu),
     /// What ran on the CPUs in a window, by stack.
     Profile(Profile),
+    /// A PostgreSQL cluster is traced from here on.
+    PgCluster(Box<PgCluster>),
+    /// Lock waits of a cluster in a window.
+    PgWindow(Box<PgWindow>),
+    /// One lock that was waited for: who holds it, who waits, what would help.
+    PgLock(Box<PgLock>),
+    /// Which of a process's connections to PostgreSQL wait for locks.
+    PgClient(Box<PgClient>),
+    /// A deadlock that the server broke.
+    PgDeadlock(Box<PgDeadlock>),
     /// What a process held at the end of a window: memory and handles.
     Memory(Box<Memory>),
     /// A fork, an exec, an exit.

@@ -5,12 +5,12 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Body, Record,
+    Body, ClusterSummary, Record,
     merge::{merge_cost, merge_gc, merge_ledger, merge_loop, merge_pool, merge_totals},
     model::{
         AgentCost, Class, End, Finding, Gc, GcType, HeapLimit, LedgerPart, LoopWindow, Memory, OffCpu, OffCpuTotals,
-        OffReason, Process, Profile, ProfileStack, ProfileThread, Role, SlowTurn, Stack, StackId, Target, ThreadPool,
-        Warning, Window,
+        OffReason, PgClient, Process, Profile, ProfileStack, ProfileThread, Role, SlowTurn, Stack, StackId, Target,
+        ThreadPool, Warning, Window,
     },
 };
 use crate::{aggregate::histogram::Histogram, limits};
@@ -19,6 +19,10 @@ use crate::{aggregate::histogram::Histogram, limits};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Summary {
     pub targets: BTreeMap<u32, TargetSummary>,
+    /// PostgreSQL clusters by their postmasters.
+    pub clusters: BTreeMap<u32, ClusterSummary>,
+    /// Connections of processes to them, when most of them waited.
+    pub pg_clients: BTreeMap<u32, PgClient>,
     pub stacks: BTreeMap<StackId, Stack>,
     /// Costs and losses; the agent's own lines only.
     pub agent: AgentCost,
@@ -140,6 +144,19 @@ impl Summary {
                     self.warnings_more += 1;
                 }
             }
+            Body::PgClient(client) => {
+                if self.pg_clients.len() < limits::TARGETS_MAX || self.pg_clients.contains_key(pid) {
+                    let worst = self.pg_clients.entry(*pid).or_default();
+                    if client.waiting >= worst.waiting {
+                        *worst = client.as_ref().clone();
+                    }
+                }
+            }
+            Body::PgCluster(_) | Body::PgWindow(_) | Body::PgLock(_) | Body::PgDeadlock(_) => {
+                if self.clusters.len() < limits::PG_CLUSTERS_MAX || self.clusters.contains_key(pid) {
+                    self.clusters.entry(*pid).or_default().add(time, body);
+                }
+            }
             Body::Target(_)
             | Body::Window(_)
             | Body::SlowTurn(_)
@@ -180,8 +197,17 @@ impl TargetSummary {
             Body::Memory(memory) => self.memory = Some((**memory).clone()),
             Body::Process(process) => self.process(time, process),
             // The windows' histograms hold every pause.
-            Body::GcPause(_) | Body::Stack(_) | Body::Finding(_) | Body::Warning(_) | Body::Agent(_) | Body::End(_) => {
-            }
+            Body::GcPause(_)
+            | Body::Stack(_)
+            | Body::Finding(_)
+            | Body::PgCluster(_)
+            | Body::PgWindow(_)
+            | Body::PgLock(_)
+            | Body::PgDeadlock(_)
+            | Body::PgClient(_)
+            | Body::Warning(_)
+            | Body::Agent(_)
+            | Body::End(_) => {}
         }
     }
 

@@ -30,6 +30,8 @@ use crate::{
         memory::LiveMemory,
         node::NodeTarget,
         procfs::{self, FileIdentity, Incarnation, Mapping},
+        regions::{self, PageMap},
+        v8::FunctionLayout,
     },
     units::{Pid, UserAddr},
 };
@@ -38,7 +40,7 @@ use kept::Kept;
 use kernel::KernelSymbols;
 use log::debug;
 use module::Module;
-use v8::{V8, layout::Layout};
+use v8::{V8, layout::Layout, suspended::Suspended};
 
 pub use demangle::readable;
 pub use jit::PerfMap;
@@ -164,6 +166,20 @@ impl Symbolizer {
         })
     }
 
+    /// Async functions that a process has suspended, without names yet.
+    pub fn suspended_calls(&mut self, pid: Pid) -> SuspendedCalls {
+        self.enter(pid);
+        let before = self.clock.of(pid);
+        let Some(layout) = function_layout(pid) else { return SuspendedCalls::default() };
+        let Ok(regions) = regions::readable(pid) else { return SuspendedCalls::default() };
+        let pages = PageMap::of(pid);
+        let Some(v8) = self.v8(pid) else { return SuspendedCalls::default() };
+        v8.heap.forget();
+        let suspended = v8.heap.suspended(&layout, &regions, &|at| pages.present(at));
+        debug!("pid={pid} suspended={} read_bytes={}", suspended.calls.len(), suspended.read_bytes);
+        SuspendedCalls { suspended, collections: before.unwrap_or_default() }
+    }
+
     /// Forgets what was mapped by another process of this id, or by what this one ran before an `execve`.
     fn enter(&mut self, pid: Pid) {
         if self.spaces.len() >= SYMBOL_SPACES_MAX && !self.spaces.contains_key(&pid) {
@@ -240,6 +256,18 @@ impl Symbolizer {
         }
         self.modules.get(&identity)?.as_ref().map(|module| (module, &self.lines))
     }
+}
+
+/// What was found, and how many collections there had been before.
+#[derive(Debug, Default)]
+pub struct SuspendedCalls {
+    pub suspended: Suspended,
+    pub collections: (u32, u32),
+}
+
+fn function_layout(pid: Pid) -> Option<FunctionLayout> {
+    let target = NodeTarget::inspect(pid).ok()?;
+    FunctionLayout::read(&target.node.holder(Component::V8)?.elf, target.node.v8_version()?)
 }
 
 fn layout_of(pid: Pid, layouts: &mut HashMap<FileIdentity, Option<Layout>>) -> Option<(FileIdentity, Layout)> {

@@ -407,6 +407,25 @@ pub fn first_data_address(code: &[u8], start: FileAddr, is_data: impl Fn(FileAdd
         .find(|addr| is_data(*addr))
 }
 
+/// The offset of the first thing that a function reads of what its first argument points to, before any jump or call.
+#[must_use]
+pub fn first_load_from_rdi(code: &[u8], start: FileAddr) -> Option<u32> {
+    let mut copies = vec![Register::RDI];
+    for instruction in &mut Decoder::with_ip(64, code, start.0, DecoderOptions::NONE) {
+        if instruction.code() == Code::INVALID || instruction.flow_control() != FlowControl::Next {
+            return None;
+        }
+        if let Some(at) = copies.iter().find_map(|copy| field(&instruction, Some(*copy))) {
+            return u32::try_from(at).ok();
+        }
+        let is_copy = matches!(instruction.code(), Code::Mov_r64_rm64 | Code::Mov_rm64_r64);
+        if is_copy && copies.contains(&instruction.op1_register()) {
+            copies.push(instruction.op0_register());
+        }
+    }
+    None
+}
+
 /// The constant that a function of the shape `return N;` returns.
 #[must_use]
 pub fn returned_constant(code: &[u8], start: FileAddr) -> Option<u32> {

@@ -18,8 +18,8 @@ use thiserror::Error;
 
 use crate::{
     limits::{
-        DEBUG_INFO_BYTES_MAX, ELF_FUNCTIONS_MAX, ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX, FRAME_TABLE_BYTES_MAX,
-        SYMBOL_NAME_BYTES_MAX, SYMBOL_TABLE_BYTES_MAX,
+        CONSTANTS_BYTES_MAX, DEBUG_INFO_BYTES_MAX, ELF_FUNCTIONS_MAX, ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX,
+        FRAME_TABLE_BYTES_MAX, SYMBOL_NAME_BYTES_MAX, SYMBOL_TABLE_BYTES_MAX,
     },
     units::FileOffset,
 };
@@ -413,6 +413,17 @@ impl ElfFile {
         let bytes = bytes.min(segment.file_bytes - within);
         let Some(offset) = segment.offset.checked_add(within) else { return Vec::new() };
         self.read(Range { offset, bytes }, bytes, "segment").unwrap_or_default()
+    }
+
+    /// The first string among the file's constants that begins with `head` and of whose rest `accept` makes something.
+    #[must_use]
+    pub fn constant_text<T>(&self, head: &[u8], accept: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let constants = self.segments.iter().filter(|segment| !segment.executable);
+        constants.into_iter().find_map(|segment| {
+            let range = Range { offset: segment.offset, bytes: segment.file_bytes };
+            let bytes = self.read(range, CONSTANTS_BYTES_MAX, "segment").ok()?;
+            bytes.split(|byte| *byte == 0).find_map(|text| accept(str::from_utf8(text.strip_prefix(head)?).ok()?))
+        })
     }
 
     #[must_use]

@@ -11,7 +11,7 @@ use std::{
 use thiserror::Error;
 
 use crate::{
-    limits::{PROC_FILE_BYTES_MAX, PROC_MAPS_BYTES_MAX, PROC_THREADS_MAX},
+    limits::{NET_TABLE_BYTES_MAX, PROC_FILE_BYTES_MAX, PROC_MAPS_BYTES_MAX, PROC_THREADS_MAX},
     units::{Pid, Tid, UserAddr, WallNs},
 };
 
@@ -283,6 +283,107 @@ pub fn environment(pid: Pid, key: &str) -> Result<Option<String>, ProcError> {
     Ok(strings(&environ).find_map(|entry| Some(entry.strip_prefix(key)?.strip_prefix('=')?.to_owned())))
 }
 
+/// The file that a process runs, in whatever mount namespace, and the path that leads there from here.
+pub fn open_exe(pid: Pid) -> Result<(File, PathBuf), ProcError> {
+    let path = path_of(pid, "exe");
+    let file = File::open(&path).map_err(|source| ProcError::of(pid, "exe", source))?;
+    Ok((file, path))
+}
+
+/// `None` of a process that has gone, and of the first one.
+#[must_use]
+pub fn parent(pid: Pid) -> Option<Pid> {
+    let stat = read(pid, "stat", PROC_FILE_BYTES_MAX).ok()?;
+    let tail = stat.get(stat.iter().rposition(|byte| *byte == b')')?..)?;
+    // Field 4 of the line; the state is field 3.
+    str::from_utf8(tail).ok()?.split_ascii_whitespace().nth(2)?.parse().ok().filter(|pid| *pid != 0).map(Pid)
+}
+
+/// Children of a process's first thread, which are all that a program of one thread has.
+#[must_use]
+pub fn children(pid: Pid) -> Vec<Pid> {
+    if let Ok(children) = read_path(&path_of(pid, &format!("task/{pid}/children")), PROC_FILE_BYTES_MAX) {
+        let text = String::from_utf8_lossy(&children);
+        return text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid).collect();
+    }
+    // A kernel without CONFIG_PROC_CHILDREN.
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).map(Pid);
+    pids.filter(|child| parent(*child) == Some(pid)).collect()
+}
+
+/// Clock ticks from boot to a process's start: with its id, that is who it is.
+#[must_use]
+pub fn start_ticks(pid: Pid) -> Option<u64> {
+    parse_stat(&read(pid, "stat", PROC_FILE_BYTES_MAX).ok()?).map(|stat| stat.start_ticks)
+}
+
+/// What a process has written over its arguments: as PostgreSQL says there what it does.
+#[must_use]
+pub fn title(pid: Pid) -> Option<String> {
+    let bytes = read(pid, "cmdline", TITLE_BYTES_MAX).ok()?;
+    strings(&bytes).next()
+}
+
+/// Bytes of a title that are read.
+const TITLE_BYTES_MAX: u64 = 512;
+
+/// The TCP connections of a process's network namespace: the tables for IPv4 and IPv6, one after the other.
+#[must_use]
+pub fn net_tcp(pid: Pid) -> Vec<u8> {
+    let mut tables = Vec::new();
+    for table in ["net/tcp", "net/tcp6"] {
+        tables.extend(read_path(&path_of(pid, table), NET_TABLE_BYTES_MAX).unwrap_or_default());
+    }
+    tables
+}
+
+/// Which network namespace a process is in.
+#[must_use]
+pub fn net_namespace(pid: Pid) -> Option<u64> {
+    fs::metadata(path_of(pid, "ns/net")).ok().map(|metadata| metadata.ino())
+}
+
+/// The memory of a process, for as long as that lives.
+#[derive(Debug)]
+pub struct Memory(File);
+
+impl Memory {
+    #[must_use]
+    pub fn open(pid: Pid) -> Option<Self> {
+        File::open(path_of(pid, "mem")).ok().map(Self)
+    }
+
+    pub fn read(&self, at: UserAddr, into: &mut [u8]) -> Option<()> {
+        self.0.read_exact_at(into, at.0).ok()
+    }
+
+    #[must_use]
+    pub fn array<const N: usize>(&self, at: UserAddr) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        self.read(at, &mut bytes).map(|()| bytes)
+    }
+
+    #[must_use]
+    pub fn u32(&self, at: UserAddr) -> Option<u32> {
+        self.array(at).map(u32::from_ne_bytes)
+    }
+
+    #[must_use]
+    pub fn u64(&self, at: UserAddr) -> Option<u64> {
+        self.array(at).map(u64::from_ne_bytes)
+    }
+
+    /// The string at an address, up to its NUL and at most so many bytes.
+    #[must_use]
+    pub fn text(&self, at: UserAddr, most: u32) -> Option<String> {
+        let mut bytes = vec![0; most as usize];
+        self.read(at, &mut bytes)?;
+        let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+        Some(String::from_utf8_lossy(text).into_owned())
+    }
+}
+
 /// Four bytes of the process's memory.
 #[must_use]
 pub fn memory_u32(pid: Pid, at: UserAddr) -> Option<u32> {
@@ -319,7 +420,7 @@ fn path_of(pid: Pid, file: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/{file}"))
 }
 
-fn read(pid: Pid, file: &'static str, most: u64) -> Result<Vec<u8>, ProcError> {
+pub(super) fn read(pid: Pid, file: &'static str, most: u64) -> Result<Vec<u8>, ProcError> {
     read_path(&path_of(pid, file), most).map_err(|source| ProcError::of(pid, file, source))
 }
 

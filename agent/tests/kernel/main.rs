@@ -23,6 +23,7 @@ mod harness;
 mod js;
 mod luck;
 mod peer;
+mod postgres;
 mod profile;
 mod records;
 mod sched;

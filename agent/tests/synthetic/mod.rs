@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses a part")]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+pub mod postgres;
 pub mod profile;
 pub mod trace;
 

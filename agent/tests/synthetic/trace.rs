@@ -227,6 +227,8 @@ fn answer(output: &Output) -> Option<Input> {
             let frames = frames.into_iter().map(Arc::new).collect();
             Some(Input::Symbolized { stack: *stack, frames, truncated: None })
         }
+        // A process in whose heap no call is suspended.
+        Output::NeedAwaits { pid } => Some(Input::Awaits { pid: *pid, at: MonoNs(0), awaits: Vec::new() }),
         Output::NeedWorkClass { pid, vtable } => {
             let class = Some("node::crypto::DeriveBitsJob<node::crypto::PBKDF2Traits>".to_owned());
             Some(Input::WorkClass { pid: *pid, vtable: *vtable, class })

@@ -4,6 +4,7 @@
 //! runs under steady load while a tool is attached and detached in turn. Each time with it is compared with the times
 //! before and after it, and the times without it with each other: that null control says what the noise alone shows.
 
+mod postgres;
 mod profile;
 mod server;
 mod stats;
@@ -40,6 +41,8 @@ enum What {
     Alloc,
     /// `agent profile`, beside perf and V8's own profiler
     Profile,
+    /// Locks of PostgreSQL, under `pgbench`
+    Postgres,
 }
 
 #[derive(Args, Debug)]
@@ -78,6 +81,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
         Some(What::Pool) => vec![Case::Pool],
         Some(What::Alloc) => vec![Case::Alloc],
         Some(What::Profile) => return profile::bench(args),
+        Some(What::Postgres) => return postgres::bench(args),
     };
     let mut table = String::from(HEAD);
     let mut structure = String::from(structure::HEAD);
@@ -87,12 +91,12 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
         let mut server = Server::start(case, &args.node)?;
         std::thread::sleep(WARM_UP);
         let agent = run(&mut server, Tool::Agent, args.pairs, args)?;
-        row(&mut table, case, Tool::Agent, &agent);
+        row(&mut table, case.name(), Tool::Agent, &agent);
         structure.push_str(&structure::row(case, server.pid())?);
         for peer in Tool::PEERS {
             if args.peer_pairs > 0 {
                 let figures = run(&mut server, peer, args.peer_pairs, args)?;
-                row(&mut table, case, peer, &figures);
+                row(&mut table, case.name(), peer, &figures);
             }
         }
         eprintln!("{table}\n{structure}");
@@ -143,6 +147,14 @@ const HEAD: &str = "\
 |---|---|---|---|---|---|---|---|---|---|---|---|
 ";
 
+/// What is under load.
+pub trait Measured {
+    fn pid(&self) -> u32;
+
+    /// Requests a second and CPU nanoseconds a request, over the next `span`.
+    fn measure(&mut self, span: Duration) -> Result<Half, Error>;
+}
+
 /// What a run of pairs showed.
 struct Figures {
     throughput: Vec<f64>,
@@ -157,7 +169,7 @@ struct Figures {
 }
 
 /// Off, on, off; off, on, off: each on is compared with its two neighbours, and each last off with the next first one.
-fn run(server: &mut Server, tool: Tool, pairs: u32, args: &BenchArgs) -> Result<Figures, Error> {
+fn run(server: &mut impl Measured, tool: Tool, pairs: u32, args: &BenchArgs) -> Result<Figures, Error> {
     let span = Duration::from_millis(args.half);
     let mut figures = Figures {
         throughput: Vec::new(),
@@ -200,7 +212,7 @@ fn run(server: &mut Server, tool: Tool, pairs: u32, args: &BenchArgs) -> Result<
     Ok(figures)
 }
 
-fn row(table: &mut String, case: Case, tool: Tool, figures: &Figures) {
+fn row(table: &mut String, case: &str, tool: Tool, figures: &Figures) {
     let ratio = |samples: &[f64]| match (estimate(samples), median(samples)) {
         (Some(Estimate { median, low, high }), _) => format!("{median:.3} ({low:.3} to {high:.3})"),
         (None, Some(median)) => format!("{median:.3}"),
@@ -214,7 +226,7 @@ fn row(table: &mut String, case: Case, tool: Tool, figures: &Figures) {
     let _ = writeln!(
         table,
         "| {} | {} | {} | {} | {} | {} | {} | {tool_cpu:.1} % | {:.0} MB | {} | {} | {} |",
-        case.name(),
+        case,
         tool.name(),
         figures.throughput.len(),
         ratio(&figures.throughput),

@@ -39,7 +39,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
         for &tool in tools {
             say(&format!("{}, {}: {} pairs of {} ms", case.name(), tool.name(), args.pairs, args.half));
             let figures = run(&mut server, tool, args.pairs, args)?;
-            row(&mut table, case, tool, &figures);
+            row(&mut table, case.name(), tool, &figures);
         }
         loads.push(load_average());
         eprintln!("{table}");

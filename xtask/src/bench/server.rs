@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::Measured;
 use crate::run::{Error, cache, root};
 
 /// What is measured.
@@ -91,10 +92,6 @@ impl Server {
         Ok(Self { _load: Running(load), node, count })
     }
 
-    pub fn pid(&self) -> u32 {
-        self.node.0.id()
-    }
-
     /// Requests finished so far, by the server's own count.
     fn finished(&mut self) -> Result<u64, Error> {
         let fail = |source| Error::io("the server's count", source);
@@ -119,24 +116,27 @@ impl Server {
 
     /// CPU time of all its threads in nanoseconds, from the scheduler's own books.
     fn cpu_ns(&self) -> u64 {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.node.0.id())).into_iter().flatten().flatten();
         let times = tasks.filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok());
         times.filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok()).sum()
     }
+}
 
-    /// Requests a second and CPU nanoseconds a request, over the next `span`.
-    pub fn measure(&mut self, span: Duration) -> Result<Half, Error> {
+impl Measured for Server {
+    fn pid(&self) -> u32 {
+        self.node.0.id()
+    }
+
+    fn measure(&mut self, span: Duration) -> Result<Half, Error> {
         let (begin, finished, cpu) = (Instant::now(), self.finished()?, self.cpu_ns());
         std::thread::sleep(span);
         let (requests, cpu) = (self.finished()? - finished, self.cpu_ns().saturating_sub(cpu));
-        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-        let (requests, cpu) = (requests as f64, cpu as f64);
-        Ok(Half { per_second: requests / begin.elapsed().as_secs_f64(), cpu_per_request: cpu / requests.max(1.0) })
+        Ok(Half::of(requests, cpu, begin.elapsed()))
     }
 }
 
 /// A child that ends with its owner.
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -151,4 +151,12 @@ impl Drop for Running {
 pub struct Half {
     pub per_second: f64,
     pub cpu_per_request: f64,
+}
+
+impl Half {
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    pub fn of(requests: u64, cpu_ns: u64, span: Duration) -> Self {
+        let (requests, cpu) = (requests as f64, cpu_ns as f64);
+        Self { per_second: requests / span.as_secs_f64(), cpu_per_request: cpu / requests.max(1.0) }
+    }
 }

@@ -130,6 +130,10 @@ fn packages(purpose: Purpose) -> Vec<&'static str> {
             ("setpriv", "util-linux"),
             ("strip", "binutils"),
         ]);
+        // In a directory of its own, off the path.
+        if !Path::new("/usr/lib/postgresql/15/bin/postgres").is_file() {
+            packages.push("postgresql-15");
+        }
         if NODE_VERSIONS.iter().any(|version| !node::is_there(version)) {
             commands.push(("npm", "npm"));
         }

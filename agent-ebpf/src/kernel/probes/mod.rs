@@ -3,6 +3,7 @@
 mod epoll;
 mod faults;
 mod io_uring;
+mod postgres;
 mod process;
 mod sampler;
 pub mod sched;

@@ -34,6 +34,7 @@ pub mod proof;
 mod rows;
 pub mod script;
 pub mod strings;
+pub mod suspended;
 
 use code::Codes;
 use function::Functions;

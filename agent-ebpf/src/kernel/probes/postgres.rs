@@ -1,0 +1,311 @@
+//! Waits for locks in PostgreSQL, told apart by the attach cookie.
+//!
+//! A lock's lists are read as `storage/lock.h` has them since version 10, and nothing of them is believed that the structures do
+//! not say of each other: the lock bears the tag that the backend asked for, and each entry points back to the lock.
+
+use agent_ebpf::{
+    abi::{
+        family, kind,
+        postgres::{LockEnd, LockTag, LockWait, PARTIES_MAX, Party, outcome, wait_flag},
+    },
+    spec::id,
+    state::{Cluster, LockWaitState, counter},
+};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{
+        bpf_probe_read_user,
+        generated::{bpf_get_attach_cookie, bpf_get_current_task},
+    },
+    macros::uprobe,
+    programs::ProbeContext,
+};
+
+use super::sched::read_u32;
+use crate::kernel::{
+    emit::{self, count, current, header, now_ns, send},
+    globals, maps,
+};
+
+/// The beginning of a `LOCALLOCK`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct LocalLock {
+    tag: [u32; 4],
+    mode: u32,
+    hash: u32,
+    lock: u64,
+    proclock: u64,
+}
+
+/// The beginning of a `LOCK`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Lock {
+    tag: [u32; 4],
+    granted_modes: u32,
+    waited_modes: u32,
+    procs_prev: u64,
+    procs_next: u64,
+    queue_prev: u64,
+    queue_next: u64,
+    queue_len: u32,
+    reserved: u32,
+}
+
+/// The beginning of a `PROCLOCK`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct ProcLock {
+    lock: u64,
+    proc: u64,
+    group_leader: u64,
+    held_modes: u32,
+    release_modes: u32,
+    prev: u64,
+    next: u64,
+}
+
+/// Where in a `LOCK` the heads of its lists are, and in a `PROCLOCK` the link of the first one.
+const LOCK_PROCS: u64 = 24;
+const LOCK_QUEUE: u64 = 40;
+const PROCLOCK_LINK: u64 = 32;
+/// From `PGPROC::waitLock` to `PGPROC::waitLockMode`.
+const WAIT_MODE: u64 = 16;
+
+/// Attached over `uprobe_multi` links (6.6 and newer).
+#[uprobe(multi)]
+pub fn postgres_multi(ctx: ProbeContext) -> u32 {
+    probe(&ctx)
+}
+
+/// The same, attached probe by probe through perf events.
+#[uprobe]
+pub fn postgres_single(ctx: ProbeContext) -> u32 {
+    probe(&ctx)
+}
+
+#[inline(always)]
+fn probe(ctx: &ProbeContext) -> u32 {
+    // SAFETY: the context is the one that the kernel passed in.
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    emit::count_hit(cookie as u32);
+    match cookie {
+        id::LOCK_WAIT => begin(ctx.arg::<u64>(0).unwrap_or(0)),
+        id::LOCK_GRANTED => end(outcome::GRANTED),
+        id::LOCK_GIVEN_UP => end(outcome::CANCELLED),
+        id::LOCK_DEADLOCK => end(outcome::DEADLOCK),
+        _ => {}
+    }
+    0
+}
+
+/// The cluster that the running process is a backend of, if it is a traced one: its key, and what is known of it.
+#[inline(always)]
+fn cluster() -> Option<(u32, Cluster)> {
+    // SAFETY: the helper takes nothing; the pointer is only read through checked reads.
+    let task = unsafe { bpf_get_current_task() };
+    let parent_at = (task + u64::from(globals::TASK_REAL_PARENT.load())) as *const u64;
+    // SAFETY: the helper checks the address itself.
+    let parent = unsafe { aya_ebpf::helpers::bpf_probe_read_kernel(parent_at) }.ok()?;
+    let postmaster = read_u32(parent, globals::TASK_TGID.load());
+    let cluster = maps::CLUSTERS.get_ptr(&postmaster)?;
+    // SAFETY: the value lives in a preallocated map; a copy of 16 bytes torn by a removal is harmless.
+    Some((postmaster, unsafe { *cluster }))
+}
+
+#[inline(always)]
+fn read<T: Copy + Default>(at: u64) -> Option<T> {
+    // SAFETY: the helper checks the address itself and fails on a bad one.
+    unsafe { bpf_probe_read_user(at as *const T) }.ok()
+}
+
+#[inline(always)]
+fn tag_of(words: [u32; 4]) -> LockTag {
+    let last = words[3];
+    LockTag {
+        field1: words[0],
+        field2: words[1],
+        field3: words[2],
+        field4: last as u16,
+        kind: (last >> 16) as u8,
+        method: (last >> 24) as u8,
+    }
+}
+
+#[inline(always)]
+fn begin(locallock: u64) {
+    let Some((postmaster, cluster)) = cluster() else { return };
+    let Some(wanted) = read::<LocalLock>(locallock) else { return };
+    let Some(own) = read::<ProcLock>(wanted.proclock) else { return };
+    let (tgid, _) = current();
+    let now = now_ns();
+    let state = LockWaitState {
+        started_ns: now,
+        lock: wanted.lock,
+        tag: tag_of(wanted.tag),
+        cluster: postmaster,
+        pid: pid_of(&cluster, own.proc),
+        mode: wanted.mode,
+        ended: 0,
+        reserved: 0,
+    };
+    if maps::LOCK_WAITS.insert(&tgid, &state, 0).is_err() {
+        count(counter::LOCK_WAITS_FULL);
+    }
+    send::<LockWait>(family::POSTGRES, |record| {
+        // SAFETY: `record` is a reservation of exactly this type.
+        let record = unsafe { &mut *record };
+        record.header = header(kind::LOCK_WAIT, 0, now);
+        record.cluster = postmaster;
+        record.pid = state.pid;
+        record.lock = wanted.lock;
+        record.proclock = wanted.proclock;
+        record.proc = own.proc;
+        record.tag = state.tag;
+        record.mode = wanted.mode;
+        record.granted_modes = 0;
+        record.waited_modes = 0;
+        record.queue_len = 0;
+        record.holders_listed = 0;
+        record.queue_listed = 0;
+        record.holders = [Party { pid: 0, modes: 0 }; PARTIES_MAX];
+        record.queue = [Party { pid: 0, modes: 0 }; PARTIES_MAX];
+        if own.lock == wanted.lock
+            && let Some(lock) = read::<Lock>(wanted.lock)
+            && lock.tag == wanted.tag
+        {
+            record.granted_modes = lock.granted_modes;
+            record.waited_modes = lock.waited_modes;
+            record.queue_len = lock.queue_len;
+            let mut flags = wait_flag::LISTS;
+            flags |= holders(record, &cluster, wanted.lock, lock.procs_next);
+            flags |= queue(record, &cluster, wanted.lock, lock.queue_next);
+            record.header.flags = flags;
+        }
+    });
+}
+
+/// The process id in a `PGPROC`; 0 where it cannot be read.
+#[inline(always)]
+fn pid_of(cluster: &Cluster, proc: u64) -> u32 {
+    if cluster.proc_pid == 0 || proc == 0 {
+        return 0;
+    }
+    read::<u32>(proc + u64::from(cluster.proc_pid)).unwrap_or(0)
+}
+
+/// Lists who holds the lock. Waiters are in the same list, with no mode held.
+#[inline(always)]
+fn holders(record: &mut LockWait, cluster: &Cluster, lock: u64, first: u64) -> u32 {
+    /// Entries that are looked at: old ones come first, and waiters after those that they wait for.
+    const LOOKED_AT: u32 = 24;
+    let mut node = first;
+    let mut listed = 0u32;
+    let mut i = 0;
+    while i < LOOKED_AT {
+        if node == lock + LOCK_PROCS {
+            return 0;
+        }
+        let Some(entry) = read::<ProcLock>(node - PROCLOCK_LINK) else { return wait_flag::HOLDERS_CUT };
+        if entry.lock != lock {
+            return wait_flag::HOLDERS_CUT;
+        }
+        if entry.held_modes != 0 {
+            if listed >= PARTIES_MAX as u32 {
+                return wait_flag::HOLDERS_CUT;
+            }
+            let leader = if entry.group_leader == 0 { entry.proc } else { entry.group_leader };
+            record.holders[listed as usize & (PARTIES_MAX - 1)] =
+                Party { pid: pid_of(cluster, leader), modes: entry.held_modes };
+            listed += 1;
+            record.holders_listed = listed;
+        }
+        node = entry.next;
+        i += 1;
+    }
+    wait_flag::HOLDERS_CUT
+}
+
+/// Lists who waits already. A waiter's link is the first thing in its `PGPROC`.
+#[inline(always)]
+fn queue(record: &mut LockWait, cluster: &Cluster, lock: u64, first: u64) -> u32 {
+    let mut proc = first;
+    let mut i = 0u32;
+    while i < PARTIES_MAX as u32 {
+        // An empty queue's head leads to itself; one that was never used leads nowhere.
+        if proc == lock + LOCK_QUEUE || proc == 0 {
+            return 0;
+        }
+        let Some(links) = read::<[u64; 2]>(proc) else { return wait_flag::QUEUE_CUT };
+        let mode = match cluster.proc_wait_lock {
+            0 => 0,
+            at => read::<u32>(proc + u64::from(at) + WAIT_MODE).unwrap_or(0),
+        };
+        record.queue[i as usize & (PARTIES_MAX - 1)] = Party { pid: pid_of(cluster, proc), modes: mode };
+        proc = links[1];
+        i += 1;
+        record.queue_listed = i;
+    }
+    if proc == lock + LOCK_QUEUE { 0 } else { wait_flag::QUEUE_CUT }
+}
+
+/// The end of a wait that began before the probes were attached: user space may have found it in the lock table.
+#[inline(always)]
+fn end_unseen(how: u32) {
+    let Some((postmaster, _)) = cluster() else { return };
+    send::<LockEnd>(family::POSTGRES, |record| {
+        // SAFETY: `record` is a reservation of exactly this type.
+        unsafe {
+            *record = LockEnd {
+                header: header(kind::LOCK_END, 0, now_ns()),
+                cluster: postmaster,
+                pid: 0,
+                lock: 0,
+                started_ns: 0,
+                tag: tag_of([0; 4]),
+                mode: 0,
+                outcome: how,
+                reserved: 0,
+            };
+        }
+    });
+}
+
+/// The running backend's wait is over.
+#[inline(always)]
+fn end(how: u32) {
+    let (tgid, _) = current();
+    let Some(wait) = maps::LOCK_WAITS.get_ptr_mut(&tgid) else {
+        end_unseen(how);
+        return;
+    };
+    // SAFETY: a value of a preallocated map, which only the backend itself writes.
+    let wait = unsafe { &mut *wait };
+    // Only a deadlock is said of a wait that is over.
+    if wait.ended != 0 && how != outcome::DEADLOCK {
+        return;
+    }
+    let wait_copy = *wait;
+    wait.ended = 1;
+    send::<LockEnd>(family::POSTGRES, |record| {
+        // SAFETY: `record` is a reservation of exactly this type.
+        unsafe {
+            *record = LockEnd {
+                header: header(kind::LOCK_END, 0, now_ns()),
+                cluster: wait_copy.cluster,
+                pid: wait_copy.pid,
+                lock: wait_copy.lock,
+                started_ns: wait_copy.started_ns,
+                tag: wait_copy.tag,
+                mode: wait_copy.mode,
+                outcome: how,
+                reserved: 0,
+            };
+        }
+    });
+    // What was given up is kept until the backend's next wait: it may turn out to have been a deadlock.
+    if how != outcome::CANCELLED {
+        let _ = maps::LOCK_WAITS.remove(&tgid);
+    }
+}
