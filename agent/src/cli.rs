@@ -462,6 +462,10 @@ pub struct DiagnoseArgs {
     #[arg(long, value_name = "FILE")]
     pub ndjson: Option<PathBuf>,
 
+    /// Write a flame graph of what a request costs on CPU in the last third of the time, against the first, to this file (SVG)
+    #[arg(long, value_name = "FILE")]
+    pub flame_diff: Option<PathBuf>,
+
     /// Set what a rule takes for a growth; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = threshold)]
     pub threshold: Vec<(String, f64)>,

@@ -138,6 +138,7 @@ pub struct Whom {
 pub struct Finished {
     pub code: u8,
     pub summary: Summary,
+    pub diagnosis: Option<Diagnosis>,
 }
 
 /// Carries a mission out. The kernel's types are read while the processes are looked at.
@@ -581,7 +582,7 @@ impl Driver {
             }
         }
         self.feed(Input::Stop { now: monotonic_ns(), reason: end.reason });
-        let Self { sinks, summary, symbols, .. } = self;
+        let Self { sinks, summary, symbols, mission, .. } = self;
         symbols.finish();
         let outcome = sinks.finish();
         let mut code = end.code;
@@ -591,7 +592,7 @@ impl Driver {
         } else if !outcome.failures.is_empty() {
             code = exit::FAILED;
         }
-        Finished { code, summary }
+        Finished { code, summary, diagnosis: mission.diagnosis }
     }
 }
 
