@@ -7,6 +7,7 @@ mod diagnose;
 mod discover;
 pub mod doctor;
 mod driver;
+mod javascript;
 pub mod launch;
 mod lookout;
 mod postgres;

@@ -14,6 +14,10 @@ use crate::{
 const SECONDS_IN_FULL: &str = "60";
 const SECONDS: &str = "4";
 
+/// Frames that are named at least: 93 to 95 on an idle machine, 70 where eight others compete for each CPU, as what is named later is
+/// more often moved before.
+const KNOWN_PERCENT: f64 = 50.0;
+
 /// Samples stand in the record of the second in which they were taken.
 const WINDOW_NS: f64 = 1e9;
 /// The clocks of two processes and the end of a window, which is not on the nanosecond.
@@ -78,8 +82,8 @@ impl Checker<'_> {
             // Of code that is said not to be known, what was inlined into it is not known either.
             let caller = frames.get(index + 1).copied().filter(|caller| caller.tier.is_some() && frame.tier.is_some());
             if let Some(because) = self.contradiction(frame, caller, window_end) {
-                let shown: Vec<_> = frames.iter().map(|frame| shown(frame)).collect();
-                self.wrong.push(format!("{}: {because}; in {}", shown[index], shown.join(" < ")));
+                let all: Vec<_> = stack.frames.iter().map(shown).collect();
+                self.wrong.push(format!("{}: {because}; in {}", shown(frame), all.join(" < ")));
             }
         }
     }
@@ -184,7 +188,7 @@ fn check(bench: &Bench, version: &str, seconds: &str) {
         wrong.len(),
         wrong[..wrong.len().min(20)].join("\n")
     );
-    assert!(frames > 1_000 && known_share > 10.0, "node {version}: {known} of {frames}");
+    assert!(frames > 1_000 && known_share > KNOWN_PERCENT, "node {version}: {known} of {frames}");
 }
 
 #[test]
