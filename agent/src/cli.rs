@@ -238,6 +238,10 @@ pub struct TraceArgs {
     #[arg(long, value_enum, default_value = "fingerprint")]
     pub pg_statements: Statements,
 
+    /// File that holds the URL of a connection to PostgreSQL, without TLS, by which relations are named; it is never printed
+    #[arg(long, value_name = "FILE", env = "AGENT_PG_CONNECTION_FILE")]
+    pub pg_connection: Option<PathBuf>,
+
     /// How often figures are summed up
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = window)]
     pub window: Duration,
@@ -445,6 +449,10 @@ pub struct DiagnoseArgs {
     /// Every Node.js process and every PostgreSQL cluster of this host
     #[arg(short, long)]
     pub all: bool,
+
+    /// File that holds the URL of a connection to PostgreSQL, without TLS, by which relations are named; it is never printed
+    #[arg(long, value_name = "FILE", env = "AGENT_PG_CONNECTION_FILE")]
+    pub pg_connection: Option<PathBuf>,
 
     /// Look for this long (30s, 5m; bare numbers are seconds)
     #[arg(short, long, value_name = "TIME", default_value = "60s", value_parser = duration)]

@@ -149,6 +149,7 @@ fn mission(args: &DiagnoseArgs, thresholds: Thresholds) -> Mission {
         duration: Some(args.duration),
         quiet: true,
         source_maps: None,
+        pg_connection: args.pg_connection.clone(),
         diagnosis: Some(Diagnosis::new(thresholds)),
         doing: "looking at",
         live: |_, _, _| None,

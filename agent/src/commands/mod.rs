@@ -13,6 +13,7 @@ pub mod launch;
 mod lookout;
 mod postgres;
 pub mod profile;
+mod relations;
 pub mod report;
 mod session;
 mod sinks;

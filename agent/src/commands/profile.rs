@@ -163,6 +163,7 @@ fn mission(args: &ProfileArgs) -> Mission {
         duration: args.duration,
         quiet: args.quiet,
         source_maps: args.source_maps.clone(),
+        pg_connection: None,
         diagnosis: None,
         doing: "profiling",
         live: progress,
