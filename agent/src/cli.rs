@@ -80,6 +80,24 @@ Examples:
 Boxes of the graph are as wide as the mean of both, red where they grew, blue where they shrank, and white where the difference may be
 chance. Both files are records of `agent profile` (or of `agent trace`).";
 
+const HEAP_EXAMPLES: &str = "\
+Examples:
+  agent heap --pid 4121                                    live objects by constructor, most bytes first
+  agent heap --pid 4121 --top 100
+  agent heap --pid 4121 -o before.ndjson                   keep it, to compare with a later one
+  agent heap diff before.ndjson after.ndjson               what grew, most bytes first
+
+The process is not stopped, signalled or changed, and no garbage is collected: its memory is read while it runs, as far as live
+objects lead. Counts are within 10 % of a heap snapshot's where the collector is not at work all the time; each report says how much of
+what it looked at was moved meanwhile. Bytes are those of the objects themselves, not of what they hold.";
+
+const HEAP_DIFF_EXAMPLES: &str = "\
+Examples:
+  agent heap diff before.ndjson after.ndjson               which constructors grew, and which shrank
+  agent heap diff before.ndjson after.ndjson --top 100
+
+Both files are written by `agent heap --pid PID -o FILE.ndjson`.";
+
 const REPORT_EXAMPLES: &str = "\
 Examples:
   agent report trace.ndjson                                the report again
@@ -117,6 +135,9 @@ pub enum Command {
     /// Profile processes: where JavaScript, native code and the kernel spend their time, on CPU or waiting
     #[command(after_help = PROFILE_EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Profile(Box<ProfileArgs>),
+    /// Count the live objects of a Node.js process by constructor, without a heap snapshot
+    #[command(after_help = HEAP_EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Heap(HeapArgs),
     /// Print the report of an earlier trace again, or draw its profile
     #[command(after_help = REPORT_EXAMPLES)]
     Report(ReportArgs),
@@ -216,6 +237,10 @@ pub struct TraceArgs {
     /// Statements of PostgreSQL's backends
     #[arg(long, value_enum, default_value = "fingerprint")]
     pub pg_statements: Statements,
+
+    /// File that holds the URL of a connection to PostgreSQL, without TLS, by which relations are named; it is never printed
+    #[arg(long, value_name = "FILE", env = "AGENT_PG_CONNECTION_FILE")]
+    pub pg_connection: Option<PathBuf>,
 
     /// How often figures are summed up
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = window)]
@@ -425,6 +450,10 @@ pub struct DiagnoseArgs {
     #[arg(short, long)]
     pub all: bool,
 
+    /// File that holds the URL of a connection to PostgreSQL, without TLS, by which relations are named; it is never printed
+    #[arg(long, value_name = "FILE", env = "AGENT_PG_CONNECTION_FILE")]
+    pub pg_connection: Option<PathBuf>,
+
     /// Look for this long (30s, 5m; bare numbers are seconds)
     #[arg(short, long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub duration: Duration,
@@ -441,6 +470,10 @@ pub struct DiagnoseArgs {
     #[arg(long, value_name = "FILE")]
     pub ndjson: Option<PathBuf>,
 
+    /// Write a flame graph of what a request costs on CPU in the last third of the time, against the first, to this file (SVG)
+    #[arg(long, value_name = "FILE")]
+    pub flame_diff: Option<PathBuf>,
+
     /// Set what a rule takes for a growth; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = threshold)]
     pub threshold: Vec<(String, f64)>,
@@ -452,6 +485,62 @@ pub struct DiagnoseArgs {
     /// No progress: only the result and what goes wrong
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct HeapArgs {
+    #[command(subcommand)]
+    pub command: Option<HeapCommand>,
+
+    /// Process whose heap is counted
+    #[arg(short, long, value_name = "PID", required = true)]
+    pub pid: Option<u32>,
+
+    #[command(flatten)]
+    pub view: HeapViewArgs,
+
+    /// Give up after this long, and say what was counted until then
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub timeout: Duration,
+
+    /// No progress: only the result and what goes wrong
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum HeapCommand {
+    /// Compare two censuses: what grew, what shrank
+    #[command(after_help = HEAP_DIFF_EXAMPLES)]
+    Diff(HeapDiffArgs),
+}
+
+/// How a census is shown.
+#[derive(Args, Debug)]
+pub struct HeapViewArgs {
+    /// Constructors that a report lists; the rest is summed up
+    #[arg(long, value_name = "N", default_value = "30")]
+    pub top: usize,
+
+    /// What to write [default: from the ending of --output, else text]
+    #[arg(short, long, value_enum)]
+    pub format: Option<Format>,
+
+    /// Where to write it; - is standard output
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub output: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct HeapDiffArgs {
+    /// The census before (newline-delimited JSON)
+    pub before: PathBuf,
+
+    /// The census after
+    pub after: PathBuf,
+
+    #[command(flatten)]
+    pub view: HeapViewArgs,
 }
 
 #[derive(Args, Debug)]
@@ -566,6 +655,16 @@ mod tests {
         assert!(parse("diff a b --requests 1,2").is_ok());
         assert!(parse("diff a").is_err());
         assert!(parse("diff a b --requests 1,0").is_err());
+    }
+
+    #[test]
+    fn a_heap_is_that_of_a_process_or_two_are_compared() {
+        let parse = |args: &str| Cli::try_parse_from(["agent", "heap"].into_iter().chain(args.split(' ')));
+        assert!(Cli::try_parse_from(["agent", "heap"]).is_err());
+        assert!(parse("--pid 1 --top 5 -o a.ndjson").is_ok());
+        assert!(parse("diff a b --format ndjson").is_ok());
+        assert!(parse("diff a").is_err());
+        assert!(parse("--pid 1 diff a b").is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! An eBPF tracing agent for production Node.js.
 
 pub mod aggregate;
+pub mod census;
 pub mod cli;
 pub mod commands;
 pub mod core;

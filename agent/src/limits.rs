@@ -287,3 +287,27 @@ pub const SOURCE_MAPPED_SCRIPTS_MAX: usize = 16_384;
 /// Files in a directory of source maps, and how deep it is searched.
 pub const SOURCE_MAP_FILES_MAX: usize = 65_536;
 pub const SOURCE_MAP_DEPTH_MAX: usize = 16;
+
+/// V8's pages that a census looks at: 8 GiB of heap, and 256 MiB for two bits a word of it.
+pub const CENSUS_PAGES_MAX: usize = 32_768;
+
+/// Maps, and words that were taken for one, that a census remembers: 120 B x 262 144 = 30 MiB; a large service has ten thousand.
+pub const CENSUS_MAPS_MAX: usize = 262_144;
+
+/// Functions whose initial maps a census looks at: 16 B each; a large service has fifty thousand.
+pub const CENSUS_FUNCTIONS_MAX: usize = 262_144;
+
+/// Weak collections of which only those values count whose keys do.
+pub const CENSUS_WEAK_TABLES_MAX: usize = 65_536;
+
+/// Times that weak collections are gone through: each is for a value that is itself a key.
+pub const CENSUS_ROUNDS_MAX: usize = 64;
+
+/// Roots of a heap that a census remembers, to tell what looked like one from what was moved: 16 B each.
+pub const CENSUS_ROOTS_MAX: usize = 1 << 20;
+
+/// Chunks of one heap of the C library that are walked over: half a microsecond each.
+pub const MALLOC_CHUNKS_MAX: usize = 2 << 20;
+
+/// Free ones of these that are remembered: 16 B each.
+pub const MALLOC_FREE_MAX: usize = 1 << 20;

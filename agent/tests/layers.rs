@@ -23,12 +23,14 @@ const EDGES: &[(&str, &[&str])] = &[
     ("aggregate", &["counters", "decode", "limits", "postgres", "units"]),
     ("report", &["aggregate", "decode", "limits", "postgres", "units"]),
     ("symbolize", &["decode", "limits", "report", "target", "units"]),
+    ("census", &["limits", "symbolize", "target", "units"]),
     ("diagnose", &["limits", "report"]),
     ("core", &["aggregate", "counters", "decode", "limits", "postgres", "report", "units"]),
     ("export", &["aggregate", "core", "limits", "postgres", "report", "units"]),
     (
         "commands",
         &[
+            "census",
             "cli",
             "core",
             "diagnose",

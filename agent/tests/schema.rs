@@ -7,7 +7,7 @@ mod synthetic;
 use std::collections::BTreeSet;
 
 use agent::report::{
-    Body, Record,
+    Body, Record, heap,
     model::{
         Evidence, Finding, Growth, Heap, LoopHandles, Measure, Memory, OnCpuStack, Process, Resident, SCHEMA_VERSION,
         Severity, Site, SiteKind, SlowTurn, StackId, Warning,
@@ -19,11 +19,16 @@ use synthetic::{
     trace::{drive, inputs},
 };
 
+const HEAP_SCHEMA: &str = include_str!("../schema/heap.schema.json");
 const SCHEMA: &str = include_str!("../schema/trace.schema.json");
 
 /// The schema, and with no room for keys that it does not list: a reader must tolerate them, but we must not forget them.
 fn strict() -> Value {
-    let mut schema: Value = serde_json::from_str(SCHEMA).unwrap();
+    closed(SCHEMA)
+}
+
+fn closed(schema: &str) -> Value {
+    let mut schema: Value = serde_json::from_str(schema).unwrap();
     close(&mut schema);
     schema
 }
@@ -153,6 +158,31 @@ fn lines_of_a_real_trace_are_what_the_schema_says() {
     }
     assert_eq!(reader.tally().complaint(), None);
     assert_ne!(reader.tally().records, 0);
+}
+
+#[test]
+fn lines_of_a_census_are_what_their_schema_says() {
+    let validator = jsonschema::validator_for(&closed(HEAP_SCHEMA)).unwrap();
+    let whole = heap::Whole {
+        schema_version: heap::SCHEMA_VERSION,
+        time: "2026-01-01T00:00:00.000000000Z".into(),
+        node_version: Some("24.0.0".into()),
+        attempts: 1,
+        ..heap::Whole::default()
+    };
+    let one = heap::Constructor { name: "A".into(), place: Some("a.js:1".into()), objects: 1, bytes: 8 };
+    let before = heap::Heap::new(whole.clone(), Vec::new());
+    let after = heap::Heap::new(whole, vec![one]);
+    let growth = heap::diff(&before, &after).into_iter().map(heap::Line::HeapGrowth);
+    let lines: Vec<_> = after.lines().into_iter().chain(growth).collect();
+    assert_eq!(lines.len(), 3);
+    for line in lines {
+        let value = serde_json::to_value(&line).unwrap();
+        assert!(validator.is_valid(&value), "{value}");
+        let mut bad = value;
+        bad["surplus"] = json!(1);
+        assert!(!validator.is_valid(&bad), "{bad}");
+    }
 }
 
 #[test]

@@ -7,11 +7,13 @@ mod diagnose;
 mod discover;
 pub mod doctor;
 mod driver;
+mod heap;
 mod javascript;
 pub mod launch;
 mod lookout;
 mod postgres;
 pub mod profile;
+mod relations;
 pub mod report;
 mod session;
 mod sinks;
@@ -33,6 +35,7 @@ pub fn run(cli: &Cli) -> u8 {
         Command::Diagnose(args) => diagnose::run(args),
         Command::Profile(args) => profile::run(args),
         Command::Report(args) => report::run(args),
+        Command::Heap(args) => heap::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions { shell } => {
             let mut text = Vec::new();

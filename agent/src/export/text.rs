@@ -3,6 +3,7 @@
 mod agent;
 mod findings;
 mod format;
+mod heap;
 mod loops;
 mod postgres;
 mod profile;
@@ -12,6 +13,7 @@ mod waits;
 use std::fmt::Write as _;
 
 use format::{Page, cut, duration, rate};
+pub use heap::{render as heap, render_diff as heap_diff};
 use loops::Shares;
 pub use profile::{measured, progress as profile_progress, render as profile, render_diff as profile_diff};
 

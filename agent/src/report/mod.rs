@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod flame;
+pub mod heap;
 mod histogram_json;
 mod merge;
 pub mod model;

@@ -8,6 +8,7 @@ pub mod handles;
 pub mod heap;
 pub mod host;
 pub mod libuv;
+pub mod malloc;
 pub mod memory;
 pub mod node;
 pub mod postgres;

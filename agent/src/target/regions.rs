@@ -19,7 +19,17 @@ pub struct Region {
     pub writable: bool,
     /// Of no file.
     pub anonymous: bool,
-    pub is_main_stack: bool,
+    pub kind: Kind,
+}
+
+/// What the kernel says that it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The stack of the first thread.
+    Stack,
+    /// What `brk(2)` gave.
+    Brk,
+    Other,
 }
 
 /// Private mappings that can be read. Takes the target's mmap lock for the time of the read.
@@ -46,7 +56,11 @@ fn region(line: &str) -> Option<Region> {
             range,
             writable: rights.get(1) == Some(&b'w'),
             anonymous: inode == "0",
-            is_main_stack: name == "[stack]",
+            kind: match name {
+                "[stack]" => Kind::Stack,
+                "[heap]" => Kind::Brk,
+                _ => Kind::Other,
+            },
         },
     )
 }
@@ -111,13 +125,13 @@ mod tests {
             7ffd00030000-7ffd00032000 r-xp 00000000 00:00 0                          [vdso]";
         let of: Vec<_> = parse(maps)
             .into_iter()
-            .map(|region| (region.range.start, region.writable, region.anonymous, region.is_main_stack))
+            .map(|region| (region.range.start, region.writable, region.anonymous, region.kind))
             .collect();
         let expected = [
-            (0x40_0000, false, false, false),
-            (0x80_0000, true, false, false),
-            (0x7f00_0000_0000, true, true, false),
-            (0x7ffd_0000_0000, true, true, true),
+            (0x40_0000, false, false, Kind::Other),
+            (0x80_0000, true, false, Kind::Other),
+            (0x7f00_0000_0000, true, true, Kind::Other),
+            (0x7ffd_0000_0000, true, true, Kind::Stack),
         ];
         assert_eq!(of, expected);
     }

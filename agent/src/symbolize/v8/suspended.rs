@@ -13,7 +13,11 @@ use std::{
 use super::heap::{Heap, Object, Tagged};
 use crate::{
     limits::{SUSPENDED_BYTES_MAX, SUSPENDED_CALLS_MAX, SUSPENDED_CHAIN_MAX, SUSPENDED_MAPS_MAX, SUSPENDED_TOLD_MAX},
-    target::{memory::Memory, regions::Region, v8::FunctionLayout},
+    target::{
+        memory::Memory,
+        regions::{self, Region},
+        v8::FunctionLayout,
+    },
     units::UserAddr,
 };
 
@@ -127,7 +131,7 @@ impl<M: Memory> Heap<M> {
     ) {
         let mut bytes = Vec::new();
         let mut left = SUSPENDED_BYTES_MAX;
-        for region in regions.iter().filter(|region| region.anonymous && !region.is_main_stack) {
+        for region in regions.iter().filter(|region| region.anonymous && region.kind != regions::Kind::Stack) {
             let mut chunk = region.range.start;
             while chunk < region.range.end {
                 let end = chunk.saturating_add(CHUNK_BYTES).min(region.range.end);
