@@ -238,6 +238,10 @@ pub struct TraceArgs {
     #[arg(long, value_enum, default_value = "fingerprint")]
     pub pg_statements: Statements,
 
+    /// File that holds the URL of a connection to PostgreSQL, without TLS, by which relations are named; it is never printed
+    #[arg(long, value_name = "FILE", env = "AGENT_PG_CONNECTION_FILE")]
+    pub pg_connection: Option<PathBuf>,
+
     /// How often figures are summed up
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = window)]
     pub window: Duration,
@@ -446,6 +450,10 @@ pub struct DiagnoseArgs {
     #[arg(short, long)]
     pub all: bool,
 
+    /// File that holds the URL of a connection to PostgreSQL, without TLS, by which relations are named; it is never printed
+    #[arg(long, value_name = "FILE", env = "AGENT_PG_CONNECTION_FILE")]
+    pub pg_connection: Option<PathBuf>,
+
     /// Look for this long (30s, 5m; bare numbers are seconds)
     #[arg(short, long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub duration: Duration,
@@ -461,6 +469,10 @@ pub struct DiagnoseArgs {
     /// Write all records as newline-delimited JSON to this file too
     #[arg(long, value_name = "FILE")]
     pub ndjson: Option<PathBuf>,
+
+    /// Write a flame graph of what a request costs on CPU in the last third of the time, against the first, to this file (SVG)
+    #[arg(long, value_name = "FILE")]
+    pub flame_diff: Option<PathBuf>,
 
     /// Set what a rule takes for a growth; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = threshold)]

@@ -190,6 +190,13 @@ pub const V8_INLINING_DEPTH_MAX: usize = 64;
 /// Builds of V8 whose layout is kept: 2 KiB each.
 pub const V8_LAYOUTS_MAX: usize = 16;
 
+/// Memory that is searched for objects to try a layout on: those of the youngest server are in the first 16 MiB, and three passes
+/// take a tenth of a second.
+pub const V8_TRIAL_BYTES_MAX: u64 = 128 << 20;
+
+/// Objects of a kind that a layout is tried on.
+pub const V8_TRIAL_OBJECTS: usize = 500;
+
 /// Bytes of a process's memory that are searched for suspended calls: 4 GiB take a second, on a thread of their own.
 pub const SUSPENDED_BYTES_MAX: u64 = 4 << 30;
 

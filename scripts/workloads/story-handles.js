@@ -80,7 +80,7 @@ function remember() {
   const recent = [];
   return function handler(id) {
     recent[id % RECENT_MAX] = Array.from({ length: 400 }, (_, i) => ({ i: id + i }));
-    const session = { id, started: new Date(), history: Array.from({ length: 100 }, (_, i) => ({ i: id * i })) };
+    const session = { id, started: new Date(), history: Array.from({ length: 250 }, (_, i) => ({ i: id * i })) };
     sessions.set(id, session);
     if (healthy) {
       if (sessions.size > CACHE_MAX) sessions.delete(sessions.keys().next().value);

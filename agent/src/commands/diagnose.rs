@@ -17,12 +17,16 @@ use crate::{
     cli::{DiagnoseArgs, Format, exit},
     diagnose::{Diagnosis, Thresholds},
     export::{
-        ndjson,
+        flamegraph, ndjson,
         text::{self, Style},
     },
     probe::attach::Settings,
     report::{
         Body, Record,
+        flame::{
+            Flame, Measure, View,
+            diff::{Diff, Scale},
+        },
         model::{Finding, SCHEMA_VERSION, Severity, TraceConfig},
         summary::Summary,
     },
@@ -33,8 +37,8 @@ use crate::{
 /// Samples a second and CPU: enough for a trend over a minute.
 const SAMPLE_HZ: u32 = 49;
 
-/// No rule looks at stays off CPU: shorter ones have no stacks here, which would have to be named.
-const OFF_CPU_MIN: Duration = Duration::from_millis(100);
+/// No rule looks at stays off CPU: none has its stack taken.
+const OFF_CPU_MIN: Duration = Duration::MAX;
 
 /// Runs the command and returns the exit code.
 #[must_use]
@@ -87,7 +91,8 @@ fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverErr
         clusters,
         search: Some(search),
     };
-    let Finished { mut code, summary } = driver::drive(mission(args, thresholds), whom, types, &destinations)?;
+    let Finished { mut code, summary, diagnosis } =
+        driver::drive(mission(args, thresholds), whom, types, &destinations)?;
     if code == exit::OK {
         code = self::code(&summary);
     }
@@ -95,7 +100,28 @@ fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverErr
         say(&format!("agent: {error}"));
         code = exit::FAILED;
     }
+    if let (Some(path), Some(diagnosis)) = (&args.flame_diff, &diagnosis)
+        && let Err(error) = write_flame_diff(path, diagnosis)
+    {
+        say(&format!("agent: {error}"));
+        code = exit::FAILED;
+    }
     Ok(code)
+}
+
+/// What a request costs in the last third of the time, against the first, as a differential flame graph.
+fn write_flame_diff(path: &Path, diagnosis: &Diagnosis) -> Result<(), String> {
+    let fail = |error: std::io::Error| format!("cannot write {}: {error}", path.display());
+    let view = View { measure: Some(Measure::OnCpu), fold_recursion: true, ..View::default() };
+    let [(before, served_before), (after, served_after)] = diagnosis.history().thirds();
+    let (before, after) = (Flame::of(&before, view), Flame::of(&after, view));
+    let scale = if served_before > 0.0 && served_after > 0.0 {
+        Scale::Requests { before: served_before, after: served_after }
+    } else {
+        Scale::Time
+    };
+    let mut out = std::io::BufWriter::new(std::fs::File::create(path).map_err(fail)?);
+    flamegraph::write_diff(&mut out, &Diff::of(&before, &after, scale)).and_then(|()| out.flush()).map_err(fail)
 }
 
 fn mission(args: &DiagnoseArgs, thresholds: Thresholds) -> Mission {
@@ -123,6 +149,7 @@ fn mission(args: &DiagnoseArgs, thresholds: Thresholds) -> Mission {
         duration: Some(args.duration),
         quiet: true,
         source_maps: None,
+        pg_connection: args.pg_connection.clone(),
         diagnosis: Some(Diagnosis::new(thresholds)),
         doing: "looking at",
         live: |_, _, _| None,

@@ -4,7 +4,7 @@
 
 use std::{
     io::{IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::pin,
     time::Duration,
 };
@@ -31,6 +31,7 @@ use super::{
     launch::Launched,
     lookout::Lookout,
     postgres::Watch,
+    relations::Names,
     session::{FileProbes, PhasesWanted, Session, SessionError, TypesAhead},
     sinks::{Destinations, Sinks},
     subject::{self, Subject, SubjectError},
@@ -109,6 +110,8 @@ pub struct Mission {
     pub quiet: bool,
     /// Where the user keeps maps of translated scripts.
     pub source_maps: Option<PathBuf>,
+    /// The file that says how to ask for the names of PostgreSQL's relations.
+    pub pg_connection: Option<PathBuf>,
     /// What is wrong is said as it ends; then it is looked at what processes hold, too.
     pub diagnosis: Option<Diagnosis>,
     /// What is done to a process, in a word for people.
@@ -138,6 +141,7 @@ pub struct Whom {
 pub struct Finished {
     pub code: u8,
     pub summary: Summary,
+    pub diagnosis: Option<Diagnosis>,
 }
 
 /// Carries a mission out. The kernel's types are read while the processes are looked at.
@@ -187,6 +191,13 @@ pub fn drive(
     })
 }
 
+/// The connection that a file tells.
+fn names(path: &Path) -> Result<Names, DriverError> {
+    let fail = |error: &dyn std::fmt::Display| DriverError::Output(format!("--pg-connection: {error}"));
+    let url = std::fs::read_to_string(path).map_err(|error| fail(&error))?;
+    Names::start(url.trim()).map_err(|error| fail(&error))
+}
+
 /// Why the trace ended, and with which exit code.
 #[derive(Clone, Copy, Debug)]
 struct Ending {
@@ -212,6 +223,7 @@ struct Driver {
     examine: fn(Pid) -> Result<Subject, SubjectError>,
     discovery: Option<Discovery>,
     search: Option<Search>,
+    names: Option<Names>,
     follow: bool,
     live: bool,
 }
@@ -224,6 +236,7 @@ impl Driver {
         examine: fn(Pid) -> Result<Subject, SubjectError>,
     ) -> Result<Self, DriverError> {
         let (to_core, answers) = mpsc::unbounded_channel();
+        let names = mission.pg_connection.as_deref().map(names).transpose()?;
         let symbols = Symbols::start(to_core, session.collections()?, mission.source_maps.clone())
             .map_err(|error| DriverError::Output(format!("cannot start the symbol thread: {error}")))?;
         Ok(Self {
@@ -243,6 +256,7 @@ impl Driver {
             examine,
             discovery: None,
             search: None,
+            names,
             follow: false,
         })
     }
@@ -325,7 +339,11 @@ impl Driver {
     fn read_clusters(&mut self) {
         let mut inputs = Vec::new();
         for watch in &mut self.clusters {
-            inputs.push(Input::PgReading(Box::new(watch.read())));
+            let reading = watch.read();
+            if let Some(names) = &mut self.names {
+                names.ask(&reading);
+            }
+            inputs.push(Input::PgReading(Box::new(reading)));
             if let Some(offsets) = watch.offsets_found()
                 && let Err(error) = self.session.set_cluster(watch.pid(), offsets)
             {
@@ -337,6 +355,11 @@ impl Driver {
             for client in self.targets.iter().copied().filter(|client| *client != cluster) {
                 inputs.push(Input::PgClient { client, cluster, backends: watch.serving(client) });
             }
+        }
+        if let Some(names) = &mut self.names {
+            let clusters = &self.clusters;
+            let of = |backend| clusters.iter().find(|watch| watch.has(backend)).map(Watch::pid);
+            inputs.extend(names.inputs(of));
         }
         for input in inputs {
             self.feed(input);
@@ -581,7 +604,7 @@ impl Driver {
             }
         }
         self.feed(Input::Stop { now: monotonic_ns(), reason: end.reason });
-        let Self { sinks, summary, symbols, .. } = self;
+        let Self { sinks, summary, symbols, mission, .. } = self;
         symbols.finish();
         let outcome = sinks.finish();
         let mut code = end.code;
@@ -591,7 +614,7 @@ impl Driver {
         } else if !outcome.failures.is_empty() {
             code = exit::FAILED;
         }
-        Finished { code, summary }
+        Finished { code, summary, diagnosis: mission.diagnosis }
     }
 }
 

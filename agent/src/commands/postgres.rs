@@ -70,6 +70,12 @@ impl Watch {
         self.server.refresh();
     }
 
+    /// Whether a backend is one of its own.
+    #[must_use]
+    pub fn has(&self, backend: PgPid) -> bool {
+        self.server.backends().any(|(_, pid)| pid == backend)
+    }
+
     /// The backends that serve the connections of a process on this host, one a connection.
     #[must_use]
     pub fn serving(&self, client: Pid) -> Vec<PgPid> {

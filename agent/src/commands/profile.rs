@@ -76,7 +76,7 @@ fn profile(args: &ProfileArgs) -> Result<u8, DriverError> {
     if !args.quiet && whom.subjects.len() > 1 {
         say(&format!("agent: profiling {} processes; Ctrl-C ends it with a report", whom.subjects.len()));
     }
-    let Finished { mut code, summary } = driver::drive(mission(args), whom, types, &destinations)?;
+    let Finished { mut code, summary, .. } = driver::drive(mission(args), whom, types, &destinations)?;
     if format != ProfileFormat::Ndjson
         && let Err(error) = write(&args.output, format, &summary, view(args.view))
     {
@@ -163,6 +163,7 @@ fn mission(args: &ProfileArgs) -> Mission {
         duration: args.duration,
         quiet: args.quiet,
         source_maps: args.source_maps.clone(),
+        pg_connection: None,
         diagnosis: None,
         doing: "profiling",
         live: progress,

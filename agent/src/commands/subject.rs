@@ -341,6 +341,7 @@ pub fn diagnose(pid: Pid) -> Result<Diagnosis, SubjectError> {
         };
         findings.push(Finding { name: feature_name(feature).into(), grade, text, remedy: None });
     }
+    findings.extend(super::javascript::findings(&target));
     let probes = plan.to_string().lines().map(str::to_owned).collect();
     Ok(Diagnosis { findings, probes })
 }

@@ -117,6 +117,7 @@ fn mission(args: &TraceArgs) -> Mission {
         duration: args.duration,
         quiet: args.quiet,
         source_maps: args.source_maps.clone(),
+        pg_connection: args.pg_connection.clone(),
         diagnosis: Some(Diagnosis::default()),
         doing: "tracing",
         live: |record, _, style| text::live_line(record, style),

@@ -8,7 +8,7 @@ use super::{
     thresholds::Thresholds,
     trend::{Trend, round},
 };
-use crate::report::model::{Evidence, Finding, Frame, FrameKind, Severity, StackId, WorkKind};
+use crate::report::model::{Evidence, Finding, Frame, FrameKind, Severity, Stack, StackId, WorkKind};
 
 /// Stacks shallower than this are no recursion.
 const RECURSION_MIN: usize = 8;
@@ -176,8 +176,10 @@ fn spent<'a>(process: &'a Process, points: &[&Point]) -> Spent<'a> {
     let mut spent = Spent::default();
     for point in points {
         spent.requests += point.requests.unwrap_or(0.0);
-        for (stack, ns) in &point.profile {
-            let Some(frames) = process.stacks.get(stack) else { continue };
+        let samples = point.profile.stacks.iter().filter_map(|stack| Some((stack.user_stack?, stack.samples)));
+        for (id, samples) in samples {
+            let Some(Stack { frames, .. }) = process.stacks.get(&id) else { continue };
+            let ns = samples * point.profile.period_ns;
             let mut seen = BTreeMap::<(&str, Option<&str>), (usize, usize, &Frame)>::new();
             for (at, frame) in frames.iter().enumerate().filter(|(_, frame)| frame.kind == FrameKind::Js) {
                 seen.entry((&frame.name, frame.file.as_deref())).or_insert((0, at, frame)).0 += 1;
@@ -189,14 +191,14 @@ fn spent<'a>(process: &'a Process, points: &[&Point]) -> Spent<'a> {
                     samples: 0.0,
                     ns_frames: 0.0,
                     depth: 0,
-                    stack: *stack,
+                    stack: id,
                     stack_ns: 0,
                 });
-                sum.ns += *ns as f64;
-                sum.samples += 1.0;
-                sum.ns_frames += *ns as f64 * at as f64;
-                if (depth.max(RECURSION_MIN), *ns) > (sum.depth.max(RECURSION_MIN), sum.stack_ns) {
-                    (sum.stack, sum.stack_ns) = (*stack, *ns);
+                sum.ns += ns as f64;
+                sum.samples += samples as f64;
+                sum.ns_frames += ns as f64 * at as f64;
+                if (depth.max(RECURSION_MIN), ns) > (sum.depth.max(RECURSION_MIN), sum.stack_ns) {
+                    (sum.stack, sum.stack_ns) = (id, ns);
                 }
                 sum.depth = sum.depth.max(depth);
             }

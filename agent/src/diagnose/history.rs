@@ -1,15 +1,13 @@
 //! What the rules look at: the windows of each process, bounded.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
     limits::{HISTORY_STACKS_MAX, HISTORY_WINDOWS_MAX, PROFILE_KEPT_MAX, TARGETS_MAX},
     report::{
         Body, ClusterSummary, Record,
-        model::{Frame, Memory, PgClient, Profile, Role, StackId, Window, WorkKind},
+        model::{Memory, PgClient, Profile, Role, SCHEMA_VERSION, Stack, StackId, Target, Window, WorkKind},
+        summary::Summary,
     },
 };
 
@@ -25,8 +23,9 @@ pub struct History {
 #[derive(Debug, Default)]
 pub struct Process {
     pub windows: VecDeque<Point>,
-    pub stacks: BTreeMap<StackId, Arc<[Arc<Frame>]>>,
+    pub stacks: BTreeMap<StackId, Stack>,
     pub wall_s: f64,
+    target: Option<Target>,
     /// Its connections that waited for locks of PostgreSQL.
     pub postgres: Connections,
     /// Read just before the window that it belongs to ends.
@@ -78,8 +77,8 @@ pub struct Point {
     pub turns: u64,
     /// Finished items of the thread pool.
     pub pool: BTreeMap<(WorkKind, String), u64>,
-    /// Time on CPU by user stack, in nanoseconds, most first.
-    pub profile: Vec<(StackId, u64)>,
+    /// Samples, most first.
+    pub profile: Profile,
 }
 
 impl History {
@@ -95,15 +94,15 @@ impl History {
             Body::Stack(stack) => {
                 let process = self.process(record.pid);
                 if process.stacks.len() < HISTORY_STACKS_MAX {
-                    process.stacks.insert(stack.id, stack.frames.as_slice().into());
+                    process.stacks.insert(stack.id, stack.clone());
                 }
             }
             Body::PgCluster(_) | Body::PgWindow(_) | Body::PgLock(_) | Body::PgDeadlock(_) => {
                 self.clusters.entry(record.pid).or_default().add(&record.time, &record.body);
             }
             Body::PgClient(client) => self.process(record.pid).postgres.add(&record.time, client),
-            Body::Target(_)
-            | Body::SlowTurn(_)
+            Body::Target(target) => self.process(record.pid).target = Some(target.clone()),
+            Body::SlowTurn(_)
             | Body::GcPause(_)
             | Body::HeapLimit(_)
             | Body::OffCpu(_)
@@ -113,6 +112,22 @@ impl History {
             | Body::Agent(_)
             | Body::End(_) => {}
         }
+    }
+
+    /// What was sampled in the first and in the last third, of all processes, with the requests that were served meanwhile.
+    #[must_use]
+    pub fn thirds(&self) -> [(Summary, f64); 2] {
+        let third = |is_last: bool| {
+            let mut summary = Summary::default();
+            let requests = self.processes.iter().map(|(pid, process)| {
+                let size = process.windows.len().div_ceil(3);
+                let skipped = if is_last { process.windows.len() - size } else { 0 };
+                process.add_to(&mut summary, *pid, process.windows.iter().skip(skipped).take(size))
+            });
+            let requests = requests.sum();
+            (summary, requests)
+        };
+        [third(false), third(true)]
     }
 
     fn process(&mut self, pid: u32) -> &mut Process {
@@ -133,7 +148,12 @@ impl History {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "figures for trends")]
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "figures for trends, and the lengths of windows"
+)]
 impl Process {
     fn window(&mut self, time: &str, window: &Window) {
         let length_s = window.duration_ns as f64 / 1e9;
@@ -159,7 +179,7 @@ impl Process {
             on_cpu_ns: loops.clone().map(|of_loop| of_loop.ledger.on_cpu_ns as f64).sum(),
             turns: loops.map(|of_loop| of_loop.turns).sum(),
             pool: pool.map(|work| ((work.kind, work.operation.clone()), work.count)).collect(),
-            profile: Vec::new(),
+            profile: Profile::default(),
         };
         if self.windows.len() == HISTORY_WINDOWS_MAX {
             self.windows.pop_front();
@@ -169,9 +189,34 @@ impl Process {
 
     fn profile(&mut self, profile: &Profile) {
         let Some(point) = self.windows.back_mut() else { return };
-        let stacks =
-            profile.stacks.iter().filter_map(|stack| Some((stack.user_stack?, stack.samples * profile.period_ns)));
-        point.profile = stacks.take(PROFILE_KEPT_MAX).collect();
+        point.profile = Profile {
+            period_ns: profile.period_ns,
+            stacks: profile.stacks.iter().take(PROFILE_KEPT_MAX).cloned().collect(),
+            ..Profile::default()
+        };
+    }
+
+    /// Adds what was sampled in some windows; the requests that were served in them.
+    fn add_to<'a>(&self, summary: &mut Summary, pid: u32, points: impl Iterator<Item = &'a Point>) -> f64 {
+        let mut add = |time: &str, body: Body| {
+            summary.add(&Record { schema_version: SCHEMA_VERSION, time: time.to_owned(), pid, body });
+        };
+        if let Some(target) = &self.target {
+            add("", Body::Target(target.clone()));
+        }
+        let mut requests = 0.0;
+        for point in points {
+            requests += point.requests.unwrap_or(0.0);
+            let mut profile = point.profile.clone();
+            profile.duration_ns = (point.length_s * 1e9).round() as u64;
+            for id in profile.stacks.iter().flat_map(|stack| [stack.user_stack, stack.kernel_stack]).flatten() {
+                if let Some(stack) = self.stacks.get(&id) {
+                    add(&point.time, Body::Stack(stack.clone()));
+                }
+            }
+            add(&point.time, Body::Profile(profile));
+        }
+        requests
     }
 
     /// A figure of each window that has it, by time.

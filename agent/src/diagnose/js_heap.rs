@@ -16,13 +16,13 @@ struct Collection {
     most_before: f64,
 }
 
-/// Collections keep coming: where the last one is older than some of them are apart, what was kept then may be all that there will be.
-#[expect(clippy::cast_precision_loss, reason = "collections")]
+/// Collections keep coming: long after the last one, what was kept then may be all that there will be. A heap that grows lets more come
+/// before it is collected again, so each may be as late as some times the interval before it.
 fn keep_coming(collections: &[Collection], end_s: f64) -> bool {
-    const INTERVALS: f64 = 1.5;
-    let (Some(first), Some(last)) = (collections.first(), collections.last()) else { return false };
-    let interval = (last.at_s - first.at_s) / (collections.len() - 1).max(1) as f64;
-    end_s - last.at_s <= INTERVALS * interval
+    const INTERVALS: f64 = 3.0;
+    let mut latest = collections.iter().rev().map(|collection| collection.at_s);
+    let (Some(last), Some(before)) = (latest.next(), latest.next()) else { return false };
+    end_s - last <= INTERVALS * (last - before)
 }
 
 /// Of the largest heap: others' collections come at other times.

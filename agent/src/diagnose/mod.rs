@@ -10,6 +10,8 @@ mod js_heap;
 mod native;
 pub mod postgres;
 mod sites;
+#[cfg(test)]
+mod tests;
 mod thresholds;
 mod trend;
 
@@ -45,6 +47,11 @@ impl Diagnosis {
             return Vec::new();
         }
         if self.has_findings { Vec::new() } else { self.findings(&record.time) }
+    }
+
+    #[must_use]
+    pub fn history(&self) -> &History {
+        &self.history
     }
 
     /// What is wrong by now, worst first.

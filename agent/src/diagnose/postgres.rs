@@ -163,8 +163,9 @@ pub fn client_finding<'a>(
 #[expect(clippy::cast_precision_loss, reason = "a count of calls")]
 fn awaits(process: &Process, client: &PgClient) -> Vec<Evidence> {
     let of = |call: &PgAwait| {
-        let frames = process.stacks.get(&call.stack)?;
-        let mut functions = frames.iter().filter(|frame| frame.kind == FrameKind::Js).map(|frame| function(frame));
+        let stack = process.stacks.get(&call.stack)?;
+        let mut functions =
+            stack.frames.iter().filter(|frame| frame.kind == FrameKind::Js).map(|frame| function(frame));
         let innermost = functions.next()?;
         let by = functions.next().map(|outer| format!(", awaited by {outer}")).unwrap_or_default();
         Some(Evidence {

@@ -26,7 +26,7 @@ pub fn makers(process: &Process, kind: SiteKind) -> Vec<Maker> {
     let mut paths = BTreeMap::<Vec<String>, Maker>::new();
     for site in last.iter().flat_map(|memory| &memory.sites).filter(|site| site.kind == kind) {
         let &Site { kind: _, stack, made, gone, strong, weak } = site;
-        let path = process.stacks.get(&stack).map_or_else(|| vec![String::from(stack)], |frames| path(frames));
+        let path = process.stacks.get(&stack).map_or_else(|| vec![String::from(stack)], |stack| path(&stack.frames));
         let maker = paths.entry(path).or_insert(Maker { stack, made: 0, kept: 0, strong: 0, weak: 0 });
         maker.made += made;
         maker.kept += made.saturating_sub(gone);
@@ -48,8 +48,8 @@ fn path(frames: &[std::sync::Arc<Frame>]) -> Vec<String> {
 /// The function outside of Node.js that is nearest to the top: whose code it is.
 #[must_use]
 pub fn culprit(process: &Process, stack: StackId) -> Option<&Frame> {
-    let frames = process.stacks.get(&stack)?;
-    frames.iter().map(AsRef::as_ref).find(|frame| match frame.kind {
+    let stack = process.stacks.get(&stack)?;
+    stack.frames.iter().map(AsRef::as_ref).find(|frame| match frame.kind {
         FrameKind::Native => frame.module.as_deref().is_some_and(|module| !is_runtime(module)),
         FrameKind::Js => frame.file.as_deref().is_some_and(|file| !file.starts_with("node:")),
         FrameKind::Kernel | FrameKind::Builtin | FrameKind::Wasm | FrameKind::Async | FrameKind::Unknown => false,

@@ -277,6 +277,20 @@ pub fn executable_mappings(pid: Pid) -> Result<Vec<Mapping>, ProcError> {
     Ok(parse_maps(&read(pid, "maps", PROC_MAPS_BYTES_MAX)?))
 }
 
+/// Memory of no file that may be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Anonymous {
+    pub start: UserAddr,
+    pub end: UserAddr,
+    pub is_code: bool,
+}
+
+/// Memory of no file: heaps, for one. Takes the target's mmap lock, as above.
+pub fn anonymous_mappings(pid: Pid) -> Result<Vec<Anonymous>, ProcError> {
+    let maps = read(pid, "maps", PROC_MAPS_BYTES_MAX)?;
+    Ok(maps.split(|byte| *byte == b'\n').filter_map(|line| parse_anonymous(&String::from_utf8_lossy(line))).collect())
+}
+
 /// A variable of the environment that the process was started with.
 pub fn environment(pid: Pid, key: &str) -> Result<Option<String>, ProcError> {
     let environ = read(pid, "environ", PROC_FILE_BYTES_MAX)?;
@@ -498,6 +512,20 @@ pub fn parse_maps(bytes: &[u8]) -> Vec<Mapping> {
     bytes.split(|byte| *byte == b'\n').filter_map(|line| parse_mapping(&String::from_utf8_lossy(line))).collect()
 }
 
+/// A line of memory that has no name, but for the one that V8 gives.
+fn parse_anonymous(line: &str) -> Option<Anonymous> {
+    let mut fields = line.splitn(6, ' ');
+    let (start, end) = fields.next()?.split_once('-')?;
+    let rights = fields.next()?.as_bytes();
+    let path = fields.nth(3)?.trim_start();
+    let hex = |text| u64::from_str_radix(text, 16).ok().map(UserAddr);
+    (rights.first() == Some(&b'r') && (path.is_empty() || path.starts_with("[anon:"))).then_some(Anonymous {
+        start: hex(start)?,
+        end: hex(end)?,
+        is_code: rights.get(2) == Some(&b'x'),
+    })
+}
+
 fn parse_mapping(line: &str) -> Option<Mapping> {
     let mut fields = line.splitn(6, ' ');
     let (start, end) = fields.next()?.split_once('-')?;
@@ -573,6 +601,16 @@ mod tests {
             seen,
             [(0x40_0000, 77, Some("/opt/my app/node"), true), (0, 0, Some(""), false), (0, 0, Some("[vdso]"), false)]
         );
+    }
+
+    #[test]
+    fn anonymous_memory_has_neither_file_nor_name() {
+        let of = |line| parse_anonymous(line).map(|one| (one.start.0, one.end.0, one.is_code));
+        assert_eq!(of("3a00000-3b00000 rw-p 00000000 00:00 0 "), Some((0x3a0_0000, 0x3b0_0000, false)));
+        assert_eq!(of("3a00000-3b00000 r-xp 00000000 00:00 0 [anon:v8]"), Some((0x3a0_0000, 0x3b0_0000, true)));
+        assert_eq!(of("3a00000-3b00000 ---p 00000000 00:00 0 "), None);
+        assert_eq!(of("3a00000-3b00000 rw-p 00000000 00:00 0 [heap]"), None);
+        assert_eq!(of("3a00000-3b00000 rw-p 00000000 fe:00 7 /usr/bin/node"), None);
     }
 
     #[test]

@@ -16,6 +16,7 @@
     reason = "tests: a surprise ends them, and nanoseconds of seconds fit a double"
 )]
 
+mod apps;
 mod diagnose;
 mod event_loop;
 mod gc;

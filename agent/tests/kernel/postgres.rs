@@ -285,7 +285,9 @@ fn rows_and_advisory_locks_and_a_deadlock() {
     cluster.ask("create table t(id int primary key, n int); insert into t values (1, 0), (2, 0)");
     let mut sessions: Vec<Session> = (0..8).map(|_| cluster.session()).collect();
     let [idle, one, two, three, keeper, waiter, left, right] = sessions.as_mut_slice() else { unreachable!() };
-    let mut trace = start(&bench, cluster.pid, 8);
+    let url = bench.dir.path().join("url");
+    std::fs::write(&url, format!("postgres://postgres@127.0.0.1:{}/postgres\n", cluster.port)).unwrap();
+    let mut trace = Trace::start(&bench, cluster.pid, &["--duration", "8s", "--pg-connection", url.to_str().unwrap()]);
     idle.run("begin; update t set n = n + 1 where id = 1");
     for (n, session) in [&mut *one, &mut *two, &mut *three].into_iter().enumerate() {
         session.send("update t set n = n + 1 where id = 1");
@@ -323,6 +325,7 @@ fn rows_and_advisory_locks_and_a_deadlock() {
         (&Value::from(idle.pid), &Value::from("end_transaction"))
     );
     assert_eq!(tuple["waiting"], 2);
+    assert_eq!(tuple["lock"]["name"], "public.t", "as the catalog has it");
     assert_eq!(of_kind("advisory")["holders"][0]["pid"], keeper.pid);
     as_logged(&cluster, &records, "advisory", &[waiter.pid]);
 

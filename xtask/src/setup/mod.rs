@@ -5,6 +5,7 @@
 
 pub mod apt;
 mod node;
+mod npm;
 mod workloads;
 
 use std::{
@@ -91,6 +92,8 @@ fn steps(purpose: Purpose) -> Result<(), Error> {
             node::official(version)?;
         }
         node::debian()?;
+        let lists = root().join("agent/tests/workloads/apps");
+        npm::install("applications for the tests", &lists, &cache().join("apps"))?;
     }
     Ok(())
 }
@@ -134,7 +137,7 @@ fn packages(purpose: Purpose) -> Vec<&'static str> {
         if !Path::new("/usr/lib/postgresql/15/bin/postgres").is_file() {
             packages.push("postgresql-15");
         }
-        if NODE_VERSIONS.iter().any(|version| !node::is_there(version)) {
+        if NODE_VERSIONS.iter().any(|version| !node::is_there(version)) || !npm::is_there(&cache().join("apps")) {
             commands.push(("npm", "npm"));
         }
     }

@@ -2,11 +2,8 @@
 
 use std::{fs, path::PathBuf, process::Command};
 
-use super::quietly;
+use super::npm;
 use crate::run::{Error, cache, root, run, say};
-
-/// The list of packages and its lock file, which has their checksums.
-const LISTS: [&str; 2] = ["package.json", "package-lock.json"];
 
 fn directory() -> PathBuf {
     cache().join("workloads")
@@ -18,27 +15,7 @@ fn sources() -> PathBuf {
 
 /// Installs the packages, unless these very ones are there: `.cache/workloads/node_modules`.
 pub fn packages() -> Result<(), Error> {
-    let io = |path: &PathBuf| {
-        let path = path.clone();
-        move |error| Error::Io { path, error }
-    };
-    let directory = directory();
-    fs::create_dir_all(&directory).map_err(io(&directory))?;
-    let mut is_same = directory.join("node_modules/.package-lock.json").is_file();
-    for list in LISTS {
-        let (from, to) = (sources().join("modules").join(list), directory.join(list));
-        let wanted = fs::read(&from).map_err(io(&from))?;
-        if fs::read(&to).ok().as_ref() != Some(&wanted) {
-            is_same = false;
-            fs::write(&to, wanted).map_err(io(&to))?;
-        }
-    }
-    if is_same {
-        return Ok(());
-    }
-    say("packages of the workloads");
-    let flags = ["ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"];
-    quietly(Command::new("npm").args(flags).current_dir(&directory))
+    npm::install("packages of the workloads", &sources().join("modules"), &directory())
 }
 
 /// Builds the addon of the first story: `.cache/workloads/story-handles.node`. With frame pointers, as node-gyp builds them.

@@ -107,6 +107,12 @@ fn switch<C: EbpfContext>(ctx: &C, next: u32, left: impl FnOnce() -> Left) {
     }
 }
 
+/// Stays of so many nanoseconds or more are events of their own.
+#[inline(always)]
+fn threshold_ns(class: u32) -> u64 {
+    if class == class::EVENT_LOOP { globals::LOOP_OFF_CPU_MIN_NS.load() } else { globals::OTHER_OFF_CPU_MIN_NS.load() }
+}
+
 #[inline(always)]
 fn switch_out<C: EbpfContext>(ctx: &C, tgid: u32, tid: u32, left: Left, now: u64) {
     let Left::Because(out_reason) = left else {
@@ -127,7 +133,8 @@ fn switch_out<C: EbpfContext>(ctx: &C, tgid: u32, tid: u32, left: Left, now: u64
     if out_reason == reason::BLOCKED {
         state.flags &= !flag::GC_JOB;
     }
-    if thread::is_idle(state) {
+    // Where no stay is an event, nobody asks for its stack.
+    if thread::is_idle(state) || threshold_ns(thread::class(state)) == u64::MAX {
         return;
     }
     let price = if out_reason == reason::PREEMPTED { stack::PRICE_PREEMPTED } else { stack::PRICE_BLOCKED };
@@ -202,11 +209,7 @@ fn come_back(state: &mut ThreadState, back: u64) -> u64 {
     state.flags &= !flag::OFF_CPU;
 
     let class = thread::class(state);
-    let threshold = if class == class::EVENT_LOOP {
-        globals::LOOP_OFF_CPU_MIN_NS.load()
-    } else {
-        globals::OTHER_OFF_CPU_MIN_NS.load()
-    };
+    let threshold = threshold_ns(class);
     // Idling is no event, unless the thread sat there stopped or waiting for a CPU.
     if away >= threshold && !(idle && state.out_reason == reason::BLOCKED) {
         emit_off_cpu(state, back, woken, class);

@@ -93,7 +93,7 @@ impl<M: Memory> V8<M> {
                     .and_then(super::positions::Position::offset);
                 decoded.frames.push(frame_of(&named, position, tier));
             }
-            Body::Builtin | Body::Other => {
+            Body::Builtin(_) | Body::Other => {
                 let name = if symbol.kind == FrameKind::Builtin || named.name.is_empty() {
                     symbol.name
                 } else {
@@ -149,6 +149,11 @@ impl<M: Memory> V8<M> {
                 }
             }
             Kind::Other => {
+                // A function of a program runs there, so the code was another then. Wrappers of WebAssembly have functions, too.
+                let named = seen.function().and_then(|function| self.describe(function, &mut decoded.proofs));
+                if named.is_ok_and(|named| named.script.as_ref().is_some_and(|script| !script.is_wasm())) {
+                    return Err(Refusal::Changed);
+                }
                 let name = "[generated]".to_owned();
                 decoded.frames.push(Frame { name, kind: FrameKind::Builtin, ..Frame::default() });
             }
@@ -235,7 +240,11 @@ impl<M: Memory> V8<M> {
                 let position = offset.and_then(|offset| self.heap.position_in_bytecode(bytecode, offset).ok());
                 frame_of(&named, position.and_then(super::positions::Position::offset), None)
             }
-            Body::Builtin => Frame { name: COMBINATOR.to_owned(), kind: FrameKind::Builtin, ..Frame::default() },
+            Body::Builtin(number) => {
+                let known = self.heap.layout.combinators.iter().find(|(known, _)| Some(*known) == number);
+                let name = known.map_or(COMBINATOR, |(_, name)| name).to_owned();
+                Frame { name, kind: FrameKind::Builtin, ..Frame::default() }
+            }
             Body::Other => frame_of(&named, None, None),
         };
         decoded.frames.push(frame);
@@ -256,7 +265,7 @@ impl<M: Memory> V8<M> {
 /// A name for functions that have none, as Chrome has it.
 const ANONYMOUS: &str = "(anonymous)";
 
-/// `Promise.all`, `Promise.allSettled`: which, its builtin number would say.
+/// `Promise.all`, `Promise.allSettled`, where the file does not say which has what number.
 const COMBINATOR: &str = "Promise combinator";
 
 /// And for those in evaluated code, as V8 has it.

@@ -75,7 +75,7 @@ enum Name {
 pub enum Body {
     Bytecode(Object),
     /// A function of the language, by the number of its builtin.
-    Builtin,
+    Builtin(Option<u32>),
     /// Not compiled, or of WebAssembly, or of an embedder.
     Other,
 }
@@ -223,15 +223,15 @@ impl<M: Memory> Heap<M> {
         let info = self.layout.function_info;
         let words = self.words::<WORDS>(function)?;
         let field = |offset: u32| Tagged(words.get(offset as usize / 8).copied().unwrap_or(0));
-        if field(info.untrusted_data.unwrap_or(info.data))
-            .smi()
-            .is_some_and(|id| id >= 0 && info.untrusted_data.is_none())
+        let number = field(info.untrusted_data.unwrap_or(info.data)).smi().and_then(|id| u32::try_from(id).ok());
+        if info.untrusted_data.is_none()
+            && let Some(number) = number
         {
-            return Ok(Body::Builtin);
+            return Ok(Body::Builtin(Some(number)));
         }
         let Ok(mut data) = field(info.data).object() else {
             return Ok(if info.untrusted_data.is_some_and(|at| field(at).smi().is_some()) {
-                Body::Builtin
+                Body::Builtin(number)
             } else {
                 Body::Other
             });

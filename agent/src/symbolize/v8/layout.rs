@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use super::rows::ROWS;
+use super::{builtins::combinators, rows::ROWS};
 use crate::target::{elf::ElfFile, v8};
 
 /// `Version::{major,minor,build}_`.
@@ -133,6 +133,8 @@ pub struct Layout {
     pub script_source_url: u32,
     /// Lengths of bytecodes by operand scale: three tables of the same length.
     pub bytecode_sizes: Vec<u8>,
+    /// Builtins that wait for several promises, by number.
+    pub combinators: Vec<(u32, &'static str)>,
 }
 
 /// What has not moved in any version.
@@ -195,6 +197,7 @@ impl Layout {
         if let Some(sizes) = sizes.filter(|symbol| symbol.size % 3 == 0 && symbol.size <= BYTECODE_SIZES_MAX) {
             layout.bytecode_sizes = elf.bytes_at(sizes.addr, sizes.size);
         }
+        layout.combinators = combinators(elf);
         Ok(layout)
     }
 
@@ -218,6 +221,22 @@ impl Layout {
         if self.version >= [14, 1, 0] {
             self.encoding = PositionsEncoding::Flagged;
         }
+    }
+
+    /// How many of the numbers that a file may say itself it does say, of how many.
+    #[must_use]
+    pub fn stated(&self, elf: &ElfFile) -> (usize, usize) {
+        let mut layout = self.clone();
+        let all: Vec<_> = overrides(&mut layout).into_iter().map(|one| one.names).collect();
+        let names: Vec<&str> = all.iter().flat_map(|names| names.iter().copied()).collect();
+        let constants = v8::constants(elf, &names);
+        (all.iter().filter(|names| names.iter().any(|name| constants.contains_key(name))).count(), all.len())
+    }
+
+    /// The version of the row that a version is laid out as.
+    #[must_use]
+    pub fn row_of(version: V8Version) -> Option<V8Version> {
+        ROWS.iter().rev().find(|row| row.version <= version).map(|row| row.version)
     }
 
     fn apply(&mut self, constants: &BTreeMap<&str, i32>) {

@@ -22,6 +22,7 @@
 //! is bounded, each object's type is looked at before its fields are, and a doubt ends the decoding of that frame alone: a name may be
 //! missing, never wrong.
 
+mod builtins;
 pub mod code;
 pub mod deopt;
 pub mod fixture;
@@ -35,6 +36,7 @@ mod rows;
 pub mod script;
 pub mod strings;
 pub mod suspended;
+pub mod trial;
 
 use code::Codes;
 use function::Functions;

@@ -59,6 +59,7 @@ const V9_4: Layout = Layout {
     encoding: PositionsEncoding::Signed,
     script_source_url: 104,
     bytecode_sizes: Vec::new(),
+    combinators: Vec::new(),
 };
 
 /// Node.js 18.
@@ -115,6 +116,7 @@ const V10_0: Layout = Layout {
     encoding: PositionsEncoding::Signed,
     script_source_url: 104,
     bytecode_sizes: Vec::new(),
+    combinators: Vec::new(),
 };
 
 /// Node.js 20. Machine code and `Code` are two objects from here on.
@@ -171,6 +173,7 @@ const V11_1: Layout = Layout {
     encoding: PositionsEncoding::Signed,
     script_source_url: 112,
     bytecode_sizes: Vec::new(),
+    combinators: Vec::new(),
 };
 
 /// Node.js 22 and 23. Bytecode and code are in the trusted space.
@@ -227,6 +230,7 @@ const V12_3: Layout = Layout {
     encoding: PositionsEncoding::Signed,
     script_source_url: 112,
     bytecode_sizes: Vec::new(),
+    combinators: Vec::new(),
 };
 
 /// Node.js 24. Functions have a dispatch handle, no code.
@@ -283,6 +287,7 @@ const V13_4: Layout = Layout {
     encoding: PositionsEncoding::Signed,
     script_source_url: 112,
     bytecode_sizes: Vec::new(),
+    combinators: Vec::new(),
 };
 
 /// Node.js 25 and 26.
@@ -339,4 +344,5 @@ const V14_1: Layout = Layout {
     encoding: PositionsEncoding::Flagged,
     script_source_url: 112,
     bytecode_sizes: Vec::new(),
+    combinators: Vec::new(),
 };

@@ -51,6 +51,12 @@ pub struct Place {
 }
 
 impl Script {
+    /// A module of WebAssembly stands for a script, and has such a name.
+    #[must_use]
+    pub fn is_wasm(&self) -> bool {
+        self.file.as_deref().is_some_and(|file| file.starts_with("wasm:"))
+    }
+
     /// The line and column of a position; `None` where the source could not be read.
     #[must_use]
     pub fn place(&self, position: u32) -> Option<Place> {

@@ -14,6 +14,10 @@ use crate::{
 const SECONDS_IN_FULL: &str = "60";
 const SECONDS: &str = "4";
 
+/// Frames that are named at least: 93 to 95 on an idle machine, 70 where eight others compete for each CPU, as what is named later is
+/// more often moved before.
+const KNOWN_PERCENT: f64 = 50.0;
+
 /// Samples stand in the record of the second in which they were taken.
 const WINDOW_NS: f64 = 1e9;
 /// The clocks of two processes and the end of a window, which is not on the nanosecond.
@@ -68,9 +72,14 @@ struct Checker<'a> {
 impl Checker<'_> {
     /// Checks one stack of a window that ended then.
     fn stack(&mut self, stack: &Stack, window_end: f64) {
-        let frames: Vec<&Frame> = stack.js().collect();
+        // An address in no mapping any more is of some function, too: of which is not known.
+        let on_stack = stack.frames.iter().take_while(|frame| frame.kind != "async");
+        let frames: Vec<&Frame> = on_stack.filter(|frame| frame.is_js() || frame.kind == "unknown").collect();
         for (index, frame) in frames.iter().enumerate() {
             self.frames += 1;
+            if frame.kind == "unknown" {
+                continue;
+            }
             if frame.is_unknown() {
                 continue;
             }
@@ -78,8 +87,8 @@ impl Checker<'_> {
             // Of code that is said not to be known, what was inlined into it is not known either.
             let caller = frames.get(index + 1).copied().filter(|caller| caller.tier.is_some() && frame.tier.is_some());
             if let Some(because) = self.contradiction(frame, caller, window_end) {
-                let shown: Vec<_> = frames.iter().map(|frame| shown(frame)).collect();
-                self.wrong.push(format!("{}: {because}; in {}", shown[index], shown.join(" < ")));
+                let all: Vec<_> = stack.frames.iter().map(shown).collect();
+                self.wrong.push(format!("{}: {because}; in {}", shown(frame), all.join(" < ")));
             }
         }
     }
@@ -184,7 +193,7 @@ fn check(bench: &Bench, version: &str, seconds: &str) {
         wrong.len(),
         wrong[..wrong.len().min(20)].join("\n")
     );
-    assert!(frames > 1_000 && known_share > 10.0, "node {version}: {known} of {frames}");
+    assert!(frames > 1_000 && known_share > KNOWN_PERCENT, "node {version}: {known} of {frames}");
 }
 
 #[test]

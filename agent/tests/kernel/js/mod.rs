@@ -2,7 +2,7 @@
 
 mod blocked;
 mod churn;
-mod frames;
+pub mod frames;
 mod profile;
 mod spots;
-mod truth;
+pub mod truth;

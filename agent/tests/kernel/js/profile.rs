@@ -1,26 +1,27 @@
-//! Where the CPU's time goes, by function, against V8's own profiler on the same run.
+//! Where the CPU's time goes, by function, against the program's own clock and V8's own profiler on the same run.
+//!
+//! V8's profiler is not the truth: in many runs one function has up to a tenth of the time more from it than by the clock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeMap, process::Command};
 
-use super::frames::{Stack, stacks};
+use super::frames::{Frame, Stack, stacks};
 use crate::{
-    harness::{Bench, Trace, Workload, bench, close, say, versions},
-    records::{Records, list, number, text},
+    harness::{Bench, Trace, Workload, bench, close, node, say, script, versions},
+    records::{Records, get, list, number, text},
 };
 
 /// Enough samples of a function that takes a tenth of the time to tell it from one that takes three percent more.
 const SAMPLE_HZ: &str = "999";
-/// Functions of the workload that V8 must have seen.
-const FUNCTIONS: usize = 10;
+/// Points of a hundred by which a share may be off.
+const POINTS: f64 = 3.0;
 
-/// Percent by function.
+/// Percent by job.
 type Shares = BTreeMap<String, f64>;
 
-/// The percentages of what is JavaScript of one script.
 fn shares(times: impl Iterator<Item = (String, f64)>) -> Shares {
     let mut shares = Shares::new();
-    for (function, time) in times {
-        *shares.entry(function).or_default() += time;
+    for (job, time) in times {
+        *shares.entry(job).or_default() += time;
     }
     let all: f64 = shares.values().sum();
     for share in shares.values_mut() {
@@ -29,69 +30,93 @@ fn shares(times: impl Iterator<Item = (String, f64)>) -> Shares {
     shares
 }
 
-/// Small functions of the workload that are inlined into another: V8's profiler has their time as that one's where their code was
-/// compiled before it began. They are judged as one.
-fn outer(function: &str) -> &str {
-    match function {
-        "add" | "twice" => "inlines",
-        "length2" | "get length2" => "turn",
-        other => other,
-    }
+/// The job that a function of the workload works for; the others only call the jobs.
+fn job(function: &str) -> Option<&'static str> {
+    Some(match function.rsplit(['.', ' ']).next().unwrap_or_default() {
+        "floats" => "floats",
+        "shapes" => "shapes",
+        "fibonacci" => "fibonacci",
+        "inlines" | "add" | "twice" => "inlines",
+        "generates" | "counts" => "generates",
+        "turn" | "length2" => "turn",
+        "mixed" => "mixed",
+        "text" => "text",
+        "walks" | "walk" => "walks",
+        _ => return None,
+    })
 }
 
 /// V8's account: entries are [function, script, first line, samples]. What is not a function has no script.
 fn of_v8(truths: &serde_json::Value) -> Shares {
     let entries = list(truths, "self").iter().filter(|entry| entry[1].as_str().unwrap().ends_with("/hot.js"));
-    shares(entries.map(|entry| (outer(entry[0].as_str().unwrap()).to_owned(), entry[3].as_f64().unwrap())))
+    shares(entries.filter_map(|entry| Some((job(entry[0].as_str().unwrap())?.to_owned(), entry[3].as_f64().unwrap()))))
+}
+
+/// The program's own account.
+fn by_clock(truths: &serde_json::Value) -> Shares {
+    let spent = get(truths, "spent").as_object().unwrap();
+    shares(spent.iter().map(|(job, ns)| (job.clone(), ns.as_f64().unwrap())))
 }
 
 /// Whose time a sample is: what V8 or the C library do for a function is its own time, as V8's profiler has it.
 fn own(stack: &Stack) -> Option<String> {
     let frame = stack.js().next()?;
-    let Some(file) = frame.file.as_deref() else { return Some("(unknown)".to_owned()) };
-    file.ends_with("/hot.js").then(|| outer(frame.name.rsplit('.').next().unwrap_or_default()).to_owned())
+    let is_of_workload = frame.file.as_deref().is_some_and(|file| file.ends_with("/hot.js"));
+    job(&frame.name).filter(|_| is_of_workload).map(str::to_owned)
 }
 
-/// Samples of the main thread outside of collections, with their stacks.
-fn samples<'a>(records: &'a Records, stacks: &'a BTreeMap<String, Stack>) -> impl Iterator<Item = (&'a Stack, f64)> {
+/// Stacks of the main thread with their samples, and how many of these were taken in collections.
+fn samples<'a>(
+    records: &'a Records,
+    stacks: &'a BTreeMap<String, Stack>,
+) -> impl Iterator<Item = (&'a Stack, f64, f64)> {
     let entries = records.of_type("profile").flat_map(|record| list(record, "stacks"));
     entries.filter(|entry| text(entry, "class") == "event_loop").filter_map(|entry| {
         let stack = stacks.get(entry.get("user_stack")?.as_str()?)?;
         let in_gc = entry.get("gc_samples").and_then(serde_json::Value::as_f64).unwrap_or_default();
-        Some((stack, number(entry, "samples") - in_gc))
+        Some((stack, number(entry, "samples"), in_gc))
     })
 }
 
 fn check(bench: &Bench, version: &str) {
-    let mut workload = Workload::start(version, "js/hot.js", &[]);
+    // The clock goes on while others have the CPU: they are not to have it.
+    let mut command = Command::new("nice");
+    let mut workload = Workload::with(command.args(["-n", "-20"]).arg(node(version)).arg(script("js/hot.js")));
     let trace = Trace::profile(bench, workload.pid(), &["--frequency", SAMPLE_HZ]);
     workload.go();
     workload.0.wait_out_within("DONE", std::time::Duration::from_mins(1));
     let records = trace.interrupt();
     let stacks = stacks(&records);
 
-    let all: f64 = samples(&records, &stacks).map(|(_, samples)| samples).sum();
-    let whole: f64 =
-        samples(&records, &stacks).filter(|(stack, _)| stack.truncated.is_none()).map(|(_, samples)| samples).sum();
+    let taken: Vec<_> = samples(&records, &stacks).collect();
+    let all: f64 = taken.iter().map(|(_, samples, _)| samples).sum();
+    let whole: f64 = taken.iter().filter(|(stack, ..)| stack.truncated.is_none()).map(|(_, samples, _)| samples).sum();
     let claim = format!("node {version}: samples that reach the thread's start, of {all} (%)");
     close(&claim, 100.0, whole / all * 100.0, 1.0);
 
-    let truth = of_v8(&workload.truths());
-    let agent = shares(samples(&records, &stacks).filter_map(|(stack, samples)| Some((own(stack)?, samples))));
-    say(&format!("node {version}, V8: {truth:.1?}, agent: {agent:.1?}"));
-    assert!(truth.len() >= FUNCTIONS, "{truth:?}");
-    let unseen: Vec<_> = truth.iter().filter(|&(name, share)| *share >= 1.0 && !agent.contains_key(name)).collect();
-    assert!(unseen.is_empty(), "node {version}: {unseen:?} are not among {agent:?}");
-    let names: BTreeSet<&String> = truth.keys().chain(agent.keys()).collect();
-    let share = |of: &BTreeMap<String, f64>, name: &str| of.get(name).copied().unwrap_or_default();
-    let apart: f64 = names.iter().map(|name| (share(&truth, name) - share(&agent, name)).abs()).sum::<f64>() / 2.0;
-    // Not held to a bound: V8's profiler goes by the clock on the wall and samples where its signal finds the thread, and in some
-    // runs gives one function a tenth of the time that it gives to those around it in others.
-    say(&format!("measured node {version}: time that the two give to different functions: {apart:.1} %"));
+    let truths = workload.truths();
+    let (clock, v8) = (by_clock(&truths), of_v8(&truths));
+    let agent = shares(taken.iter().filter_map(|(stack, samples, in_gc)| Some((own(stack)?, samples - in_gc))));
+    // Whose they are is not known; most are of functions that call themselves, whose stacks are new each time.
+    let unnamed = |stack: &Stack| stack.js().next().is_some_and(Frame::is_unknown);
+    let unknown: f64 =
+        taken.iter().filter(|(stack, ..)| unnamed(stack)).map(|(_, samples, in_gc)| samples - in_gc).sum::<f64>() / all;
+    let allowed = POINTS + unknown * 100.0;
+    let share = |of: &Shares, job: &str| of.get(job).copied().unwrap_or_default();
+    for (job, &truth) in &clock {
+        close(&format!("node {version}, {job}: share of time (%)"), truth, share(&agent, job), allowed);
+        let v8 = share(&v8, job);
+        let claim = format!("node {version}, {job}: share of V8's samples (%)");
+        if (v8 - truth).abs() <= POINTS {
+            close(&claim, v8, share(&agent, job), POINTS + allowed);
+        } else {
+            say(&format!("{claim}: {v8:.1}, which is not {truth:.1}"));
+        }
+    }
 }
 
 #[test]
-fn what_is_hot_to_v8_s_profiler_is_sampled_in_whole_stacks() {
+fn what_is_hot_by_the_clock_is_sampled_in_whole_stacks() {
     let Some(bench) = bench() else { return };
     for version in versions() {
         check(&bench, version);

@@ -107,14 +107,14 @@ impl Verdict {
 const ANONYMOUS: [&str; 3] = ["(anonymous)", "<anonymous>", "anonymous"];
 
 /// The last word of a name, without what tells how it was found.
-fn bare(name: &str) -> &str {
+pub fn bare(name: &str) -> &str {
     let name = name.strip_prefix('~').unwrap_or(name);
     // A symbol's name holds dots: `[Symbol.iterator]`.
     let name = name.find('[').map_or_else(|| name.rsplit('.').next().unwrap_or(name), |at| &name[at..]);
     name.strip_prefix("get ").or_else(|| name.strip_prefix("set ")).unwrap_or(name)
 }
 
-fn is_anonymous(frame: &Frame) -> bool {
+pub fn is_anonymous(frame: &Frame) -> bool {
     ANONYMOUS.contains(&frame.name.as_str())
 }
 
@@ -206,6 +206,27 @@ fn judge_all<'a>(frames: &[&Frame], sites: &[&'a Site]) -> Vec<Judged<'a>> {
     verdicts
 }
 
+fn likeness_of(frames: &[&Frame], sites: &[&Site]) -> usize {
+    frames.iter().zip(sites).map(|(frame, site)| judge(frame, site).likeness()).sum()
+}
+
+/// Frames that await. V8's own, which are left out, cannot be told from others where nothing is known of them: as many of those
+/// that are unknown are left out as there are too many, where that makes the rest like the sites.
+fn aligned<'a>(stack: &'a Stack, sites: &[&Site]) -> Vec<&'a Frame> {
+    let mut frames: Vec<&Frame> = stack.awaiting().collect();
+    while frames.len() > sites.len() {
+        let without = |at: usize| {
+            let mut rest = frames.clone();
+            rest.remove(at);
+            rest
+        };
+        let unknown = (0..frames.len()).filter(|&at| frames[at].is_unknown()).map(without);
+        let Some(best) = unknown.max_by_key(|rest| likeness_of(rest, sites)) else { break };
+        frames = best;
+    }
+    frames
+}
+
 /// What a comparison added up to.
 #[derive(Default)]
 pub struct Tally {
@@ -231,8 +252,8 @@ impl Tally {
             let likeness: usize =
                 judged.iter().filter(|judged| judged.2.is_some()).map(|judged| judged.0.likeness()).sum();
             // Of two that are as like, the one with fewer others; of those, the one with as many async frames that agree.
-            let awaiting = stack.awaiting().zip(truth.awaiting());
-            let awaited: usize = awaiting.map(|(frame, site)| judge(frame, site).likeness()).sum();
+            let awaiting = truth.awaiting();
+            let awaited = likeness_of(&aligned(stack, &awaiting), &awaiting);
             (likeness, std::cmp::Reverse(sites.len().abs_diff(frames.len())), awaited)
         };
         let truth = truths.iter().max_by_key(equal).unwrap();
@@ -248,7 +269,8 @@ impl Tally {
             }
             self.inlined += usize::from(frame.inlined);
         }
-        let (frames, sites): (Vec<&Frame>, _) = (stack.awaiting().collect(), truth.awaiting());
+        let sites = truth.awaiting();
+        let frames = aligned(stack, &sites);
         self.async_missing += sites.len().saturating_sub(frames.len());
         for (frame, site) in frames.iter().zip(&sites) {
             let verdict = judge(frame, site);
@@ -287,6 +309,12 @@ impl Tally {
 
     pub fn frames(&self) -> usize {
         self.verdicts.values().sum()
+    }
+
+    /// Percent of the frames that await, in V8's account, that are the same in the agent's.
+    pub fn async_share(&self) -> f64 {
+        let all = self.async_verdicts.values().sum::<usize>() + self.async_missing;
+        self.count_async(Verdict::Equal) as f64 / (all as f64).max(1.0) * 100.0
     }
 
     /// Percent of those that have a name in V8's description of their code: a name that is computed is a property of the

@@ -1,12 +1,16 @@
 'use strict';
 // Keeps a CPU busy in functions of many kinds, in every tier of V8's, none of which waits or leaves JavaScript.
 //
-// Truth: samples of functions by V8's own profiler, which runs meanwhile: [function, script, first line, samples]. Samples, not
-// times: a thread that waits for a CPU is not sampled, and that time is not its function's.
+// Truths: nanoseconds of each job by the clock, without those in which it waited for a CPU, by the kernel's books, and those of
+// garbage collections, in which it may wait for other threads; and samples of functions by V8's own
+// profiler, which runs meanwhile: [function, script, first line, samples]. Samples, not times: a thread that waits for a CPU is not
+// sampled, and that time is not its function's.
 //
 //   node hot.js [CPU SECONDS]
+const fs = require('fs');
 const { Session } = require('inspector');
-const { now, serve } = require('../truth.js');
+const { PerformanceObserver } = require('perf_hooks');
+const { fromPerformance, now, serve } = require('../truth.js');
 
 const ACTIVE_US = Number(process.argv[2] ?? 3) * 1e6;
 const numbers = Float64Array.from({ length: 512 }, (_, i) => i + 0.5);
@@ -86,8 +90,26 @@ const jobs = [
   [mixed, 50_000], [text, 60_000], [walks, 40],
 ];
 
+const schedstat = fs.openSync('/proc/thread-self/schedstat');
+const statBytes = Buffer.alloc(64);
+/** Nanoseconds that this thread has waited for a CPU. */
+const waited = () => Number(statBytes.latin1Slice(0, fs.readSync(schedstat, statBytes, 0, 64, 0)).split(' ')[1]);
+
+/** When a job ended, and how long the thread had waited until then; and what is between rounds. */
+const ends = [];
+const BETWEEN = '';
+
 function round() {
-  for (const [job, times] of jobs) sink += Reflect.apply(job, vector, [times]);
+  // In a new order each time: a round that takes as long as some samples are apart would have them at the same places.
+  for (let i = jobs.length - 1; i > 0; i--) {
+    const other = Math.floor(Math.random() * (i + 1));
+    [jobs[i], jobs[other]] = [jobs[other], jobs[i]];
+  }
+  ends.push([BETWEEN, now(), waited()]);
+  for (const [job, times] of jobs) {
+    sink += Reflect.apply(job, vector, [times]);
+    ends.push([job.name, now(), waited()]);
+  }
   sink %= 1e9;
 }
 
@@ -108,12 +130,32 @@ function selfTimes(profile) {
   return [...times].map(([key, samples]) => [...JSON.parse(key), samples]);
 }
 
+const collections = [];
+const observer = new PerformanceObserver((list) => collections.push(...list.getEntries()));
+
+/** Nanoseconds by job. */
+function spent(begin) {
+  const times = Object.fromEntries([[BETWEEN, 0], ...jobs.map(([job]) => [job.name, 0])]);
+  let [at, before] = [0, 0];
+  for (const [name, end, wait] of ends) {
+    times[name] += end - begin - (wait - before);
+    before = wait;
+    for (; at < collections.length && fromPerformance(collections[at].startTime) < end; at++) {
+      if (fromPerformance(collections[at].startTime) >= begin) times[name] -= collections[at].duration * 1e6;
+    }
+    begin = end;
+  }
+  delete times[BETWEEN];
+  return times;
+}
+
 let done;
 const finished = new Promise((resolve) => { done = resolve; });
 serve(() => finished, async () => {
   await post('Profiler.enable');
   await post('Profiler.setSamplingInterval', { interval: 1_000 });
   await post('Profiler.start');
+  observer.observe({ entryTypes: ['gc'] });
   const begin = now();
   const used = process.cpuUsage();
   await new Promise((resolve) => {
@@ -126,5 +168,5 @@ serve(() => finished, async () => {
   const span = [begin, now()];
   const { profile } = await post('Profiler.stop');
   process.stdout.write('DONE\n');
-  done({ span, self: selfTimes(profile) });
+  done({ span, spent: spent(begin), self: selfTimes(profile) });
 });

@@ -48,6 +48,7 @@ module.exports = {
     stop('after');
   },
   all: async () => { await Promise.all([leaf(), before()]); },
+  allSettled: async () => { await Promise.allSettled([leaf(), before()]); },
   any: async () => { await Promise.race([leaf()]); },
   then: () => Promise.resolve(1).then((value) => stop('then')).then(() => leaf()),
   executor: () => new Promise((resolve) => resolve(stop('executor'))),

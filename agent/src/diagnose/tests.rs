@@ -1,0 +1,99 @@
+//! Rules over histories that are made up: what is a finding, and what only looks like one.
+
+use super::{
+    cost,
+    history::{Point, Process},
+    js_heap, native,
+    thresholds::Thresholds,
+};
+use crate::report::model::{Finding, Heap, Memory};
+
+const MB: u64 = 1_000_000;
+
+/// A minute of windows.
+fn minute(point: impl Fn(u32) -> Point) -> Process {
+    let mut process = Process::default();
+    for second in 0..60 {
+        process.windows.push_back(Point { at_s: f64::from(second), length_s: 1.0, ..point(second) });
+    }
+    process
+}
+
+fn cost_of(requests: impl Fn(f64) -> f64, on_cpu_ms: impl Fn(f64) -> f64) -> Option<Finding> {
+    let process = minute(|second| Point {
+        requests: Some(requests(f64::from(second))),
+        on_cpu_ns: on_cpu_ms(f64::from(second)) * 1e6,
+        ..Point::default()
+    });
+    cost::rule(&process, &Thresholds::default())
+}
+
+#[test]
+fn requests_that_cost_more_and_more_are_a_finding() {
+    let found = cost_of(|_| 100.0, |t| 100.0 + 5.0 * t);
+    assert_eq!(found.map(|finding| finding.code).as_deref(), Some("requests.cost"));
+    // A loop that can do no more, under clients that wait: fewer and fewer get through.
+    assert!(cost_of(|t| 900.0 / (1.0 + t / 20.0), |_| 900.0).is_some());
+}
+
+#[test]
+fn a_load_that_changes_is_no_cost() {
+    assert!(cost_of(|_| 100.0, |_| 100.0).is_none());
+    // More of them, at the same price.
+    assert!(cost_of(|t| 50.0 + 10.0 * t, |t| 50.0 + 10.0 * t).is_none());
+    // Fewer and fewer, beside work of the server's own.
+    assert!(cost_of(|t| 200.0 / (1.0 + t / 10.0), |t| 300.0 + 200.0 / (1.0 + t / 10.0)).is_none());
+    // Cold at first.
+    assert!(cost_of(|_| 100.0, |t| 100.0 + 400.0 * (-t / 5.0).exp()).is_none());
+    // Dearer for a while, and no more since.
+    assert!(cost_of(|_| 100.0, |t| if t < 20.0 { 100.0 } else { 300.0 }).is_none());
+}
+
+/// A heap of which each tenth second's collection leaves so much, over which the rest piles up until the next.
+fn heap(left: impl Fn(u32) -> u64, until: u32) -> Option<Finding> {
+    let process = minute(|second| {
+        let collected = second % 10 == 5 && second < until;
+        let used = left(second) + u64::from((second + 5) % 10) * 3 * MB;
+        let heap = Heap {
+            used_bytes: Some(used),
+            used_bytes_after_major: collected.then(|| left(second)),
+            limit_bytes: Some(4000 * MB),
+            ..Heap::default()
+        };
+        Point { memory: Some(Memory { heaps: vec![heap], ..Memory::default() }), ..Point::default() }
+    });
+    js_heap::rule(&process, &Thresholds::default())
+}
+
+#[test]
+fn objects_that_survive_each_collection_are_a_finding() {
+    let found = heap(|second| (30 + u64::from(second)) * MB, 60);
+    assert_eq!(found.map(|finding| finding.code).as_deref(), Some("memory.js_heap"));
+}
+
+#[test]
+fn a_heap_that_fills_up_or_waits_to_be_collected_is_none() {
+    assert!(heap(|_| 30 * MB, 60).is_none());
+    // A cache that is full after half the time.
+    assert!(heap(|second| (30 + u64::from(second.min(30))) * MB, 60).is_none());
+    // The same, and as it makes no garbage then, nothing is collected any more.
+    assert!(heap(|second| (30 + u64::from(second.min(20))) * MB, 26).is_none());
+}
+
+fn resident(bytes: impl Fn(u32) -> u64) -> Option<Finding> {
+    let process = minute(|second| {
+        let heap = Heap { resident_bytes: Some(20 * MB), ..Heap::default() };
+        let mut memory = Memory { heaps: vec![heap], ..Memory::default() };
+        memory.resident.anonymous_bytes = bytes(second);
+        Point { memory: Some(memory), ..Point::default() }
+    });
+    native::rule(&process, &Thresholds::default())
+}
+
+#[test]
+fn native_memory_that_grows_to_the_end_is_a_finding_and_a_burst_is_none() {
+    assert!(resident(|second| (50 + u64::from(second)) * MB).is_some());
+    assert!(resident(|_| 50 * MB).is_none());
+    assert!(resident(|second| (50 + u64::from(second.min(25))) * MB).is_none());
+    assert!(resident(|second| if (10..30).contains(&second) { 200 * MB } else { 50 * MB }).is_none());
+}
