@@ -30,6 +30,12 @@ pub fn render(heap: &Heap, top: usize, style: Style) -> String {
     page.into_text()
 }
 
+/// Counts were held against heap snapshots of these versions.
+fn is_measured(node_version: Option<&str>) -> bool {
+    let major = node_version.and_then(|version| version.trim_start_matches('v').split('.').next()?.parse::<u32>().ok());
+    major.is_some_and(|major| (18..=24).contains(&major))
+}
+
 fn whole(page: &mut Page, whole: &Whole) {
     let node = whole.node_version.as_ref().map_or_else(String::new, |version| format!(" (node {})", safe(version)));
     page.strong(&format!(
@@ -39,8 +45,13 @@ fn whole(page: &mut Page, whole: &Whole) {
         size(whole.object_bytes),
         size(whole.heap_bytes)
     ));
+    let trust = if is_measured(whole.node_version.as_deref()) {
+        "counts are within 10 % of a heap snapshot's"
+    } else {
+        "of this version of Node.js, what died lately may still count"
+    };
     page.aside(&format!(
-        "read in {} while it ran ({} read); counts are within 10 % of a heap snapshot's",
+        "read in {} while it ran ({} read); {trust}",
         duration(whole.duration_ns),
         size(whole.read_bytes)
     ));
