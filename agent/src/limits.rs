@@ -269,6 +269,9 @@ pub const FRAMES_KEPT_MAX: usize = 32_768;
 /// entry two hundred.
 pub const PROLOGUE_LOOKED_AT_BYTES: usize = 256;
 
+/// Loops of one process whose heaps and handles are looked at once a window: each takes some milliseconds.
+pub const LOOPS_WATCHED_MAX: usize = 16;
+
 /// Isolates of one process whose maps are told apart: the main one and its workers.
 pub const V8_ISOLATES_MAX: usize = 64;
 

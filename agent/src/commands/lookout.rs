@@ -1,6 +1,6 @@
 //! Looks at what processes hold: memory, V8's heaps, handles. From outside, by reading.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use agent_ebpf::{
     spec::Group,
@@ -12,7 +12,7 @@ use super::session::Session;
 use crate::{
     diagnose,
     govern::{Suspicion, Watch},
-    limits::{ALIVE_READ_MAX, SITES_MAX},
+    limits::{ALIVE_READ_MAX, LOOPS_WATCHED_MAX, SITES_MAX},
     report::model::{Heap, LoopHandles, Memory, Resident, Site, SiteKind, StackId},
     target::{
         handles,
@@ -187,13 +187,18 @@ impl Lookout {
 
     /// Ends a window: what each process holds. `threads` are the kernel half's states.
     pub fn look(&mut self, session: &Session, threads: &[u8]) -> Vec<(Pid, Memory)> {
+        let mut present = BTreeSet::new();
         for bytes in threads.chunks_exact(size_of::<ThreadState>()) {
             let Ok(state) = ThreadState::read_from_bytes(bytes) else { continue };
             if state.loop_addr != 0
                 && let Some(watched) = self.processes.get_mut(&Pid(state.tgid))
             {
+                present.insert(state.tid);
                 watched.learn(state.tid, UserAddr(state.loop_addr));
             }
+        }
+        for (pid, watched) in &mut self.processes {
+            watched.loops.retain(|tid, _| *tid == pid.0 || present.contains(tid));
         }
         for (pid, watched) in &mut self.processes {
             watched.glance(session.collections_of(*pid), Glance::AtEnd);
@@ -258,8 +263,10 @@ impl Watched {
     }
 
     fn learn(&mut self, tid: u32, event_loop: UserAddr) {
-        let is_known = self.loops.get(&tid).is_some_and(|place| place.event_loop == event_loop);
-        if !is_known {
+        let known = self.loops.get(&tid);
+        // The main thread's is known first.
+        let has_room = known.is_some() || self.loops.len() < LOOPS_WATCHED_MAX;
+        if has_room && known.is_none_or(|place| place.event_loop != event_loop) {
             self.loops.insert(tid, Place { event_loop, isolate: None, searches: 0, seen: Seen::default() });
         }
     }
@@ -278,8 +285,11 @@ impl Watched {
             return;
         }
         let Some(heaps) = &mut self.heaps else { return };
+        // A search reads much: one at a time.
+        let mut has_searched = false;
         for place in self.loops.values_mut() {
-            if place.isolate.is_none() && place.searches < SEARCHES_MAX {
+            if place.isolate.is_none() && place.searches < SEARCHES_MAX && !has_searched {
+                has_searched = true;
                 place.searches += 1;
                 place.isolate = heaps.isolate_of(place.event_loop);
             }
