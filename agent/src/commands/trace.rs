@@ -110,7 +110,7 @@ fn mission(args: &TraceArgs) -> Mission {
     };
     Mission {
         settings,
-        groups: &[Group::Gc, Group::Pool, Group::Requests],
+        groups: &[Group::Gc, Group::Pool],
         phases: phases(args.phases),
         window: args.window,
         config,
