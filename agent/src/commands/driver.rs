@@ -396,6 +396,7 @@ impl Driver {
                 Some(answer) = self.answers.recv() => self.answer(answer),
                 Some(batch) = self.session.batches.recv() => self.take(batch),
             }
+            self.sinks.flush();
             if self.targets.is_empty() {
                 return Ok(Ending { reason: EndReason::TargetsGone, code: exit::OK });
             }

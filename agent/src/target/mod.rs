@@ -15,5 +15,6 @@ pub mod postgres;
 pub mod procfs;
 pub mod regions;
 pub mod sockets;
+mod symbol_index;
 pub mod unwind;
 pub mod v8;
