@@ -16,7 +16,7 @@ use std::{
 use object::elf;
 use thiserror::Error;
 
-use super::symbol_index::{self, Indexes, SymbolIndex, TABLES_MAX};
+use super::symbol_index::{self, HASHED_BYTES_MAX, Indexes, SymbolIndex, TABLES_MAX};
 use crate::{
     limits::{
         CONSTANTS_BYTES_MAX, DEBUG_INFO_BYTES_MAX, ELF_FUNCTIONS_MAX, ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX,
@@ -198,6 +198,9 @@ const SECTION_HEADER_BYTES: usize = 64;
 const SYMBOL_BYTES: usize = 24;
 /// Of what a compiler adds to the name of a clone.
 const CLONE_BYTES_MAX: u64 = 64;
+/// Pieces in which tables are read: whole symbols, and names with room for the longest that is hashed.
+const SYMBOLS_PIECE_BYTES: usize = SYMBOL_BYTES << 14;
+const NAMES_PIECE_BYTES: u64 = 1 << 19;
 
 impl ElfFile {
     pub fn open(path: &Path) -> Result<Self, ElfError> {
@@ -514,16 +517,33 @@ impl ElfFile {
         Ok(())
     }
 
-    /// Reads the names of all defined symbols.
+    /// Reads the names of all defined symbols, a piece of either table at a time: Node.js has 15 MB of them.
     fn index(&self, table: &Table) -> Result<SymbolIndex, ElfError> {
-        let symbols = self.read(table.symbols, SYMBOL_TABLE_BYTES_MAX, "symbol table")?;
-        let names = self.read(table.names, SYMBOL_TABLE_BYTES_MAX, "string table")?;
-        let defined = (0..).zip(symbols.chunks_exact(SYMBOL_BYTES)).filter_map(|(number, entry)| {
-            let symbol = RawSymbol::parse(entry)?;
-            (symbol.section != elf::SHN_UNDEF && symbol.value != 0).then_some(())?;
-            Some((number, names.get(usize::try_from(symbol.name).ok()?..)?))
-        });
-        Ok(SymbolIndex::new(defined))
+        let mut names = Vec::new();
+        for first in (0..table.symbols.bytes.min(SYMBOL_TABLE_BYTES_MAX)).step_by(SYMBOLS_PIECE_BYTES) {
+            let piece = table.symbols.part(first, SYMBOLS_PIECE_BYTES as u64);
+            let piece = self.read(piece, SYMBOLS_PIECE_BYTES as u64, "symbol table")?;
+            let first = u32::try_from(first / SYMBOL_BYTES as u64).map_err(|_| self.damaged("symbol table"))?;
+            let symbols = (first..).zip(piece.chunks_exact(SYMBOL_BYTES));
+            names.extend(symbols.filter_map(|(number, entry)| {
+                let symbol = RawSymbol::parse(entry)?;
+                (symbol.section != elf::SHN_UNDEF && symbol.value != 0).then_some((symbol.name, number))
+            }));
+        }
+        names.sort_unstable();
+        let mut piece = Vec::new();
+        let mut piece_at = 0;
+        for entry in &mut names {
+            let at = u64::from(entry.0);
+            // Each name lies in a piece as far as it is hashed.
+            if piece.is_empty() || at + HASHED_BYTES_MAX as u64 > piece_at + NAMES_PIECE_BYTES {
+                piece_at = at;
+                piece = self.read(table.names.part(at, NAMES_PIECE_BYTES), NAMES_PIECE_BYTES, "string table")?;
+            }
+            let within = usize::try_from(at - piece_at).ok().and_then(|within| piece.get(within..));
+            entry.0 = symbol_index::hash(within.unwrap_or_default());
+        }
+        Ok(SymbolIndex::new(names))
     }
 
     /// The functions of the fullest symbol table, by address; of several at one address, one.

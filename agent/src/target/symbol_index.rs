@@ -10,19 +10,21 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
 };
 
-/// Symbols of one table by the hash of their stem. 12 bytes a symbol.
+/// Symbols of one table by the hash of their stem: 8 bytes a symbol.
 #[derive(Debug, Default)]
 pub struct SymbolIndex {
     /// Hash and number of the symbol, sorted.
-    entries: Vec<(u64, u32)>,
+    entries: Vec<(u32, u32)>,
 }
 
+/// Of a name so much is hashed.
+pub const HASHED_BYTES_MAX: usize = 4096;
+
 impl SymbolIndex {
-    /// Of the numbers and names of symbols; what follows a name's NUL is no part of it.
-    pub fn new<'a>(symbols: impl Iterator<Item = (u32, &'a [u8])>) -> Self {
-        let mut entries: Vec<_> = symbols.map(|(number, name)| (hash(name), number)).collect();
+    /// Of the hashes and numbers of symbols.
+    #[must_use]
+    pub fn new(mut entries: Vec<(u32, u32)>) -> Self {
         entries.sort_unstable();
-        entries.shrink_to_fit();
         Self { entries }
     }
 
@@ -34,10 +36,11 @@ impl SymbolIndex {
     }
 }
 
-/// FNV-1a of the stem of a name: up to its end, or up to the first dot, behind which compilers say what clone it is.
-fn hash(name: &[u8]) -> u64 {
-    let stem = name.iter().take_while(|byte| !matches!(byte, 0 | b'.'));
-    stem.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+/// FNV-1a of the stem of a name: up to its NUL or its end, or up to the first dot, behind which compilers say what clone it is.
+#[must_use]
+pub fn hash(name: &[u8]) -> u32 {
+    let stem = name.iter().take(HASHED_BYTES_MAX).take_while(|byte| !matches!(byte, 0 | b'.'));
+    stem.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 /// The indexes of a file: one a table, made when first asked for.
@@ -86,7 +89,7 @@ mod tests {
     #[test]
     fn names_and_their_clones_are_candidates() {
         let names: [&[u8]; 4] = [b"uv_run\0uv", b"uv_run.part.0\0", b"uv_runs\0", b"uv_loop\0"];
-        let index = SymbolIndex::new((0..).zip(names));
+        let index = SymbolIndex::new(names.iter().map(|name| hash(name)).zip(0..).collect());
         assert_eq!(index.candidates("uv_run").collect::<Vec<_>>(), [0, 1]);
         assert_eq!(index.candidates("uv_loop").collect::<Vec<_>>(), [3]);
         assert_eq!(index.candidates("uv").count(), 0);
