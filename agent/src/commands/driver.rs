@@ -63,6 +63,9 @@ const EARLY: Duration = Duration::from_millis(120);
 /// How often heaps are looked at: what is the least in a window is near what the last collection left.
 const GLANCE: Duration = Duration::from_millis(250);
 
+/// Answers that are taken before anything else is looked at.
+const ANSWERS_AT_ONCE: usize = 64;
+
 /// Longer than any trace, and short enough for the clock.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
 
@@ -393,9 +396,10 @@ impl Driver {
                 }
                 _ = windows.tick() => self.tick().await?,
                 _ = glances.tick(), if self.lookout.is_some() => self.glance(),
-                Some(answer) = self.answers.recv() => self.answer(answer),
+                Some(answer) = self.answers.recv() => self.answer_all(answer),
                 Some(batch) = self.session.batches.recv() => self.take(batch),
             }
+            self.sinks.flush();
             if self.targets.is_empty() {
                 return Ok(Ending { reason: EndReason::TargetsGone, code: exit::OK });
             }
@@ -535,6 +539,15 @@ impl Driver {
             lookout.remove(pid);
         }
         self.feed(Input::TargetGone { pid, now: monotonic_ns() });
+    }
+
+    /// Takes this answer, and those that came with it.
+    fn answer_all(&mut self, first: Input) {
+        self.answer(first);
+        for _ in 0..ANSWERS_AT_ONCE {
+            let Ok(answer) = self.answers.try_recv() else { return };
+            self.answer(answer);
+        }
     }
 
     fn answer(&mut self, answer: Input) {

@@ -395,8 +395,11 @@ impl Session {
         debug!("{group:?} probes: {action:?}");
     }
 
-    /// The same soon after the start: a loop that turns thousands of times a second shall not carry phase probes for a whole window.
+    /// The same soon after the start: a loop that turns thousands of times a second shall not carry phase probes for a whole window,
+    /// nor shall others that poll a hundred thousand times a second pass tracepoints that no target does.
     pub fn govern_early(&mut self, turns: u64, since_start: Duration) {
+        let threads = self.maps.threads();
+        self.shed_polls(&threads);
         self.decide(turns, since_start);
     }
 

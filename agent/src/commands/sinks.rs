@@ -18,8 +18,10 @@ use crate::{
     report::Record,
 };
 
-/// Messages that may wait for a slow disk; a record is about a kilobyte.
-const QUEUE_LEN: usize = 4096;
+/// Bundles that may wait for a slow disk.
+const QUEUE_LEN: usize = 64;
+/// Messages in a bundle; a record is about a kilobyte. Each bundle wakes the writer, which costs more than what it writes.
+const BUNDLE_LEN: usize = 64;
 
 /// What the writer is told.
 enum Message {
@@ -48,7 +50,9 @@ pub struct Outcome {
 
 /// The writer thread.
 pub struct Sinks {
-    messages: SyncSender<Message>,
+    bundles: SyncSender<Vec<Message>>,
+    /// Not sent yet.
+    bundle: Vec<Message>,
     thread: JoinHandle<Outcome>,
     has_recording: bool,
     has_ndjson: bool,
@@ -77,22 +81,40 @@ impl Sinks {
                 Some(Sink { name: display(path), writer, is_stdout: is_stdout(path) })
             }
         };
-        let (messages, inbox) = sync_channel(QUEUE_LEN);
+        let (bundles, inbox) = sync_channel(QUEUE_LEN);
         let (has_recording, has_ndjson) = (recording.is_some(), !lines.is_empty());
         let thread = std::thread::Builder::new()
             .name("agent-export".into())
             .spawn(move || write_all(&inbox, lines, recording))
             .map_err(|error| format!("cannot start the writer thread: {error}"))?;
-        Ok(Self { messages, thread, has_recording, has_ndjson })
+        Ok(Self { bundles, bundle: Vec::new(), thread, has_recording, has_ndjson })
     }
 
-    /// False when the writer is gone, and with it every reason to go on.
-    pub fn record(&self, record: &Record) -> bool {
-        !self.has_ndjson || self.messages.send(Message::Record(Box::new(record.clone()))).is_ok()
+    pub fn record(&mut self, record: &Record) {
+        if self.has_ndjson {
+            self.put(Message::Record(Box::new(record.clone())));
+        }
     }
 
-    pub fn input(&self, input: &Input) -> bool {
-        !self.has_recording || self.messages.send(Message::Input(Box::new(input.clone()))).is_ok()
+    pub fn input(&mut self, input: &Input) {
+        if self.has_recording {
+            self.put(Message::Input(Box::new(input.clone())));
+        }
+    }
+
+    fn put(&mut self, message: Message) {
+        self.bundle.push(message);
+        if self.bundle.len() >= BUNDLE_LEN {
+            self.flush();
+        }
+    }
+
+    /// Sends what was put: to be called whenever nothing more comes at once.
+    pub fn flush(&mut self) {
+        if !self.bundle.is_empty() {
+            // A writer that is gone is found by `is_finished`.
+            let _ = self.bundles.send(std::mem::take(&mut self.bundle));
+        }
     }
 
     /// Whether the writer has given up, which it does when standard output is closed.
@@ -103,8 +125,9 @@ impl Sinks {
 
     /// Waits until everything is written.
     #[must_use]
-    pub fn finish(self) -> Outcome {
-        drop(self.messages);
+    pub fn finish(mut self) -> Outcome {
+        self.flush();
+        drop(self.bundles);
         self.thread.join().unwrap_or_else(|_| Outcome {
             stdout_closed: false,
             failures: vec!["the writer thread panicked; its files may be cut short".into()],
@@ -113,12 +136,12 @@ impl Sinks {
 }
 
 fn write_all(
-    inbox: &Receiver<Message>,
+    inbox: &Receiver<Vec<Message>>,
     mut lines: Vec<Sink<Output>>,
     mut recording: Option<Sink<recording::Writer<Output>>>,
 ) -> Outcome {
     let mut outcome = Outcome::default();
-    while let Ok(message) = inbox.try_recv().or_else(|empty| match empty {
+    while let Ok(bundle) = inbox.try_recv().or_else(|empty| match empty {
         // Nothing more for now: what is written shall be seen.
         TryRecvError::Empty => {
             keep(&mut lines, &mut outcome, |sink| sink.writer.flush());
@@ -126,16 +149,18 @@ fn write_all(
         }
         TryRecvError::Disconnected => Err(TryRecvError::Disconnected),
     }) {
-        match message {
-            Message::Record(record) => {
-                keep(&mut lines, &mut outcome, |sink| ndjson::write_record(&mut sink.writer, &record));
-            }
-            Message::Input(input) => {
-                if let Some(sink) = &mut recording
-                    && let Err(error) = sink.writer.write(&input)
-                {
-                    outcome.fail(&sink.name, sink.is_stdout, &error);
-                    recording = None;
+        for message in bundle {
+            match message {
+                Message::Record(record) => {
+                    keep(&mut lines, &mut outcome, |sink| ndjson::write_record(&mut sink.writer, &record));
+                }
+                Message::Input(input) => {
+                    if let Some(sink) = &mut recording
+                        && let Err(error) = sink.writer.write(&input)
+                    {
+                        outcome.fail(&sink.name, sink.is_stdout, &error);
+                        recording = None;
+                    }
                 }
             }
         }

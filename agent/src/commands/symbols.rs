@@ -29,6 +29,9 @@ use crate::{
 /// Questions that may wait: more stacks than that are new only in the first moments of a trace.
 const QUESTIONS_MAX: usize = 8192;
 
+/// Stacks that are handed on together: each time wakes two threads, which takes longer than naming a stack.
+const TOGETHER_MAX: usize = 64;
+
 /// The thread, and the way to it.
 pub struct Symbols {
     questions: SyncSender<Output>,
@@ -112,9 +115,9 @@ struct NamedStack {
 }
 
 /// Puts frames back into the sources that their scripts were made of.
-fn map_all(inbox: &Receiver<NamedStack>, answers: &UnboundedSender<Input>, directory: Option<&Path>) {
+fn map_all(inbox: &Receiver<Vec<NamedStack>>, answers: &UnboundedSender<Input>, directory: Option<&Path>) {
     let mut maps = SourceMaps::new(directory);
-    while let Ok(NamedStack { pid, stack, named: Named { frames, truncated }, references }) = inbox.recv() {
+    for NamedStack { pid, stack, named: Named { frames, truncated }, references } in inbox.iter().flatten() {
         for Reference { file, url } in references {
             maps.refer(pid, &file, &url);
         }
@@ -128,31 +131,33 @@ fn map_all(inbox: &Receiver<NamedStack>, answers: &UnboundedSender<Input>, direc
 fn answer_all(
     inbox: &Receiver<Output>,
     answers: &UnboundedSender<Input>,
-    stacks: &SyncSender<NamedStack>,
+    stacks: &SyncSender<Vec<NamedStack>>,
     collections: Collections,
 ) {
     // Made here, as it keeps what it reads to its own thread.
     let mut symbolizer = Symbolizer::new(Box::new(collections));
     let mut references = References::default();
     let mut later = VecDeque::new();
+    let mut together = Vec::new();
     // Ends when the last question is answered and nobody is there to ask another.
     while let Some(question) = next(inbox, &mut later) {
         let answer = match question {
-            Output::Record(_) => continue,
+            Output::Record(_) => None,
             Output::NeedSymbols { stack, pid, frames } => {
                 let named = symbolizer.symbolize(pid, &frames);
                 let references = references.of_new(&mut symbolizer, pid, &named.frames);
-                if stacks.send(NamedStack { pid, stack, named, references }).is_err() {
-                    return;
-                }
-                continue;
+                together.push(NamedStack { pid, stack, named, references });
+                None
             }
-            Output::NeedAwaits { pid } => awaits(&mut symbolizer, pid),
+            Output::NeedAwaits { pid } => Some(awaits(&mut symbolizer, pid)),
             Output::NeedWorkClass { pid, vtable } => {
-                Input::WorkClass { pid, vtable, class: symbolizer.work_class(pid, vtable) }
+                Some(Input::WorkClass { pid, vtable, class: symbolizer.work_class(pid, vtable) })
             }
         };
-        if answers.send(answer).is_err() {
+        let is_time = together.len() >= TOGETHER_MAX || (later.is_empty() && !together.is_empty());
+        if answer.is_some_and(|answer| answers.send(answer).is_err())
+            || (is_time && stacks.send(std::mem::take(&mut together)).is_err())
+        {
             return;
         }
     }

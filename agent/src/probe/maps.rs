@@ -195,10 +195,7 @@ impl Maps {
     /// A thread's open stretch reaches up to `now` as far as its state was not charged since: a clock that was read after the
     /// states would count what happened in between, on a busy machine many milliseconds, to whatever the thread did before.
     pub fn snapshot(&self, now: MonoNs) -> Result<Snapshot, MapsError> {
-        let mut threads = BytesMut::new();
-        for (_, state) in self.threads.iter().flatten() {
-            threads.put_slice(&state);
-        }
+        let threads = self.threads();
         let mut works = BytesMut::new();
         for (key, item) in self.works.iter().flatten() {
             works.put_slice(&key);
@@ -212,7 +209,7 @@ impl Maps {
             .collect();
         let mut snapshot = Snapshot {
             now,
-            threads: threads.freeze(),
+            threads,
             works: works.freeze(),
             run_queue,
             families: [FamilyCounters { emitted: 0, dropped: 0 }; family::COUNT],
@@ -223,6 +220,16 @@ impl Maps {
             snapshot.add(&tally);
         }
         Ok(snapshot)
+    }
+
+    /// The states of all threads, one after the other.
+    #[must_use]
+    pub fn threads(&self) -> Bytes {
+        let mut threads = BytesMut::new();
+        for (_, state) in self.threads.iter().flatten() {
+            threads.put_slice(&state);
+        }
+        threads.freeze()
     }
 
     /// What was made where, since the trace began.

@@ -10,12 +10,13 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 use object::elf;
 use thiserror::Error;
 
+use super::symbol_index::{self, HASHED_BYTES_MAX, Indexes, SymbolIndex, TABLES_MAX};
 use crate::{
     limits::{
         CONSTANTS_BYTES_MAX, DEBUG_INFO_BYTES_MAX, ELF_FUNCTIONS_MAX, ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX,
@@ -157,6 +158,13 @@ struct Range {
     bytes: u64,
 }
 
+impl Range {
+    /// At most `bytes` from `at` on.
+    fn part(self, at: u64, bytes: u64) -> Self {
+        Self { offset: self.offset.saturating_add(at), bytes: bytes.min(self.bytes.saturating_sub(at)) }
+    }
+}
+
 /// An open ELF file: its headers in memory, the rest on disk.
 pub struct ElfFile {
     path: PathBuf,
@@ -166,6 +174,7 @@ pub struct ElfFile {
     build_id: Option<Vec<u8>>,
     position_independent: bool,
     frame_index: Option<Segment>,
+    indexes: Arc<Indexes>,
     starts: OnceLock<Vec<FileAddr>>,
     variables: OnceLock<Vec<FunctionSymbol>>,
     has_debug_info: bool,
@@ -187,6 +196,11 @@ const HEADER_BYTES: usize = 64;
 const PROGRAM_HEADER_BYTES: usize = 56;
 const SECTION_HEADER_BYTES: usize = 64;
 const SYMBOL_BYTES: usize = 24;
+/// Of what a compiler adds to the name of a clone.
+const CLONE_BYTES_MAX: u64 = 64;
+/// Pieces in which tables are read: whole symbols, and names with room for the longest that is hashed.
+const SYMBOLS_PIECE_BYTES: usize = SYMBOL_BYTES << 14;
+const NAMES_PIECE_BYTES: u64 = 1 << 19;
 
 impl ElfFile {
     pub fn open(path: &Path) -> Result<Self, ElfError> {
@@ -201,15 +215,16 @@ impl ElfFile {
         if !metadata.is_file() {
             return Err(ElfError::NotElf { path: path.to_owned() });
         }
-        Self::parse(Box::new(OpenFile { file, len: metadata.len() }), path)
+        let indexes = symbol_index::of_file(&metadata);
+        Self::parse(Box::new(OpenFile { file, len: metadata.len() }), path, indexes)
     }
 
     /// Takes the bytes of a file: for tests and fuzzing.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ElfError> {
-        Self::parse(Box::new(bytes.to_vec()), Path::new("(bytes)"))
+        Self::parse(Box::new(bytes.to_vec()), Path::new("(bytes)"), Arc::default())
     }
 
-    fn parse(source: Box<dyn ReadAt>, path: &Path) -> Result<Self, ElfError> {
+    fn parse(source: Box<dyn ReadAt>, path: &Path, indexes: Arc<Indexes>) -> Result<Self, ElfError> {
         let not_elf = || ElfError::NotElf { path: path.to_owned() };
         let mut header = [0; HEADER_BYTES];
         source.read_exact_at(&mut header, 0).map_err(|_| not_elf())?;
@@ -230,6 +245,7 @@ impl ElfFile {
             build_id: None,
             position_independent: field(16)? == elf::ET_DYN,
             frame_index: None,
+            indexes,
             starts: OnceLock::new(),
             variables: OnceLock::new(),
             has_debug_info: false,
@@ -314,6 +330,7 @@ impl ElfFile {
             }
         }
         self.tables.sort_by_key(|table| table.via != Via::Symtab);
+        self.tables.truncate(TABLES_MAX);
         // Without names of sections, a file merely seems to have no line information.
         let names = sections.get(names_index).and_then(|entry| range(entry));
         let names =
@@ -437,11 +454,11 @@ impl ElfFile {
         u64_at(&self.bytes_at(addr, 8), 0).map(FileAddr)
     }
 
-    /// Looks all names up in one pass over `.symtab`, and those that it lacks in one over `.dynsym`.
+    /// Looks names up in `.symtab`, and those that it lacks in `.dynsym`.
     ///
     /// An exact name is preferred to anything; see [`Lookup`] for what else there may be.
     pub fn lookup<'a>(&self, wanted: impl IntoIterator<Item = &'a str>) -> Result<BTreeMap<&'a str, Lookup>, ElfError> {
-        self.lookup_in(&self.tables, wanted)
+        self.lookup_in(wanted, |_| true)
     }
 
     /// Looks names up in `.dynsym` only, which is smaller and which stripping leaves alone.
@@ -449,65 +466,82 @@ impl ElfFile {
         &self,
         wanted: impl IntoIterator<Item = &'a str>,
     ) -> Result<BTreeMap<&'a str, Lookup>, ElfError> {
-        let tables: Vec<Table> = self.tables.iter().filter(|table| table.via == Via::Dynsym).copied().collect();
-        self.lookup_in(&tables, wanted)
+        self.lookup_in(wanted, |via| via == Via::Dynsym)
     }
 
     fn lookup_in<'a>(
         &self,
-        tables: &[Table],
         wanted: impl IntoIterator<Item = &'a str>,
+        is_asked: impl Fn(Via) -> bool,
     ) -> Result<BTreeMap<&'a str, Lookup>, ElfError> {
         let mut found: BTreeMap<&str, Lookup> = wanted.into_iter().map(|name| (name, Lookup::Absent)).collect();
-        for table in tables {
-            let mut missing: Vec<(&str, Lookup)> = found
-                .iter()
-                .filter(|(_, lookup)| matches!(lookup, Lookup::Absent | Lookup::CloneOnly { .. }))
-                .map(|(name, lookup)| (*name, lookup.clone()))
-                .collect();
-            if missing.is_empty() {
-                break;
+        for (table, index) in self.tables.iter().zip(self.indexes.iter()).filter(|(table, _)| is_asked(table.via)) {
+            for (name, lookup) in &mut found {
+                if matches!(lookup, Lookup::Absent | Lookup::CloneOnly { .. }) {
+                    self.look_up(table, index, name, lookup)?;
+                }
             }
-            self.scan(*table, &mut missing)?;
-            found.extend(missing);
         }
         Ok(found)
     }
 
-    /// `wanted` is sorted by name.
-    fn scan(&self, table: Table, wanted: &mut [(&str, Lookup)]) -> Result<(), ElfError> {
-        self.each_symbol(table, |entry, name| {
-            let next = wanted.partition_point(|(wanted, _)| wanted.as_bytes() <= name);
-            let Some((stem, lookup)) = next.checked_sub(1).and_then(|at| wanted.get_mut(at)) else { return true };
-            let Some(rest) = name.strip_prefix(stem.as_bytes()) else { return true };
-            if rest.first() == Some(&0) {
-                lookup.add(Symbol { addr: FileAddr(entry.value), size: entry.size, via: table.via });
-            } else if rest.first() == Some(&b'.') && *lookup == Lookup::Absent {
-                let suffix = rest.split(|byte| *byte == 0).next().unwrap_or_default();
-                let suffix: String = String::from_utf8_lossy(suffix).chars().take(64).collect();
-                *lookup = Lookup::CloneOnly { clone: format!("{stem}{suffix}") };
-            }
-            true
-        })
-    }
-
-    /// Calls `each` with every defined symbol and the bytes from its name on (the name ends at the first NUL), until it says false.
-    fn each_symbol(&self, table: Table, mut each: impl FnMut(RawSymbol, &[u8]) -> bool) -> Result<(), ElfError> {
-        let symbols = self.read(table.symbols, SYMBOL_TABLE_BYTES_MAX, "symbol table")?;
-        let names = self.read(table.names, SYMBOL_TABLE_BYTES_MAX, "string table")?;
-        for entry in symbols.chunks_exact(SYMBOL_BYTES) {
-            let Some(symbol) = RawSymbol::parse(entry) else { continue };
-            if symbol.section == elf::SHN_UNDEF || symbol.value == 0 {
-                continue;
-            }
-            let name = usize::try_from(symbol.name).ok().and_then(|at| names.get(at..));
-            if let Some(name) = name
-                && !each(symbol, name)
-            {
-                break;
+    fn look_up(
+        &self,
+        table: &Table,
+        index: &OnceLock<SymbolIndex>,
+        wanted: &str,
+        lookup: &mut Lookup,
+    ) -> Result<(), ElfError> {
+        if index.get().is_none() {
+            // Another thread may have been faster, with the same.
+            let _ = index.set(self.index(table)?);
+        }
+        let Some(index) = index.get() else { return Ok(()) };
+        for number in index.candidates(wanted) {
+            let at = u64::from(number) * SYMBOL_BYTES as u64;
+            let entry = table.symbols.part(at, SYMBOL_BYTES as u64);
+            let entry = self.read(entry, SYMBOL_BYTES as u64, "symbol table")?;
+            let Some(symbol) = RawSymbol::parse(&entry) else { continue };
+            let most = wanted.len() as u64 + CLONE_BYTES_MAX;
+            let name = self.read(table.names.part(u64::from(symbol.name), most), most, "string table")?;
+            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+            let Some(suffix) = name.strip_prefix(wanted.as_bytes()) else { continue };
+            if suffix.is_empty() {
+                lookup.add(Symbol { addr: FileAddr(symbol.value), size: symbol.size, via: table.via });
+            } else if suffix.first() == Some(&b'.') && *lookup == Lookup::Absent {
+                *lookup = Lookup::CloneOnly { clone: format!("{wanted}{}", String::from_utf8_lossy(suffix)) };
             }
         }
         Ok(())
+    }
+
+    /// Reads the names of all defined symbols, a piece of either table at a time: Node.js has 15 MB of them.
+    fn index(&self, table: &Table) -> Result<SymbolIndex, ElfError> {
+        let mut names = Vec::new();
+        for first in (0..table.symbols.bytes.min(SYMBOL_TABLE_BYTES_MAX)).step_by(SYMBOLS_PIECE_BYTES) {
+            let piece = table.symbols.part(first, SYMBOLS_PIECE_BYTES as u64);
+            let piece = self.read(piece, SYMBOLS_PIECE_BYTES as u64, "symbol table")?;
+            let first = u32::try_from(first / SYMBOL_BYTES as u64).map_err(|_| self.damaged("symbol table"))?;
+            let symbols = (first..).zip(piece.chunks_exact(SYMBOL_BYTES));
+            names.extend(symbols.filter_map(|(number, entry)| {
+                let symbol = RawSymbol::parse(entry)?;
+                (symbol.section != elf::SHN_UNDEF && symbol.value != 0).then_some((symbol.name, number))
+            }));
+        }
+        names.sort_unstable();
+        let mut piece = Vec::new();
+        let mut piece_at = 0;
+        for entry in &mut names {
+            let at = u64::from(entry.0);
+            // Each name lies in a piece as far as it is hashed.
+            if piece.is_empty() || at + HASHED_BYTES_MAX as u64 > piece_at + NAMES_PIECE_BYTES {
+                piece_at = at;
+                piece = self.read(table.names.part(at, NAMES_PIECE_BYTES), NAMES_PIECE_BYTES, "string table")?;
+            }
+            let within = usize::try_from(at - piece_at).ok().and_then(|within| piece.get(within..));
+            entry.0 = symbol_index::hash(within.unwrap_or_default());
+        }
+        Ok(SymbolIndex::new(names))
     }
 
     /// The functions of the fullest symbol table, by address; of several at one address, one.

@@ -19,5 +19,6 @@ pub mod postgres;
 pub mod procfs;
 pub mod regions;
 pub mod sockets;
+mod symbol_index;
 pub mod unwind;
 pub mod v8;

@@ -143,14 +143,14 @@ fn check(app: &App, version: &str, samples: &[(&Stack, f64)], judge: &impl Fn(&F
     );
 
     let mut verdicts: BTreeMap<Verdict, f64> = BTreeMap::new();
-    let mut complaints: BTreeMap<String, f64> = BTreeMap::new();
+    let mut complaints: BTreeMap<(Verdict, String), f64> = BTreeMap::new();
     for (stack, times) in samples {
         for frame in stack.js().filter(|frame| frame.kind == "js") {
             let verdict = judge(frame);
             *verdicts.entry(verdict).or_default() += times;
             if verdict != Verdict::Right {
                 let (file, line) = (frame.file.as_deref().unwrap_or("?"), frame.line.unwrap_or(0));
-                *complaints.entry(format!("{verdict:?}: {} {file}:{line}", frame.name)).or_default() += times;
+                *complaints.entry((verdict, format!("{} {file}:{line}", frame.name))).or_default() += times;
             }
         }
     }
@@ -159,9 +159,11 @@ fn check(app: &App, version: &str, samples: &[(&Stack, f64)], judge: &impl Fn(&F
     let known = 100.0 - share(Verdict::Unknown);
     let right = share(Verdict::Right) / known * 100.0;
     let mut complaints: Vec<_> = complaints.into_iter().collect();
-    complaints.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let complaints =
-        complaints.iter().take(30).fold(String::new(), |all, (text, times)| format!("{all}\n  {times} {text}"));
+    complaints.sort_by(|((a, _), of_a), ((b, _), of_b)| b.cmp(a).then(of_b.total_cmp(of_a)));
+    let complaints = complaints
+        .iter()
+        .take(30)
+        .fold(String::new(), |all, ((verdict, text), times)| format!("{all}\n  {times} {verdict:?}: {text}"));
     say(&format!(
         "measured {what}: {frames} JavaScript frames: {known:.2} % known, {right:.2} % of these right, {verdicts:?}{complaints}"
     ));

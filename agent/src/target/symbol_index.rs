@@ -1,0 +1,111 @@
+//! Finds names in a symbol table without reading all of it each time.
+//!
+//! Node.js has two hundred thousand symbols, and is asked for some of them by the plan of probes, by the heap's reader, by the names of
+//! stacks. The first question reads the names once and keeps a hash of each; the others read but the names whose hash fits.
+//! Files that are opened again, or in another container, share it.
+
+use std::{
+    fs::Metadata,
+    os::unix::fs::MetadataExt,
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+};
+
+/// Symbols of one table by the hash of their stem: 8 bytes a symbol.
+#[derive(Debug, Default)]
+pub struct SymbolIndex {
+    /// Hash and number of the symbol, sorted.
+    entries: Vec<(u32, u32)>,
+}
+
+/// Of a name so much is hashed.
+pub const HASHED_BYTES_MAX: usize = 4096;
+
+impl SymbolIndex {
+    /// Of the hashes and numbers of symbols.
+    #[must_use]
+    pub fn new(mut entries: Vec<(u32, u32)>) -> Self {
+        entries.sort_unstable();
+        Self { entries }
+    }
+
+    /// Numbers of symbols that may have this name, or be its clones, in the order of the table; others may be among them.
+    pub fn candidates(&self, name: &str) -> impl Iterator<Item = u32> {
+        let hash = hash(name.as_bytes());
+        let first = self.entries.partition_point(|(other, _)| *other < hash);
+        self.entries.iter().skip(first).take_while(move |(other, _)| *other == hash).map(|(_, number)| *number)
+    }
+}
+
+/// FNV-1a of the stem of a name: up to its NUL or its end, or up to the first dot, behind which compilers say what clone it is.
+#[must_use]
+pub fn hash(name: &[u8]) -> u32 {
+    let stem = name.iter().take(HASHED_BYTES_MAX).take_while(|byte| !matches!(byte, 0 | b'.'));
+    stem.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
+/// The indexes of a file: one a table, made when first asked for.
+pub type Indexes = [OnceLock<SymbolIndex>; TABLES_MAX];
+
+/// Symbol tables of a file that are looked at: `.symtab` and `.dynsym`.
+pub const TABLES_MAX: usize = 2;
+
+/// What tells one state of one file from all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// Indexes of files that are open somewhere in this process.
+static OPEN: Mutex<Vec<(Identity, Weak<Indexes>)>> = Mutex::new(Vec::new());
+
+/// The indexes of a file, which it shares with all who have it open.
+#[must_use]
+pub fn of_file(metadata: &Metadata) -> Arc<Indexes> {
+    let identity = Identity {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        bytes: metadata.len(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
+    };
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    open.retain(|(_, indexes)| indexes.strong_count() > 0);
+    let known = open.iter().find(|(known, _)| *known == identity).and_then(|(_, indexes)| indexes.upgrade());
+    known.unwrap_or_else(|| {
+        let indexes = Arc::default();
+        open.push((identity, Arc::downgrade(&indexes)));
+        indexes
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_their_clones_are_candidates() {
+        let names: [&[u8]; 4] = [b"uv_run\0uv", b"uv_run.part.0\0", b"uv_runs\0", b"uv_loop\0"];
+        let index = SymbolIndex::new(names.iter().map(|name| hash(name)).zip(0..).collect());
+        assert_eq!(index.candidates("uv_run").collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(index.candidates("uv_loop").collect::<Vec<_>>(), [3]);
+        assert_eq!(index.candidates("uv").count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_is_open_twice_is_read_once() {
+        let file = std::fs::File::open("/proc/self/exe")
+            .and_then(|file| file.metadata())
+            .unwrap_or_else(|error| panic!("{error}"));
+        let first = of_file(&file);
+        assert!(Arc::ptr_eq(&first, &of_file(&file)));
+        drop(first);
+        let _other = of_file(&file);
+        assert!(
+            OPEN.lock().unwrap_or_else(PoisonError::into_inner).iter().all(|(_, indexes)| indexes.strong_count() > 0)
+        );
+    }
+}
