@@ -4,6 +4,7 @@
 //! ignored is found when it is too late.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
     time::Duration,
@@ -136,6 +137,8 @@ pub struct Rule {
     pub user: Option<Pattern>,
     /// One of its paths in `/proc/PID/cgroup`.
     pub cgroup: Option<Pattern>,
+    /// Attributes of its resource, all of which must fit: container, pod, namespace, service.
+    pub resource: BTreeMap<String, Pattern>,
     /// Settings for those that fit.
     pub trace: Option<bool>,
     #[serde(deserialize_with = "maybe_duration")]
@@ -152,6 +155,7 @@ pub struct Candidate {
     /// The number, and the name where there is one.
     pub users: Vec<String>,
     pub cgroups: Vec<String>,
+    pub resource: BTreeMap<String, String>,
 }
 
 /// How a process is traced.
@@ -163,7 +167,7 @@ pub struct ProcessSettings {
 
 impl Rule {
     fn fits(&self, candidate: &Candidate) -> bool {
-        let Self { command, exe, user, cgroup, trace: _, slow_turn: _, memory: _ } = self;
+        let Self { command, exe, user, cgroup, resource, trace: _, slow_turn: _, memory: _ } = self;
         let fits = |pattern: &Option<Pattern>, texts: &[String]| {
             pattern.as_ref().is_none_or(|pattern| texts.iter().any(|text| pattern.fits(text)))
         };
@@ -171,6 +175,7 @@ impl Rule {
             && fits(exe, std::slice::from_ref(&candidate.exe))
             && fits(user, &candidate.users)
             && fits(cgroup, &candidate.cgroups)
+            && resource.iter().all(|(name, pattern)| candidate.resource.get(name).is_some_and(|text| pattern.fits(text)))
     }
 }
 
@@ -357,7 +362,7 @@ mod tests {
             command: command.into(),
             users: vec!["33".into(), user.into()],
             cgroups: vec!["/init.scope".into(), cgroup.into()],
-            exe: String::new(),
+            ..Candidate::default()
         };
         let of = |candidate: Candidate| config.settings_of(&candidate);
         assert_eq!(of(who("node /srv/admin.js x", "www", "/")), None);
@@ -366,6 +371,18 @@ mod tests {
         let default = ProcessSettings { slow_turn: Duration::from_millis(50), memory: true };
         assert_eq!(of(who("node /srv/admin.js x", "root", "/kubepods/pod1")), Some(default));
         assert_eq!(of(who("node /srv/shop.js", "root", "/user.slice")), None);
+    }
+
+    #[test]
+    fn a_rule_may_ask_for_a_namespace() {
+        let config = parse("[[process]]\nresource = { \"k8s.namespace.name\" = \"shop-*\" }\n[[process]]\ntrace = false").unwrap();
+        let in_namespace = |name: &str| Candidate {
+            resource: BTreeMap::from([("k8s.namespace.name".into(), name.into())]),
+            ..Candidate::default()
+        };
+        assert!(config.settings_of(&in_namespace("shop-1")).is_some());
+        assert!(config.settings_of(&in_namespace("other")).is_none());
+        assert!(config.settings_of(&Candidate::default()).is_none());
     }
 
     #[test]

@@ -463,13 +463,8 @@ impl Driver {
         if !resident.reload() {
             return;
         }
-        let clusters = &self.clusters;
-        let is_left_out = |pid: &Pid| {
-            clusters.iter().all(|watch| watch.pid() != *pid) && resident.settings_of(*pid).is_none()
-        };
         self.mission.config.slow_turn_ns = nanoseconds(resident.config().trace.slow_turn);
-        let left_out: Vec<Pid> = self.targets.iter().copied().filter(is_left_out).collect();
-        for pid in left_out {
+        for pid in resident.left_out() {
             self.gone(pid);
         }
     }
@@ -608,7 +603,8 @@ impl Driver {
         if let Some(lookout) = &mut self.lookout {
             lookout.remove(pid);
         }
-        if self.resident.is_some() {
+        if let Some(resident) = &mut self.resident {
+            resident.forget(pid);
             // Its threads' last states are in the records of their ends; what stays of it would fill the maps in time.
             self.session.remove_target(pid);
             if let Some(diagnosis) = &mut self.mission.diagnosis {

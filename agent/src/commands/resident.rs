@@ -42,6 +42,8 @@ pub struct Resident {
     discovery: Discovery,
     announced: VecDeque<(Pid, Instant)>,
     scan_due: Instant,
+    /// What those who are traced are to the rules.
+    traced: BTreeMap<Pid, Candidate>,
 }
 
 /// Device, inode, size and time of the last change: a file that was replaced differs.
@@ -59,6 +61,7 @@ impl Resident {
             discovery: Discovery::default(),
             announced: VecDeque::new(),
             scan_due: now,
+            traced: BTreeMap::new(),
         };
         resident.version = resident.file_version();
         resident
@@ -98,14 +101,28 @@ impl Resident {
                 subjects.extend(self.discovery.look(pid));
             }
         }
-        let wanted = subjects.into_iter().filter(|subject| !is_known(subject.pid));
-        wanted.filter_map(|subject| Some((self.settings_of(subject.pid)?, subject))).map(|(how, who)| (who, how)).collect()
+        subjects.retain(|subject| !is_known(subject.pid));
+        let mut wanted = Vec::new();
+        for subject in subjects {
+            let Some(candidate) = candidate(subject.pid, &subject.facts.resource) else { continue };
+            if let Some(how) = self.config.settings_of(&candidate) {
+                self.traced.insert(subject.pid, candidate);
+                wanted.push((subject, how));
+            }
+        }
+        wanted
     }
 
-    /// How a process is traced; `None` if it is not, or has gone.
+    /// Those who were met and are to be traced no more.
     #[must_use]
-    pub fn settings_of(&self, pid: Pid) -> Option<ProcessSettings> {
-        self.config.settings_of(&candidate(pid)?)
+    pub fn left_out(&self) -> Vec<Pid> {
+        let is_left_out = |candidate| self.config.settings_of(candidate).is_none();
+        self.traced.iter().filter(|(_, candidate)| is_left_out(candidate)).map(|(pid, _)| *pid).collect()
+    }
+
+    /// A process is traced no more.
+    pub fn forget(&mut self, pid: Pid) {
+        self.traced.remove(&pid);
     }
 
     /// Whether the file has changed since it was last read; looks every few seconds.
@@ -189,7 +206,7 @@ impl Findings {
     }
 }
 
-fn candidate(pid: Pid) -> Option<Candidate> {
+fn candidate(pid: Pid, resource: &BTreeMap<String, String>) -> Option<Candidate> {
     let process = Process::read(pid).ok()?;
     let uid = process.status.uid.to_string();
     let users = user_name(&uid).into_iter().chain([uid.clone()]).collect();
@@ -198,6 +215,7 @@ fn candidate(pid: Pid) -> Option<Candidate> {
         exe: process.exe.display().to_string(),
         users,
         cgroups: procfs::cgroups(pid),
+        resource: resource.clone(),
     })
 }
 

@@ -364,6 +364,10 @@ impl Session {
     pub fn govern(&mut self, turns: u64, window: Duration) {
         self.calibrate();
         self.decide(turns, window);
+        self.decide_requests(window);
+    }
+
+    fn decide_requests(&mut self, window: Duration) {
         let now = monotonic_ns();
         let action = self.requests.decide(window);
         if action != Action::Keep {
@@ -428,6 +432,12 @@ impl Session {
         let threads = self.maps.threads();
         self.shed_polls(&threads);
         self.decide(turns, since_start);
+        if self.requests.is_attached()
+            && let Ok(hits) = self.maps.hits(id::MESSAGE_DONE)
+        {
+            self.requests.hits = hits;
+            self.decide_requests(since_start);
+        }
     }
 
     fn decide(&mut self, turns: u64, window: Duration) {

@@ -17,12 +17,17 @@
 )]
 
 mod apps;
+mod daemon;
+mod container;
 mod diagnose;
 mod event_loop;
 mod gc;
 mod harness;
+mod identity;
 mod js;
 mod luck;
+#[path = "../manifests/mod.rs"]
+mod manifests;
 mod peer;
 mod postgres;
 mod profile;
