@@ -414,4 +414,6 @@ pub mod global {
     pub const HAS_BPF_LOOP: &str = "HAS_BPF_LOOP";
     /// Time on CPU that a sample stands for.
     pub const SAMPLE_PERIOD_NS: &str = "SAMPLE_PERIOD_NS";
+    /// 1 where programs that are no target's are announced, too.
+    pub const ANNOUNCE_EXECS: &str = "ANNOUNCE_EXECS";
 }

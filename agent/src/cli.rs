@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
 
 /// Exit codes, as documented in `--help`.
 pub mod exit {
@@ -46,6 +47,16 @@ Examples:
   agent trace --pid 812                                    a PostgreSQL server: who waits for whose lock
 
 The process is not stopped, signalled or changed: no flag, no restart, no inspector.";
+
+const DAEMON_EXAMPLES: &str = "\
+Examples:
+  agent daemon                                             every Node.js and PostgreSQL process, records to standard output
+  agent daemon --config /etc/agent/agent.toml              as this file says
+  agent daemon --config agent.toml --check-config          say whether the file is right, and where it is not
+  kill -HUP $(pidof agent)                                 read the file again; one with a mistake is refused, the old one stays
+
+It traces processes that run and those that are started later, and waits where there is none. SIGTERM and Ctrl-C end it within five
+seconds, after what was measured is written; however it ends, nothing stays attached.";
 
 const DIAGNOSE_EXAMPLES: &str = "\
 Examples:
@@ -133,6 +144,9 @@ pub enum Command {
     /// Say what is wrong with a process: what grows, how fast, who makes it, and what to do
     #[command(after_help = DIAGNOSE_EXAMPLES)]
     Diagnose(DiagnoseArgs),
+    /// Trace every Node.js and PostgreSQL process of this host, now and later, within a budget
+    #[command(after_help = DAEMON_EXAMPLES)]
+    Daemon(DaemonArgs),
     /// Profile processes: where JavaScript, native code and the kernel spend their time, on CPU or waiting
     #[command(after_help = PROFILE_EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Profile(Box<ProfileArgs>),
@@ -161,7 +175,8 @@ pub enum Format {
     Ndjson,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Phases {
     /// All the time where turns are slow enough, else for a window now and then
     Auto,
@@ -171,7 +186,8 @@ pub enum Phases {
     Never,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Statements {
     /// Not shown, but for what autovacuum says of itself
     None,
@@ -262,6 +278,21 @@ pub struct TraceArgs {
     /// Start this program and trace it from its first instruction
     #[arg(last = true, value_name = "COMMAND", id = "run")]
     pub run: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct DaemonArgs {
+    /// The file that says what to do (TOML) [default: everything as it is by default]
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Only say whether the file is right: exit code 0, or 2 and the line
+    #[arg(long, requires = "config")]
+    pub check_config: bool,
+
+    /// Share of all CPUs that tracing may cost, in place of the file's
+    #[arg(long, value_name = "SHARE")]
+    pub max_overhead: Option<String>,
 }
 
 /// What a profile is written as.
@@ -573,7 +604,7 @@ pub struct DoctorArgs {
 }
 
 /// A time with a unit; a bare number is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let digits_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits_end);
     let value: f64 =
@@ -596,7 +627,7 @@ fn threshold(text: &str) -> Result<(String, f64), String> {
     Ok((name.to_owned(), value))
 }
 
-fn window(text: &str) -> Result<Duration, String> {
+pub fn window(text: &str) -> Result<Duration, String> {
     let window = duration(text)?;
     if window < Duration::from_millis(100) || window > Duration::from_mins(1) {
         return Err("a window lasts from 100ms to 60s".into());

@@ -188,6 +188,9 @@ impl Core {
 
     fn event(&mut self, event: Event) {
         let Event { pid, tid, at, body } = event;
+        if body == decode::Body::Stranger {
+            return;
+        }
         if let decode::Body::LockWait(_) | decode::Body::LockEnd(_) = body {
             self.clusters.event(pid, at, &body, &mut self.counters);
             return;
@@ -219,7 +222,7 @@ impl Core {
             decode::Body::OffCpu(stay) => process.book.off_cpu(tid, &stay, at, &mut self.counters),
             decode::Body::Stack(stack) => self.out.extend(self.stacks.keep(pid, at, stack, &mut self.counters)),
             decode::Body::Sample(sample) => process.book.sample(tid, &sample, at, &mut self.counters),
-            decode::Body::LockWait(_) | decode::Body::LockEnd(_) => {}
+            decode::Body::LockWait(_) | decode::Body::LockEnd(_) | decode::Body::Stranger => {}
             decode::Body::Fork { .. } | decode::Body::Exec { .. } | decode::Body::Exit(_) => {
                 let body = process.life(pid, tid, at, &body, &mut self.counters);
                 if let Some(body) = body {

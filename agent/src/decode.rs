@@ -45,6 +45,8 @@ pub enum Body {
     LockEnd(LockEnd),
     Fork { child_pid: Pid, child_tid: Tid },
     Exec { name: String },
+    /// A process that is not traced runs a program: of use to who looks for more to trace.
+    Stranger,
     Exit(Box<Exit>),
 }
 
@@ -317,6 +319,7 @@ impl<'a> Decoder<'a> {
                 let fork: process::Fork = read(bytes)?;
                 Body::Fork { child_pid: Pid(fork.child_tgid), child_tid: Tid(fork.child_tid) }
             }
+            kind::PROCESS_EXEC if header.flags & process::exec_flag::STRANGER != 0 => Body::Stranger,
             kind::PROCESS_EXEC => Body::Exec { name: text(&read::<process::Exec>(bytes)?.comm) },
             kind::PROCESS_EXIT => Body::Exit(Box::new(exit(&read(bytes)?))),
             _ => return Err(Reason::RecordUnknown),

@@ -4,6 +4,7 @@ pub mod aggregate;
 pub mod census;
 pub mod cli;
 pub mod commands;
+pub mod config;
 pub mod core;
 pub mod counters;
 pub mod decode;

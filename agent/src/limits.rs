@@ -315,6 +315,15 @@ pub const MALLOC_CHUNKS_MAX: usize = 2 << 20;
 /// Free ones of these that are remembered: 16 B each.
 pub const MALLOC_FREE_MAX: usize = 1 << 20;
 
+/// Programs that are known to be no Node.js, or no server: a host has some hundreds.
+pub const PROGRAMS_KNOWN_MAX: usize = 8192;
+
+/// Programs that were begun and not looked at yet: ten thousand a second for half a second.
+pub const ANNOUNCED_MAX: usize = 5000;
+
+/// Files that no process runs any more, and whose probes stay for the next: restarts of one program find them attached.
+pub const FILES_IDLE_MAX: usize = 8;
+
 /// Bytes of `/proc/PID/cgroup`: a dozen hierarchies with paths of at most 4 KiB each.
 pub const CGROUP_FILE_BYTES_MAX: u64 = 64 << 10;
 

@@ -15,6 +15,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("postgres", &["units"]),
     ("govern", &[]),
     ("cli", &[]),
+    ("config", &["cli"]),
     ("counters", &["limits"]),
     ("target", &["limits", "postgres", "units"]),
     ("probe", &["limits", "target", "units"]),
@@ -33,6 +34,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &[
             "census",
             "cli",
+            "config",
             "core",
             "diagnose",
             "export",

@@ -20,6 +20,12 @@ record! {
     }
 }
 
+/// `Header::flags` of an [`Exec`].
+pub mod exec_flag {
+    /// The process is no target: it may become one.
+    pub const STRANGER: u32 = 1;
+}
+
 /// `Header::flags` of an [`Exit`].
 pub mod exit_flag {
     /// It was the last thread: the process is gone.

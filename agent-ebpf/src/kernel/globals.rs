@@ -26,4 +26,5 @@ globals! {
     HAS_TASK_REGS: u32 = 1;
     HAS_BPF_LOOP: u32 = 1;
     SAMPLE_PERIOD_NS: u64 = 0;
+    ANNOUNCE_EXECS: u32 = 0;
 }

@@ -6,7 +6,7 @@ use log::debug;
 
 use super::{postgres::Watch, subject};
 use crate::{
-    limits::PG_CLUSTERS_MAX,
+    limits::{PG_CLUSTERS_MAX, PROGRAMS_KNOWN_MAX},
     target::{
         postgres::{Server, StatementText},
         procfs::{self, FileIdentity, Incarnation},
@@ -19,6 +19,8 @@ use crate::{
 pub struct Search {
     /// Only what serves one of these; every cluster, where it is `None`.
     clients: Option<Vec<Pid>>,
+    /// Fingerprints, where it is `None`.
+    text: Option<StatementText>,
     known: HashMap<Pid, Option<Incarnation>>,
     /// Programs that are no server: most processes of a host run one of a few.
     others: HashSet<FileIdentity>,
@@ -30,6 +32,12 @@ impl Search {
     #[must_use]
     pub fn of_clients(clients: Vec<Pid>) -> Self {
         Self { clients: Some(clients), ..Self::default() }
+    }
+
+    /// Every cluster, with so much of its statements.
+    #[must_use]
+    pub fn with_text(text: StatementText) -> Self {
+        Self { text: Some(text), ..Self::default() }
     }
 
     /// Clusters that were not there at the last look.
@@ -56,13 +64,19 @@ impl Search {
     fn look(&mut self, pid: Pid) -> Option<Watch> {
         // Threads of the kernel run no file.
         let program = procfs::executable_identity(pid)?;
+        if self.others.contains(&program) {
+            return None;
+        }
         let incarnation = procfs::incarnation(pid);
-        if self.known.insert(pid, incarnation) == Some(incarnation) || self.others.contains(&program) {
+        if self.known.insert(pid, incarnation) == Some(incarnation) {
             return None;
         }
         if !Server::is_one(pid) {
             // A process that is gone, or may not be read, says nothing of its program.
             if procfs::is_alive(pid) && procfs::open_exe(pid).is_ok() {
+                if self.others.len() >= PROGRAMS_KNOWN_MAX {
+                    self.others.clear();
+                }
                 self.others.insert(program);
             }
             return None;
@@ -71,7 +85,7 @@ impl Search {
         if procfs::parent(pid).and_then(procfs::executable_identity) == Some(program) {
             return None;
         }
-        Watch::begin(pid, subject::clock(), StatementText::Fingerprint)
+        Watch::begin(pid, subject::clock(), self.text.unwrap_or(StatementText::Fingerprint))
             .inspect_err(|error| debug!("pid={pid} is left out: {error}"))
             .ok()
     }

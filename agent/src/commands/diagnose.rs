@@ -89,6 +89,7 @@ fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverErr
         examine: subject::examine,
         discovery,
         clusters,
+        resident: None,
         search: Some(search),
     };
     let Finished { mut code, summary, diagnosis } =
@@ -132,6 +133,7 @@ fn mission(args: &DiagnoseArgs, thresholds: Thresholds) -> Mission {
         parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples, Part::Faults],
         sample_hz: SAMPLE_HZ,
         bounded_loops: false,
+        announce_execs: false,
     };
     let config = TraceConfig {
         window_ns: nanoseconds(args.window),

@@ -6,6 +6,7 @@ use log::debug;
 
 use super::subject::{self, Subject};
 use crate::{
+    limits::PROGRAMS_KNOWN_MAX,
     target::procfs::{self, FileIdentity, Incarnation},
     units::Pid,
 };
@@ -27,11 +28,15 @@ impl Discovery {
         pids.into_iter().filter_map(|pid| self.look(pid)).collect()
     }
 
-    fn look(&mut self, pid: Pid) -> Option<Subject> {
+    /// The process, if it is a Node.js that was not there at the last look.
+    pub fn look(&mut self, pid: Pid) -> Option<Subject> {
         // Threads of the kernel run no file.
         let program = procfs::executable_identity(pid)?;
+        if self.others.contains(&program) {
+            return None;
+        }
         let incarnation = procfs::incarnation(pid);
-        if self.known.insert(pid, incarnation) == Some(incarnation) || self.others.contains(&program) {
+        if self.known.insert(pid, incarnation) == Some(incarnation) {
             return None;
         }
         if pid.0 == std::process::id() {
@@ -42,6 +47,9 @@ impl Discovery {
             Err(error) => {
                 debug!("pid={pid} is left out: {error}");
                 if !error.is_denied() && procfs::is_alive(pid) {
+                    if self.others.len() >= PROGRAMS_KNOWN_MAX {
+                        self.others.clear();
+                    }
                     self.others.insert(program);
                 }
                 None

@@ -206,6 +206,7 @@ fn object_checks() -> Vec<Check> {
         parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples],
         sample_hz: 1,
         bounded_loops: false,
+        announce_execs: false,
     };
     let uring = tracefs::find().map(|place| tracefs::UringFields::read(&place)).unwrap_or_default();
     match Probes::load(&settings, types.as_ref(), &uring) {

@@ -12,7 +12,7 @@ use std::{
 use agent_ebpf::{
     abi::{
         family, kind,
-        process::{Exec, Exit, exit_flag},
+        process::{Exec, Exit, exec_flag, exit_flag},
     },
     spec::Group,
 };
@@ -32,6 +32,7 @@ use super::{
     lookout::Lookout,
     postgres::Watch,
     relations::Names,
+    resident::{Findings, Resident},
     session::{FileProbes, PhasesWanted, Session, SessionError, TypesAhead},
     sinks::{Destinations, Sinks},
     subject::{self, Subject, SubjectError},
@@ -39,13 +40,15 @@ use super::{
 };
 use crate::{
     cli::exit,
+    config::ProcessSettings,
     core::{Core, Input, Output, Tick},
     diagnose::Diagnosis,
     export::text::Style,
     intake::Batch,
+    limits::TARGETS_MAX,
     probe::{attach::Settings, maps::monotonic_ns, tracefs},
     report::{
-        Record,
+        Body, Record,
         model::{EndReason, TraceConfig},
         summary::Summary,
     },
@@ -138,6 +141,8 @@ pub struct Whom {
     pub clusters: Vec<Watch>,
     /// Looks for more of these while it lasts.
     pub search: Option<Search>,
+    /// Of a daemon, which stays when nobody is there.
+    pub resident: Option<Resident>,
 }
 
 /// How it went.
@@ -163,7 +168,7 @@ pub fn drive(
         let sinks = Sinks::open(destinations).map_err(DriverError::Output)?;
         let session = Session::start(&mission.settings, mission.groups, mission.phases, types)?;
         let duration = mission.duration;
-        let Whom { subjects, launched, follow, examine, discovery, clusters, mut search } = whom;
+        let Whom { subjects, launched, follow, examine, discovery, clusters, mut search, resident } = whom;
         let mut driver = Driver::new(mission, session, sinks, examine)?;
         driver.follow = follow;
         driver.discovery = discovery;
@@ -183,7 +188,11 @@ pub fn drive(
             driver.add_found_cluster(watch);
         }
         driver.search = search;
-        if driver.targets.is_empty() {
+        driver.resident = resident;
+        driver.meet();
+        if driver.resident.is_some() {
+            say("agent: ready; SIGTERM ends it, SIGHUP has the configuration read again");
+        } else if driver.targets.is_empty() {
             return Err(DriverError::NobodyThere);
         }
         if let Some(launched) = launched {
@@ -226,6 +235,8 @@ struct Driver {
     examine: fn(Pid) -> Result<Subject, SubjectError>,
     discovery: Option<Discovery>,
     search: Option<Search>,
+    resident: Option<Resident>,
+    findings: Findings,
     names: Option<Names>,
     follow: bool,
     live: bool,
@@ -259,31 +270,38 @@ impl Driver {
             examine,
             discovery: None,
             search: None,
+            resident: None,
+            findings: Findings::default(),
             names,
             follow: false,
         })
     }
 
     /// Begins to trace a process.
-    fn add(&mut self, mut subject: Subject) -> Result<(), DriverError> {
+    fn add(&mut self, subject: Subject) -> Result<(), DriverError> {
+        let how = ProcessSettings { slow_turn: Duration::from_nanos(self.mission.config.slow_turn_ns), memory: true };
+        self.add_as(subject, how)
+    }
+
+    fn add_as(&mut self, mut subject: Subject, how: ProcessSettings) -> Result<(), DriverError> {
         let pid = subject.pid;
         let counts_gcs = subject.files.iter().any(FileProbes::counts_gcs);
-        for file in subject.files {
-            self.session.add_file(file)?;
-        }
+        self.session.add_files(pid, subject.files)?;
         let main = subject.heaps.as_mut().and_then(HeapReader::default_loop).and_then(|at| asleep::main_loop(pid, at));
         if let Some(main) = main {
             self.session.set_main_loop(pid, main)?;
         }
         self.session.add_target(pid, subject.functions, subject.handle_space, counts_gcs, self.follow)?;
-        if let Some(lookout) = &mut self.lookout {
+        if let Some(lookout) = &mut self.lookout
+            && how.memory
+        {
             lookout.add(pid, subject.heaps);
         }
         let mut facts = subject.facts;
         facts.since = monotonic_ns();
         self.session.add_threads(&asleep::states(pid, facts.since, main));
         facts.clock = subject::clock();
-        facts.config = self.mission.config;
+        facts.config = TraceConfig { slow_turn_ns: nanoseconds(how.slow_turn), ..self.mission.config };
         facts.degraded.extend(self.session.degraded.iter().cloned());
         self.targets.push(pid);
         if !self.mission.quiet {
@@ -387,25 +405,67 @@ impl Driver {
             tokio::select! {
                 biased;
                 _ = interrupt.recv() => return Ok(Ending { reason: EndReason::Interrupted, code: exit::INTERRUPTED }),
-                _ = terminate.recv() => return Ok(Ending { reason: EndReason::Interrupted, code: exit::TERMINATED }),
-                _ = hangup.recv() => return Ok(Ending { reason: EndReason::Interrupted, code: exit::TERMINATED }),
+                _ = terminate.recv() => return Ok(Ending { reason: EndReason::Interrupted, code: self.code_of_end() }),
+                _ = hangup.recv() => {
+                    if self.resident.is_none() {
+                        return Ok(Ending { reason: EndReason::Interrupted, code: exit::TERMINATED });
+                    }
+                    self.reload();
+                }
                 () = &mut out => return Ok(Ending { reason: EndReason::Duration, code: exit::OK }),
                 () = &mut early, if is_early => {
                     is_early = false;
                     self.session.govern_early(self.turns, EARLY);
                 }
                 _ = windows.tick() => self.tick().await?,
-                _ = glances.tick(), if self.lookout.is_some() => self.glance(),
+                _ = glances.tick(), if self.lookout.is_some() => {
+                    self.glance();
+                    self.meet();
+                }
                 Some(answer) = self.answers.recv() => self.answer_all(answer),
                 Some(batch) = self.session.batches.recv() => self.take(batch),
             }
             self.sinks.flush();
-            if self.targets.is_empty() {
+            if self.targets.is_empty() && self.resident.is_none() {
                 return Ok(Ending { reason: EndReason::TargetsGone, code: exit::OK });
             }
             if self.sinks.is_finished() {
                 return Ok(Ending { reason: EndReason::OutputClosed, code: exit::FAILED });
             }
+        }
+    }
+
+    /// A daemon that is told to end has done what it was for.
+    fn code_of_end(&self) -> u8 {
+        if self.resident.is_some() { exit::OK } else { exit::TERMINATED }
+    }
+
+    /// Begins to trace whoever has come; of a daemon.
+    fn meet(&mut self) {
+        if self.resident.as_mut().is_some_and(Resident::is_file_changed) {
+            self.reload();
+        }
+        let Some(resident) = &mut self.resident else { return };
+        let targets = &self.targets;
+        for (subject, how) in resident.newcomers(|pid| targets.contains(&pid)) {
+            let pid = subject.pid;
+            if self.targets.len() >= TARGETS_MAX {
+                warn!("pid={pid} is left out: {TARGETS_MAX} processes are traced already");
+            } else if let Err(error) = self.add_as(subject, how) {
+                warn!("pid={pid} is left out: {error}");
+            }
+        }
+    }
+
+    /// Reads the configuration again, and traces no more whom it leaves out. Whoever it takes in is met next.
+    fn reload(&mut self) {
+        let Some(resident) = &mut self.resident else { return };
+        if !resident.reload() {
+            return;
+        }
+        self.mission.config.slow_turn_ns = nanoseconds(resident.config().trace.slow_turn);
+        for pid in resident.left_out() {
+            self.gone(pid);
         }
     }
 
@@ -506,6 +566,11 @@ impl Driver {
         match event {
             Life::Exited(pid) => self.gone(pid),
             Life::Executed(pid) => self.executed(pid),
+            Life::Began(pid) => {
+                if let Some(resident) = &mut self.resident {
+                    resident.announce(pid);
+                }
+            }
         }
     }
 
@@ -537,6 +602,15 @@ impl Driver {
         self.clusters.retain(|watch| watch.pid() != pid);
         if let Some(lookout) = &mut self.lookout {
             lookout.remove(pid);
+        }
+        if let Some(resident) = &mut self.resident {
+            resident.forget(pid);
+            // Its threads' last states are in the records of their ends; what stays of it would fill the maps in time.
+            self.session.remove_target(pid);
+            if let Some(diagnosis) = &mut self.mission.diagnosis {
+                diagnosis.forget(pid.0);
+            }
+            self.findings.forget(pid.0);
         }
         self.feed(Input::TargetGone { pid, now: monotonic_ns() });
     }
@@ -574,12 +648,29 @@ impl Driver {
             self.summary.add(&finding);
             self.sinks.record(&finding);
         }
-        self.summary.add(record);
+        // A daemon has no report at its end, and its trace has no end that a sum could wait for.
+        if self.resident.is_none() {
+            self.summary.add(record);
+        }
         self.sinks.record(record);
+        if let Body::Agent(_) = record.body {
+            self.say_findings(&record.time);
+        }
         if self.live
             && let Some(line) = (self.mission.live)(record, &self.summary, style(false))
         {
             say(&line);
+        }
+    }
+
+    /// What a daemon has found by now and not told lately.
+    fn say_findings(&mut self, now: &str) {
+        if self.resident.is_none() {
+            return;
+        }
+        let Some(diagnosis) = &self.mission.diagnosis else { return };
+        for finding in self.findings.news(diagnosis, now) {
+            self.sinks.record(&finding);
         }
     }
 
@@ -636,6 +727,8 @@ impl Driver {
 enum Life {
     Exited(Pid),
     Executed(Pid),
+    /// One that is not traced.
+    Began(Pid),
 }
 
 /// The ends and the new beginnings of processes in a batch.
@@ -654,7 +747,9 @@ fn lives(batch: &Batch) -> Vec<Life> {
         } else if record_kind == kind::PROCESS_EXEC
             && let Ok((exec, _)) = Exec::read_from_prefix(record)
         {
-            events.push(Life::Executed(Pid(exec.header.tgid)));
+            let pid = Pid(exec.header.tgid);
+            let is_stranger = exec.header.flags & exec_flag::STRANGER != 0;
+            events.push(if is_stranger { Life::Began(pid) } else { Life::Executed(pid) });
         }
     }
     events

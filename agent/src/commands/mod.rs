@@ -3,6 +3,7 @@
 mod asleep;
 mod clusters;
 mod cost;
+pub mod daemon;
 mod diagnose;
 mod discover;
 pub mod doctor;
@@ -15,6 +16,7 @@ mod postgres;
 pub mod profile;
 mod relations;
 pub mod report;
+mod resident;
 mod session;
 mod sinks;
 mod subject;
@@ -33,6 +35,7 @@ pub fn run(cli: &Cli) -> u8 {
     match &cli.command {
         Command::Trace(args) => trace::run(args),
         Command::Diagnose(args) => diagnose::run(args),
+        Command::Daemon(args) => daemon::run(args),
         Command::Profile(args) => profile::run(args),
         Command::Report(args) => report::run(args),
         Command::Heap(args) => heap::run(args),

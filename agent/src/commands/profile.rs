@@ -101,6 +101,7 @@ fn whom(args: &ProfileArgs) -> Result<Whom, DriverError> {
         examine: subject::examine_any,
         discovery,
         clusters: Vec::new(),
+        resident: None,
         search: None,
     })
 }
@@ -144,6 +145,7 @@ fn mission(args: &ProfileArgs) -> Mission {
         parts,
         sample_hz,
         bounded_loops: false,
+        announce_execs: false,
     };
     let config = TraceConfig {
         window_ns: nanoseconds(args.window),

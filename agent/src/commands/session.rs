@@ -18,6 +18,7 @@ use crate::{
     core::{HitCost, Tick},
     govern::{Action, PhaseDuty},
     intake::{Batch, Intake, IntakeError},
+    limits::FILES_IDLE_MAX,
     probe::{
         attach::{AttachError, LoadError, Probes, Settings, TracepointSkip, Way},
         btf::{BtfError, KernelTypes},
@@ -60,7 +61,7 @@ impl FileProbes {
     }
 
     fn attach(&self, group: Group, probes: &mut Probes) -> Result<(), AttachError> {
-        probes.attach(group, &self.path(), self.points.get(&group).map_or(&[], Vec::as_slice))
+        probes.attach(group, self.identity, &self.path(), self.points.get(&group).map_or(&[], Vec::as_slice))
     }
 
     /// A path that leads to the open file.
@@ -89,6 +90,8 @@ pub struct Session {
     maps: Maps,
     tables: Tables,
     files: Vec<FileProbes>,
+    /// Who runs which of them.
+    users: BTreeMap<Pid, Vec<(u64, u64)>>,
     /// Uprobes that every file gets.
     groups: &'static [Group],
     duty: Option<PhaseDuty>,
@@ -150,6 +153,7 @@ impl Session {
             maps,
             tables,
             files: Vec::new(),
+            users: BTreeMap::new(),
             groups,
             duty,
             requests: Requests::new(groups.contains(&Group::Requests)),
@@ -167,8 +171,29 @@ impl Session {
         })
     }
 
+    /// Attaches the probes of a process's files.
+    pub fn add_files(&mut self, pid: Pid, files: Vec<FileProbes>) -> Result<(), SessionError> {
+        self.users.insert(pid, files.iter().map(|file| file.identity).collect());
+        files.into_iter().try_for_each(|file| self.add_file(file))
+    }
+
+    /// Detaches the oldest files that nobody runs any more, but for the last few.
+    fn release_files(&mut self) {
+        let is_used = |file: &FileProbes| {
+            file.points.contains_key(&Group::Postgres) || self.users.values().flatten().any(|used| *used == file.identity)
+        };
+        let idle: Vec<(u64, u64)> =
+            self.files.iter().filter(|file| !is_used(file)).map(|file| file.identity).collect();
+        for identity in idle.iter().take(idle.len().saturating_sub(FILES_IDLE_MAX)) {
+            self.files.retain(|file| file.identity != *identity);
+            if let Some(probes) = &mut self.probes {
+                probes.detach_file(*identity);
+            }
+        }
+    }
+
     /// Attaches a file's probes, unless they are already.
-    pub fn add_file(&mut self, file: FileProbes) -> Result<(), SessionError> {
+    fn add_file(&mut self, file: FileProbes) -> Result<(), SessionError> {
         if self.files.iter().any(|known| known.identity == file.identity) {
             return Ok(());
         }
@@ -280,6 +305,8 @@ impl Session {
     pub fn remove_target(&mut self, pid: Pid) {
         self.tables.forget(pid);
         self.maps.remove_target(pid.0);
+        self.users.remove(&pid);
+        self.release_files();
     }
 
     /// Notes that a batch has arrived.
@@ -337,6 +364,10 @@ impl Session {
     pub fn govern(&mut self, turns: u64, window: Duration) {
         self.calibrate();
         self.decide(turns, window);
+        self.decide_requests(window);
+    }
+
+    fn decide_requests(&mut self, window: Duration) {
         let now = monotonic_ns();
         let action = self.requests.decide(window);
         if action != Action::Keep {
@@ -401,6 +432,12 @@ impl Session {
         let threads = self.maps.threads();
         self.shed_polls(&threads);
         self.decide(turns, since_start);
+        if self.requests.is_attached()
+            && let Ok(hits) = self.maps.hits(id::MESSAGE_DONE)
+        {
+            self.requests.hits = hits;
+            self.decide_requests(since_start);
+        }
     }
 
     fn decide(&mut self, turns: u64, window: Duration) {

@@ -57,6 +57,7 @@ fn trace(args: &TraceArgs) -> Result<u8, DriverError> {
         examine: subject::examine,
         discovery: None,
         search: None,
+        resident: None,
         clusters: args.postgres.map(|pid| watch(args, Pid(pid))).transpose()?.into_iter().collect(),
     };
     carry_out(mission(args), whom, types, &destinations)
@@ -71,6 +72,7 @@ fn trace_postgres(args: &TraceArgs, pid: Pid, types: TypesAhead) -> Result<u8, D
         examine: subject::examine,
         discovery: None,
         search: None,
+        resident: None,
         clusters: vec![watch(args, pid)?],
     };
     let settings = Settings { parts: &[], sample_hz: 0, ..settings(args) };
@@ -132,6 +134,7 @@ fn settings(args: &TraceArgs) -> Settings {
         parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples],
         sample_hz: args.sample_hz,
         bounded_loops: args.bounded_loops,
+        announce_execs: false,
     }
 }
 

@@ -71,6 +71,7 @@ impl Clusters {
             | Body::Sample(_)
             | Body::Fork { .. }
             | Body::Exec { .. }
+            | Body::Stranger
             | Body::Exit(_) => return,
         };
         let Some(cluster) = self.clusters.get_mut(&pid) else {

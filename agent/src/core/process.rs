@@ -69,6 +69,7 @@ impl Process {
                 model::Process::ThreadEnd { tid: tid.0, name: exit.name.clone() }
             }
             Body::Turn(_)
+            | Body::Stranger
             | Body::Work(_)
             | Body::GcPause(_)
             | Body::GcStep { .. }

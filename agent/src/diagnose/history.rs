@@ -130,6 +130,11 @@ impl History {
         [third(false), third(true)]
     }
 
+    pub fn forget(&mut self, pid: u32) {
+        self.processes.remove(&pid);
+        self.clusters.remove(&pid);
+    }
+
     fn process(&mut self, pid: u32) -> &mut Process {
         self.processes.entry(pid).or_default()
     }

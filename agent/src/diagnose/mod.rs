@@ -49,6 +49,11 @@ impl Diagnosis {
         if self.has_findings { Vec::new() } else { self.findings(&record.time) }
     }
 
+    /// A process has gone, and nobody will ask what was wrong with it.
+    pub fn forget(&mut self, pid: u32) {
+        self.history.forget(pid);
+    }
+
     #[must_use]
     pub fn history(&self) -> &History {
         &self.history

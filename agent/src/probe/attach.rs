@@ -118,6 +118,8 @@ pub struct Settings {
     pub sample_hz: u32,
     /// Do without `bpf_loop`, even where there is one, for tests.
     pub bounded_loops: bool,
+    /// Programs that processes begin which are no targets are announced.
+    pub announce_execs: bool,
 }
 
 /// A tracepoint that could not be attached, and why.
@@ -134,17 +136,21 @@ pub struct Probes {
     parts: &'static [Part],
     sample_hz: u32,
     tracepoints: Vec<(&'static str, Link)>,
-    uprobes: BTreeMap<Group, Vec<Link>>,
+    /// With the file that they are on.
+    uprobes: BTreeMap<Group, Vec<(FileKey, Link)>>,
 }
 
 /// Something that is attached; dropping it detaches it, and waits for the kernel to be sure.
 type Link = Box<dyn Send>;
 
+/// A file, by device and inode.
+type FileKey = (u64, u64);
+
 impl Drop for Probes {
     /// Each link waits tens of milliseconds for a grace period of its own; together they share one.
     fn drop(&mut self) {
         let tracepoints = self.tracepoints.drain(..).map(|(_, link)| link);
-        detach_all(tracepoints.chain(std::mem::take(&mut self.uprobes).into_values().flatten()).collect());
+        detach_all(tracepoints.chain(std::mem::take(&mut self.uprobes).into_values().flatten().map(|(_, link)| link)).collect());
     }
 }
 
@@ -176,6 +182,8 @@ impl Probes {
         loader.override_global(global::HAS_TASK_REGS, &has_task_regs, true);
         loader.override_global(global::HAS_BPF_LOOP, &has_loop, true);
         loader.override_global(global::SAMPLE_PERIOD_NS, &period_ns, true);
+        let announce_execs = u32::from(settings.announce_execs);
+        loader.override_global(global::ANNOUNCE_EXECS, &announce_execs, true);
         if let Some(types) = types {
             loader.override_global(global::TASK_PID, &types.task_pid, true);
             loader.override_global(global::TASK_TGID, &types.task_tgid, true);
@@ -309,7 +317,13 @@ impl Probes {
     }
 
     /// Attaches probes to a file: pairs of file offset and probe id. They join the group's links.
-    pub fn attach(&mut self, group: Group, file: &Path, points: &[(u64, u64)]) -> Result<(), AttachError> {
+    pub fn attach(
+        &mut self,
+        group: Group,
+        key: FileKey,
+        file: &Path,
+        points: &[(u64, u64)],
+    ) -> Result<(), AttachError> {
         if points.is_empty() {
             return Ok(());
         }
@@ -332,7 +346,7 @@ impl Probes {
         };
         let mut add = |points: &mut dyn Iterator<Item = UProbeAttachPoint<'static>>| {
             let id = uprobe.attach(points, file, UProbeScope::AllProcesses)?;
-            links.push(Box::new(uprobe.take_link(id)?));
+            links.push((key, Box::new(uprobe.take_link(id)?)));
             Ok(())
         };
         match self.way {
@@ -343,7 +357,17 @@ impl Probes {
 
     /// Detaches a group's probes.
     pub fn detach(&mut self, group: Group) {
-        detach_all(self.uprobes.remove(&group).unwrap_or_default());
+        let links = self.uprobes.remove(&group).unwrap_or_default();
+        detach_all(links.into_iter().map(|(_, link)| link).collect());
+    }
+
+    /// Detaches all probes of a file. Nobody waits for it.
+    pub fn detach_file(&mut self, key: FileKey) {
+        let mut off = Vec::new();
+        for links in self.uprobes.values_mut() {
+            off.extend(links.extract_if(.., |(on, _)| *on == key).map(|(_, link)| link));
+        }
+        std::thread::spawn(move || detach_all(off));
     }
 }
 

@@ -257,6 +257,12 @@ impl Maps {
         Ok(families)
     }
 
+    /// How often a probe was hit by now.
+    pub fn hits(&self, slot: u64) -> Result<u64, MapsError> {
+        let Ok(slot) = usize::try_from(slot) else { return Ok(0) };
+        Ok(self.tallies()?.iter().filter_map(|tally| tally.hits.get(slot)).sum())
+    }
+
     /// One a CPU.
     fn tallies(&self) -> Result<Vec<Tally>, MapsError> {
         let per_cpu = self.tally.get(&0, 0).map_err(|source| MapsError::Access { name: "TALLY", source })?;

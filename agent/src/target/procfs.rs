@@ -253,6 +253,14 @@ pub fn root(pid: Pid) -> PathBuf {
     path_of(pid, "root")
 }
 
+/// Its paths in the hierarchies of control groups.
+#[must_use]
+pub fn cgroups(pid: Pid) -> Vec<String> {
+    let bytes = read(pid, "cgroup", PROC_FILE_BYTES_MAX).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    text.lines().filter_map(|line| line.splitn(3, ':').nth(2)).map(str::to_owned).collect()
+}
+
 /// Threads of the process, in order of their ids; those that end meanwhile are left out.
 pub fn threads(pid: Pid) -> Result<Vec<Thread>, ProcError> {
     let mut threads = Vec::new();

@@ -17,6 +17,7 @@
 )]
 
 mod apps;
+mod daemon;
 mod container;
 mod diagnose;
 mod event_loop;

@@ -4,7 +4,7 @@ use agent_ebpf::{
     abi::{
         event_loop::Ledger,
         family, kind,
-        process::{Exec, Exit, Fork, exit_flag},
+        process::{Exec, Exit, Fork, exec_flag, exit_flag},
     },
     spec::slot,
     state::target_flag,
@@ -48,17 +48,25 @@ pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
     emit::count_hit(const { slot("process_exec") });
     let (tgid, tid) = current();
     if thread::target(tgid).is_none() {
+        if globals::ANNOUNCE_EXECS.load() != 0 {
+            send_exec(exec_flag::STRANGER);
+        }
         return 0;
     }
     // The thread that is left has the leader's tid: whatever state that had was about the old program's loop.
     if let Some(state) = thread::lookup(tid) {
         thread::forget_program(state);
     }
+    send_exec(0);
+    0
+}
+
+#[inline(always)]
+fn send_exec(flags: u32) {
     send::<Exec>(family::PROCESS, |record| {
         // SAFETY: `record` is a reservation of exactly this type.
-        unsafe { *record = Exec { header: header(kind::PROCESS_EXEC, 0, now_ns()), comm: comm() } };
+        unsafe { *record = Exec { header: header(kind::PROCESS_EXEC, flags, now_ns()), comm: comm() } };
     });
-    0
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
