@@ -12,7 +12,10 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use crate::cli::{self, Phases, Statements};
+use crate::{
+    cli::{self, Phases, Statements},
+    kubernetes::KubernetesConfig,
+};
 
 /// Longest pattern, and rules that are looked through for each process.
 const PATTERN_BYTES_MAX: usize = 4096;
@@ -34,6 +37,8 @@ pub struct Config {
     pub trace: Trace,
     pub output: Output,
     pub budget: Budget,
+    /// Whose pods the containers are.
+    pub kubernetes: KubernetesConfig,
     /// The first that fits a process says how it is traced.
     #[serde(rename = "process")]
     pub rules: Vec<Rule>,
@@ -175,7 +180,9 @@ impl Rule {
             && fits(exe, std::slice::from_ref(&candidate.exe))
             && fits(user, &candidate.users)
             && fits(cgroup, &candidate.cgroups)
-            && resource.iter().all(|(name, pattern)| candidate.resource.get(name).is_some_and(|text| pattern.fits(text)))
+            && resource
+                .iter()
+                .all(|(name, pattern)| candidate.resource.get(name).is_some_and(|text| pattern.fits(text)))
     }
 }
 
@@ -236,6 +243,7 @@ impl Config {
             ("trace.statements", *statements != before.statements),
             ("trace.source_maps", *source_maps != before.source_maps),
             ("output", self.output != other.output),
+            ("kubernetes", self.kubernetes != other.kubernetes),
         ]
         .into_iter()
         .filter_map(|(name, differs)| differs.then_some(name))
@@ -375,7 +383,9 @@ mod tests {
 
     #[test]
     fn a_rule_may_ask_for_a_namespace() {
-        let config = parse("[[process]]\nresource = { \"k8s.namespace.name\" = \"shop-*\" }\n[[process]]\ntrace = false").unwrap();
+        let config =
+            parse("[[process]]\nresource = { \"k8s.namespace.name\" = \"shop-*\" }\n[[process]]\ntrace = false")
+                .unwrap();
         let in_namespace = |name: &str| Candidate {
             resource: BTreeMap::from([("k8s.namespace.name".into(), name.into())]),
             ..Candidate::default()
@@ -388,7 +398,13 @@ mod tests {
     #[test]
     fn patterns_fit_whole_texts() {
         let fits = |pattern: &str, text: &str| Pattern(pattern.chars().collect()).fits(text);
-        assert!(fits("*", "") && fits("a*c", "abbbc") && fits("a?c", "aäc") && fits("*b*", "abc") && fits("a*b*c", "aXbYbZc"));
+        assert!(
+            fits("*", "")
+                && fits("a*c", "abbbc")
+                && fits("a?c", "aäc")
+                && fits("*b*", "abc")
+                && fits("a*b*c", "aXbYbZc")
+        );
         assert!(!fits("a", "ab") && !fits("a*c", "abcd") && !fits("?", "") && !fits("ab", "a"));
         let hostile = "a*".repeat(500) + "b";
         assert!(!fits(&hostile, &"a".repeat(4000)));

@@ -30,6 +30,7 @@ use super::{
     discover::Discovery,
     launch::Launched,
     lookout::Lookout,
+    pods::Pods,
     postgres::Watch,
     relations::Names,
     resident::{Findings, Resident},
@@ -189,6 +190,10 @@ pub fn drive(
         }
         driver.search = search;
         driver.resident = resident;
+        if let Some(resident) = &mut driver.resident {
+            let pods = Pods::start(&resident.config().kubernetes).await;
+            resident.pods = pods.map_err(|error| DriverError::Output(error.to_string()))?;
+        }
         driver.meet();
         if driver.resident.is_some() {
             say("agent: ready; SIGTERM ends it, SIGHUP has the configuration read again");
@@ -309,6 +314,9 @@ impl Driver {
             say(&format!("agent: {doing} pid {pid} ({}); Ctrl-C ends it with a report", facts.command.join(" ")));
         }
         info!("pid={pid} attached by {}", self.session.way.name());
+        if let Some(pods) = self.resident.as_mut().and_then(|resident| resident.pods.as_mut()) {
+            pods.traced(subject.identity, &facts);
+        }
         self.feed(Input::Target(Box::new(facts)));
         self.session.cover(pid, subject.v8);
         Ok(())
@@ -454,6 +462,10 @@ impl Driver {
             } else if let Err(error) = self.add_as(subject, how) {
                 warn!("pid={pid} is left out: {error}");
             }
+        }
+        let pods = self.resident.as_mut().and_then(|resident| resident.pods.as_mut());
+        for facts in pods.map(Pods::news).unwrap_or_default() {
+            self.feed(Input::Target(Box::new(facts)));
         }
     }
 

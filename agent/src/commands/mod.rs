@@ -12,6 +12,7 @@ mod heap;
 mod javascript;
 pub mod launch;
 mod lookout;
+mod pods;
 mod postgres;
 pub mod profile;
 mod relations;

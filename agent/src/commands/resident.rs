@@ -13,7 +13,7 @@ use std::{
 
 use log::{info, warn};
 
-use super::{discover::Discovery, driver::say, subject::Subject};
+use super::{discover::Discovery, driver::say, pods::Pods, subject::Subject};
 use crate::{
     config::{Candidate, Config, ProcessSettings},
     diagnose::Diagnosis,
@@ -40,6 +40,8 @@ pub struct Resident {
     version: Option<FileVersion>,
     looked_at_file: Instant,
     discovery: Discovery,
+    /// Where the configuration asks for them.
+    pub pods: Option<Pods>,
     announced: VecDeque<(Pid, Instant)>,
     scan_due: Instant,
     /// What those who are traced are to the rules.
@@ -59,6 +61,7 @@ impl Resident {
             version: None,
             looked_at_file: now,
             discovery: Discovery::default(),
+            pods: None,
             announced: VecDeque::new(),
             scan_due: now,
             traced: BTreeMap::new(),
@@ -96,14 +99,18 @@ impl Resident {
             self.announced.clear();
             subjects = self.discovery.newcomers();
         }
-        while let Some((pid, _)) = self.announced.pop_front_if(|(_, at)| now.saturating_duration_since(*at) >= SETTLED) {
+        while let Some((pid, _)) = self.announced.pop_front_if(|(_, at)| now.saturating_duration_since(*at) >= SETTLED)
+        {
             if !is_known(pid) {
                 subjects.extend(self.discovery.look(pid));
             }
         }
         subjects.retain(|subject| !is_known(subject.pid));
         let mut wanted = Vec::new();
-        for subject in subjects {
+        for mut subject in subjects {
+            if let Some(pods) = &self.pods {
+                pods.identify(&mut subject);
+            }
             let Some(candidate) = candidate(subject.pid, &subject.facts.resource) else { continue };
             if let Some(how) = self.config.settings_of(&candidate) {
                 self.traced.insert(subject.pid, candidate);
@@ -123,6 +130,9 @@ impl Resident {
     /// A process is traced no more.
     pub fn forget(&mut self, pid: Pid) {
         self.traced.remove(&pid);
+        if let Some(pods) = &mut self.pods {
+            pods.forget(pid);
+        }
     }
 
     /// Whether the file has changed since it was last read; looks every few seconds.
