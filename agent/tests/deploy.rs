@@ -69,7 +69,7 @@ fn a_misspelt_field_would_be_noticed() {
     for (at, key, value) in [
         ("/spec/template/spec", "hostPid", json!(true)),
         ("/spec/template/spec/containers/0/securityContext", "readOnlyRootFileSystem", json!(true)),
-        ("/spec/template/spec/containers/0/readinessProbe/httpGet", "port", json!([9464])),
+        ("/spec/template/spec/containers/0/resources/limits", "memory", json!(["512Mi"])),
     ] {
         let mut bad = vec![one(&manifests, "DaemonSet").clone()];
         bad[0].pointer_mut(at).unwrap()[key] = value;
@@ -128,6 +128,10 @@ fn the_configuration_is_in_a_map_whose_name_changes_with_it() {
     let map = one(&manifests, "ConfigMap");
     let shipped = fs::read_to_string(repository().join("scripts/deploy/base/agent.toml")).unwrap();
     assert_eq!(map["data"]["agent.toml"], shipped);
+    let path = repository().join("scripts/deploy/base/agent.toml");
+    let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_agent"));
+    let output = check.args(["daemon", "--check-config", "--config"]).arg(path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let name = map["metadata"]["name"].as_str().unwrap();
     assert!(name.starts_with("agent-"), "{name}");
     let volumes = one(&manifests, "DaemonSet")["spec"]["template"]["spec"]["volumes"].as_array().unwrap().clone();

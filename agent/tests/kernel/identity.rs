@@ -4,13 +4,16 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use rustix::process::Signal;
+use serde_json::{Value, json};
 
 use crate::{
-    harness::{Bench, Trace, VERSION, Workload, bench, node, skip},
-    records::{get, text},
+    api_server::{Server, pod},
+    harness::{Bench, Process, Trace, VERSION, Workload, agent_command, bench, node, skip},
+    records::{Records, get, text},
 };
 
 const ID: &str = "5ad4c1f0b7a2938e6d5c4b3a29180f7e6d5c4b3a291807f6e5d4c3b2a1908f7e";
@@ -63,7 +66,7 @@ fn service(bench: &Bench) -> Workload {
 
 fn resource(bench: &Bench, pid: u32) -> Value {
     let mut trace = Trace::start(bench, pid, &["--duration", "100ms"]);
-    let records = trace.finish(std::time::Duration::from_millis(100));
+    let records = trace.finish(Duration::from_millis(100));
     let whole = fs::read_to_string(&trace.ndjson).unwrap();
     assert!(!whole.contains("hunter2"), "a variable that nobody asked for is in the records");
     get(records.target(), "resource").clone()
@@ -90,4 +93,58 @@ fn a_process_in_a_pod_is_told_by_its_control_group_and_its_package() {
     assert_eq!(text(&found, "process.runtime.name"), "nodejs");
     assert_eq!(text(&found, "process.runtime.version"), VERSION);
     assert_eq!(text(&found, "process.executable.name"), "node");
+}
+
+#[test]
+fn a_daemon_knows_pods_by_name_and_traces_those_it_is_told_to() {
+    let Some(bench) = bench() else { return };
+    let Some(mut server) = Server::start() else { return };
+    let Some(group) = Group::make(&format!("kubepods/burstable/poduid-shop/{ID}")) else {
+        skip("control groups that may be made");
+        return;
+    };
+    let mut shop = pod("shop-1", 7, ID);
+    shop["metadata"]["ownerReferences"] = json!([{"kind": "StatefulSet", "name": "shop", "controller": true}]);
+    server.tell(&json!({"pods": {"kind": "PodList", "metadata": {"resourceVersion": "7"}, "items": [shop]}}));
+    let (inside, outside) = (service(&bench), service(&bench));
+    group.enter(inside.pid());
+
+    let at = |name: &str| server.dir.path().join(name);
+    let (ndjson, path) = (bench.dir.path().join("pods.ndjson"), bench.dir.path().join("agent.toml"));
+    let config = format!(
+        "[trace]\nwindow = \"1s\"\npostgres = false\n[output]\nndjson = [{ndjson:?}]\n[kubernetes]\nenabled = true\nnode = \"node-1\"\n\
+         api = \"https://127.0.0.1:{}\"\ntoken_file = {:?}\nca_file = {:?}\n\
+         [[process]]\nresource = {{ \"k8s.namespace.name\" = \"sh*\" }}\n[[process]]\ntrace = false\n",
+        server.port,
+        at("token"),
+        at("ca.pem")
+    );
+    fs::write(&path, config).unwrap();
+    let mut daemon = Process::spawn(&mut agent_command(&["daemon", "--config", path.to_str().unwrap()]));
+    daemon.wait_err("agent: ready");
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while !fs::read_to_string(&ndjson).is_ok_and(|text| text.contains(r#""type":"window""#)) {
+        assert!(Instant::now() < deadline, "nothing is traced: {:?}", daemon.err);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait(Duration::from_secs(20)).success());
+    let records = Records::read(&ndjson);
+    let traced: Vec<_> = records.of_type("target").collect();
+    assert!(!traced.is_empty() && traced.iter().all(|target| target["pid"] == inside.pid()), "{traced:?}");
+    assert!(inside.pid() != outside.pid());
+    let found = get(traced.last().unwrap(), "resource");
+    for (key, value) in [
+        ("container.id", ID),
+        ("container.runtime.name", "containerd"),
+        ("k8s.container.name", "main"),
+        ("k8s.namespace.name", "shop"),
+        ("k8s.node.name", "node-1"),
+        ("k8s.pod.name", "shop-1"),
+        ("k8s.statefulset.name", "shop"),
+        ("service.name", "shop"),
+        ("service.instance.id", "shop.shop-1.main"),
+    ] {
+        assert_eq!(text(found, key), value, "{key}");
+    }
 }

@@ -16,6 +16,8 @@
     reason = "tests: a surprise ends them, and nanoseconds of seconds fit a double"
 )]
 
+#[path = "../api_server/mod.rs"]
+mod api_server;
 mod apps;
 mod container;
 mod daemon;
