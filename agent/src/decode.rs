@@ -36,15 +36,22 @@ pub enum Body {
     Turn(Turn),
     Work(Work),
     GcPause(GcPause),
-    GcStep { started: MonoNs },
+    GcStep {
+        started: MonoNs,
+    },
     HeapLimit(HeapSeverity),
     OffCpu(OffCpu),
     Stack(Stack),
     Sample(Sample),
     LockWait(Box<LockWait>),
     LockEnd(LockEnd),
-    Fork { child_pid: Pid, child_tid: Tid },
-    Exec { name: String },
+    Fork {
+        child_pid: Pid,
+        child_tid: Tid,
+    },
+    Exec {
+        name: String,
+    },
     /// A process that is not traced runs a program: of use to who looks for more to trace.
     Stranger,
     Exit(Box<Exit>),

@@ -27,7 +27,7 @@ use crate::{
 const SETTLED: Duration = Duration::from_millis(150);
 
 /// Between two looks through all of `/proc`, which find what nothing announced.
-const SCAN_EVERY: Duration = Duration::from_secs(60);
+const SCAN_EVERY: Duration = Duration::from_mins(1);
 
 /// Between two looks at the configuration file.
 const FILE_LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -96,7 +96,8 @@ impl Resident {
             self.announced.clear();
             subjects = self.discovery.newcomers();
         }
-        while let Some((pid, _)) = self.announced.pop_front_if(|(_, at)| now.saturating_duration_since(*at) >= SETTLED) {
+        while let Some((pid, _)) = self.announced.pop_front_if(|(_, at)| now.saturating_duration_since(*at) >= SETTLED)
+        {
             if !is_known(pid) {
                 subjects.extend(self.discovery.look(pid));
             }
@@ -177,7 +178,7 @@ pub struct Findings {
 }
 
 /// Between two looks at what is wrong, and two lines about the same.
-const JUDGE_EVERY: Duration = Duration::from_secs(60);
+const JUDGE_EVERY: Duration = Duration::from_mins(1);
 const TELL_EVERY: Duration = Duration::from_hours(1);
 
 impl Findings {

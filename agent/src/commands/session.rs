@@ -180,10 +180,10 @@ impl Session {
     /// Detaches the oldest files that nobody runs any more, but for the last few.
     fn release_files(&mut self) {
         let is_used = |file: &FileProbes| {
-            file.points.contains_key(&Group::Postgres) || self.users.values().flatten().any(|used| *used == file.identity)
+            file.points.contains_key(&Group::Postgres)
+                || self.users.values().flatten().any(|used| *used == file.identity)
         };
-        let idle: Vec<(u64, u64)> =
-            self.files.iter().filter(|file| !is_used(file)).map(|file| file.identity).collect();
+        let idle: Vec<(u64, u64)> = self.files.iter().filter(|file| !is_used(file)).map(|file| file.identity).collect();
         for identity in idle.iter().take(idle.len().saturating_sub(FILES_IDLE_MAX)) {
             self.files.retain(|file| file.identity != *identity);
             if let Some(probes) = &mut self.probes {

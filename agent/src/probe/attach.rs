@@ -150,7 +150,11 @@ impl Drop for Probes {
     /// Each link waits tens of milliseconds for a grace period of its own; together they share one.
     fn drop(&mut self) {
         let tracepoints = self.tracepoints.drain(..).map(|(_, link)| link);
-        detach_all(tracepoints.chain(std::mem::take(&mut self.uprobes).into_values().flatten().map(|(_, link)| link)).collect());
+        detach_all(
+            tracepoints
+                .chain(std::mem::take(&mut self.uprobes).into_values().flatten().map(|(_, link)| link))
+                .collect(),
+        );
     }
 }
 

@@ -17,8 +17,8 @@
 )]
 
 mod apps;
-mod daemon;
 mod container;
+mod daemon;
 mod diagnose;
 mod event_loop;
 mod gc;
