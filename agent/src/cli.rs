@@ -144,7 +144,7 @@ pub enum Command {
     /// Say what is wrong with a process: what grows, how fast, who makes it, and what to do
     #[command(after_help = DIAGNOSE_EXAMPLES)]
     Diagnose(DiagnoseArgs),
-    /// Trace every Node.js and PostgreSQL process of this host, now and later, within a budget
+    /// Trace every Node.js and PostgreSQL process of this host, now and later, as a file says
     #[command(after_help = DAEMON_EXAMPLES)]
     Daemon(DaemonArgs),
     /// Profile processes: where JavaScript, native code and the kernel spend their time, on CPU or waiting
@@ -289,10 +289,6 @@ pub struct DaemonArgs {
     /// Only say whether the file is right: exit code 0, or 2 and the line
     #[arg(long, requires = "config")]
     pub check_config: bool,
-
-    /// Share of all CPUs that tracing may cost, in place of the file's
-    #[arg(long, value_name = "SHARE")]
-    pub max_overhead: Option<String>,
 }
 
 /// What a profile is written as.

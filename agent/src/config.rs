@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -23,7 +22,7 @@ const RULES_MAX: usize = 256;
 
 /// Why a file is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}:{}{reason}", .path.display(), .line.map(|line| format!("{line}: ")).unwrap_or_else(|| " ".into()))]
+#[error("{}:{}{reason}", .path.display(), .line.map_or_else(|| " ".into(), |line| format!("{line}: ")))]
 pub struct ConfigError {
     pub path: PathBuf,
     pub line: Option<usize>,
@@ -36,7 +35,6 @@ pub struct ConfigError {
 pub struct Config {
     pub trace: Trace,
     pub output: Output,
-    pub budget: Budget,
     /// Whose pods the containers are.
     pub kubernetes: KubernetesConfig,
     /// The first that fits a process says how it is traced.
@@ -85,48 +83,6 @@ pub struct Output {
 impl Default for Output {
     fn default() -> Self {
         Self { ndjson: vec!["-".into()] }
-    }
-}
-
-/// What tracing may cost.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Budget {
-    /// Of all CPUs of the host.
-    pub max_overhead: Share,
-}
-
-impl Default for Budget {
-    fn default() -> Self {
-        Self { max_overhead: Share(0.01) }
-    }
-}
-
-/// A part of a whole: `"1%"`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Share(pub f64);
-
-impl fmt::Display for Share {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} %", self.0 * 100.0)
-    }
-}
-
-impl std::str::FromStr for Share {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let number = text.strip_suffix('%').map(str::trim_end).and_then(|number| number.parse::<f64>().ok());
-        match number {
-            Some(percent) if (0.1..=50.0).contains(&percent) => Ok(Self(percent / 100.0)),
-            Some(_) | None => Err(format!("`{text}` is no share: write it like 1%, from 0.1% to 50%")),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Share {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        String::deserialize(from)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -332,6 +288,18 @@ mod tests {
     }
 
     #[test]
+    fn the_shipped_unit_starts_what_there_is() {
+        use clap::Parser;
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/deploy/agent.service");
+        let unit = std::fs::read_to_string(path).unwrap();
+        let started = unit.lines().filter_map(|line| line.strip_prefix("ExecStart"));
+        let words = started.filter_map(|line| Some(line.split_once('=')?.1.split_whitespace()));
+        let commands: Vec<_> = words.map(|words| cli::Cli::try_parse_from(words).unwrap().command).collect();
+        assert!(matches!(commands.as_slice(), [cli::Command::Daemon(_), cli::Command::Daemon(_)]));
+        assert!(unit.contains("\nExecReload=/bin/kill -HUP $MAINPID\n"));
+    }
+
+    #[test]
     fn what_is_wrong_is_told_with_its_line() {
         let check = |text: &str, told: &str| {
             let error = parse(text).unwrap_err().to_string();
@@ -339,8 +307,6 @@ mod tests {
         };
         check("[trace]\nwindou = \"1s\"\n", "agent.toml:2: unknown field `windou`");
         check("[trace]\n\nwindow = \"1ms\"\n", "agent.toml:3: a window lasts from 100ms to 60s");
-        check("[budget]\nmax_overhead = \"much\"", "agent.toml:2: `much` is no share");
-        check("[budget]\nmax_overhead = \"90%\"", "from 0.1% to 50%");
         check("[[process]]\ncommand = \"\"", "agent.toml:2: a pattern has");
         check("[[process]]\nuser = \"www\"\nslow_turn = 3", "agent.toml:3: ");
         check("trace = [", "agent.toml:1: ");

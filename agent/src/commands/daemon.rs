@@ -45,12 +45,7 @@ pub fn run(args: &DaemonArgs) -> u8 {
 }
 
 fn config(args: &DaemonArgs) -> Result<Config, ConfigError> {
-    let mut config = args.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
-    if let Some(share) = &args.max_overhead {
-        config.budget.max_overhead =
-            share.parse().map_err(|reason| ConfigError { path: "--max-overhead".into(), line: None, reason })?;
-    }
-    Ok(config)
+    args.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)
 }
 
 fn stay(args: &DaemonArgs, config: Config) -> Result<u8, DriverError> {

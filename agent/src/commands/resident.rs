@@ -27,7 +27,7 @@ use crate::{
 const SETTLED: Duration = Duration::from_millis(150);
 
 /// Between two looks through all of `/proc`, which find what nothing announced.
-const SCAN_EVERY: Duration = Duration::from_secs(60);
+const SCAN_EVERY: Duration = Duration::from_mins(1);
 
 /// Between two looks at the configuration file.
 const FILE_LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -187,7 +187,7 @@ pub struct Findings {
 }
 
 /// Between two looks at what is wrong, and two lines about the same.
-const JUDGE_EVERY: Duration = Duration::from_secs(60);
+const JUDGE_EVERY: Duration = Duration::from_mins(1);
 const TELL_EVERY: Duration = Duration::from_hours(1);
 
 impl Findings {

@@ -28,7 +28,7 @@ struct Daemon {
 /// Only what these tests start: what else runs on the machine is left alone.
 fn config(ndjson: &Path, rules: &str) -> String {
     let ours = "[[process]]\ncommand = \"*tests/workloads/*\"\n[[process]]\ntrace = false\n";
-    format!("[trace]\nwindow = \"1s\"\npostgres = false\n[output]\nndjson = [{ndjson:?}]\n{rules}\n{ours}")
+    format!("[trace]\nwindow = \"1s\"\npostgres = false\n[output]\nndjson = ['{}']\n{rules}\n{ours}", ndjson.display())
 }
 
 impl Daemon {
@@ -113,7 +113,7 @@ fn a_bad_configuration_is_refused_and_a_good_one_is_in_force() {
     let mut daemon = Daemon::start(&bench, "reload");
     daemon.await_line(workload.pid(), "window", 1);
     let good = fs::read_to_string(&daemon.config).unwrap();
-    fs::write(&daemon.config, format!("[trace]\nwindou = 1\n{good}")).unwrap();
+    fs::write(&daemon.config, good.replacen("window", "windou", 1)).unwrap();
     daemon.process.signal(Signal::HUP);
     let told = daemon.process.wait_err("agent: refused");
     assert!(told.contains(":2: unknown field `windou`"), "{told}");
@@ -139,8 +139,8 @@ fn thousands_of_short_lived_processes_cost_nothing_lasting() {
     let Some(bench) = bench() else { return };
     let daemon = Daemon::start(&bench, "storm");
     let storm = |seconds: u64| {
-        let (begin, mut begun) = (Instant::now(), 0u32);
-        while begin.elapsed() < Duration::from_secs(seconds) {
+        let (start, mut begun) = (Instant::now(), 0u32);
+        while start.elapsed() < Duration::from_secs(seconds) {
             assert!(Command::new("/bin/true").status().unwrap().success());
             begun += 1;
         }

@@ -129,6 +129,7 @@ fn a_daemon_knows_pods_by_name_and_traces_those_it_is_told_to() {
     }
     daemon.signal(Signal::TERM);
     assert!(daemon.wait(Duration::from_secs(20)).success());
+    assert_eq!(server.asked("/api/v1/pods watch=null"), 1, "one list, then what changes");
     let records = Records::read(&ndjson);
     let traced: Vec<_> = records.of_type("target").collect();
     assert!(!traced.is_empty() && traced.iter().all(|target| target["pid"] == inside.pid()), "{traced:?}");
