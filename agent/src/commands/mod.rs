@@ -17,6 +17,7 @@ mod relations;
 pub mod report;
 mod session;
 mod sinks;
+mod streams;
 mod subject;
 mod symbols;
 pub mod trace;
