@@ -1,6 +1,6 @@
 //! Where records are streamed to.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
 
@@ -10,10 +10,14 @@ pub struct StreamArgs {
     /// Stream the records to a collector, as [FORMAT+]URL; may be given several times
     ///
     /// The URL is tcp://HOST:PORT, tls://HOST:PORT, unix:PATH, http://…, https://…, file:PATH (rotated) or -; the format is ndjson
-    /// (the default) or bunyan. A collector that is slow or away holds nothing up: records wait in memory, and beyond that in
+    /// (the default), bunyan, otlp or otlp-json (over HTTP; `otlp` alone goes where OTEL_EXPORTER_OTLP_ENDPOINT says). A collector that is slow or away holds nothing up: records wait in memory, and beyond that in
     /// --spool, within bounds, and what is lost is counted.
     #[arg(long, value_name = "URL", help_heading = "Streams")]
     pub to: Vec<String>,
+
+    /// Serve /metrics for Prometheus, /healthz and /readyz at this address, as 127.0.0.1:9464
+    #[arg(long, value_name = "ADDRESS", help_heading = "Streams")]
+    pub listen: Option<SocketAddr>,
 
     /// Directory in which records wait for a collector that is away; the next run with it sends what is left
     #[arg(long, value_name = "DIR", help_heading = "Streams", requires = "to")]

@@ -5,8 +5,12 @@
 use std::{
     fs::File,
     io::{self, BufWriter, Write},
+    net::SocketAddr,
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -17,6 +21,7 @@ use crate::{
     core::Input,
     export::{
         bunyan, ndjson, recording,
+        serve::{Server, Shown},
         stream::{Books, StreamConfig, StreamFormat, Streams},
     },
     report::{Record, model::StreamAccount},
@@ -43,6 +48,8 @@ pub struct Destinations {
     pub ndjson: Vec<PathBuf>,
     /// Records for `bunyan`.
     pub bunyan: Option<PathBuf>,
+    /// Where what Prometheus scrapes is served.
+    pub listen: Option<SocketAddr>,
     /// To collectors.
     pub streams: Vec<StreamConfig>,
     pub recording: Option<PathBuf>,
@@ -98,12 +105,14 @@ impl Sinks {
                 Some(Sink { name: display(path), writer, is_stdout: is_stdout(path), format: StreamFormat::Ndjson })
             }
         };
+        let shown = to.listen.map(serve).transpose()?;
         let (bundles, inbox) = sync_channel(QUEUE_LEN);
-        let (has_recording, has_records) = (recording.is_some(), !lines.is_empty() || !streams.is_empty());
+        let (has_recording, has_records) =
+            (recording.is_some(), !lines.is_empty() || !streams.is_empty() || shown.is_some());
         let thread = std::thread::Builder::new()
             .name("agent-export".into())
             .spawn(move || {
-                let mut outcome = write_all(&inbox, lines, recording, &mut streams);
+                let mut outcome = write_all(&inbox, lines, recording, &mut streams, shown.as_deref());
                 for account in streams.finish(DRAIN) {
                     outcome.streamed(&account);
                 }
@@ -169,6 +178,7 @@ fn write_all(
     mut lines: Vec<Sink<Output>>,
     mut recording: Option<Sink<recording::Writer<Output>>>,
     streams: &mut Streams,
+    shown: Option<&Shown>,
 ) -> Outcome {
     let mut outcome = Outcome::default();
     while let Ok(bundle) = inbox.try_recv().or_else(|empty| match empty {
@@ -183,9 +193,12 @@ fn write_all(
             match message {
                 Message::Record(record) => {
                     streams.record(&record);
+                    if let Some(shown) = shown {
+                        shown.record(&record);
+                    }
                     keep(&mut lines, &mut outcome, |sink| match sink.format {
                         StreamFormat::Bunyan => bunyan::write_record(&mut sink.writer, &record),
-                        StreamFormat::Ndjson => ndjson::write_record(&mut sink.writer, &record),
+                        StreamFormat::Ndjson | StreamFormat::Otlp => ndjson::write_record(&mut sink.writer, &record),
                     });
                 }
                 Message::Input(input) => {
@@ -209,6 +222,12 @@ fn write_all(
         outcome.fail(&sink.name, sink.is_stdout, &error);
     }
     outcome
+}
+
+fn serve(listen: SocketAddr) -> Result<Arc<Shown>, String> {
+    let server = Server::start(listen).map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+    info!("/metrics, /healthz and /readyz on http://{}", server.address);
+    Ok(server.shown)
 }
 
 /// Does something to each sink and drops those that fail.

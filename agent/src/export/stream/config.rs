@@ -1,6 +1,6 @@
 //! What a stream is told: where to, in which format, and what it may hold back.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use serde::Deserialize;
 
@@ -10,8 +10,23 @@ use serde::Deserialize;
 pub struct StreamConfig {
     #[serde(rename = "type", default)]
     pub format: StreamFormat,
-    /// `-`, `file:PATH`, `unix:PATH`, `tcp://HOST:PORT`, `tls://HOST:PORT`, `http://…` or `https://…`.
+    /// `-`, `file:PATH`, `unix:PATH`, `tcp://HOST:PORT`, `tls://HOST:PORT`, `http://…` or `https://…`. Of OTLP: the endpoint, to
+    /// which `/v1/metrics` and `/v1/logs` are added.
     pub to: String,
+    /// Of OTLP: how requests are written.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Of OTLP: endpoints of one signal, as they are.
+    #[serde(default)]
+    pub metrics_to: Option<String>,
+    #[serde(default)]
+    pub logs_to: Option<String>,
+    /// Of OTLP: attributes of every resource.
+    #[serde(default)]
+    pub resource: BTreeMap<String, String>,
+    /// Headers of HTTP that came from the environment.
+    #[serde(skip)]
+    pub headers: Headers,
     #[serde(default)]
     pub compression: Compression,
     /// Of HTTP: a file of `Name: value` lines, which may hold secrets. It is read once, and never printed.
@@ -43,6 +58,29 @@ pub enum StreamFormat {
     /// Records that `bunyan` reads, one a line.
     #[serde(rename = "bunyan")]
     Bunyan,
+    /// Metrics and logs of OpenTelemetry, over HTTP.
+    #[serde(rename = "otlp")]
+    Otlp,
+}
+
+/// How requests of OTLP are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum Protocol {
+    #[default]
+    #[serde(rename = "http/protobuf")]
+    Protobuf,
+    #[serde(rename = "http/json")]
+    Json,
+}
+
+/// Names and values; values are never shown.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Headers(pub Vec<(String, String)>);
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 impl StreamFormat {
@@ -52,6 +90,7 @@ impl StreamFormat {
         match self {
             Self::Ndjson => "ndjson",
             Self::Bunyan => "bunyan",
+            Self::Otlp => "otlp",
         }
     }
 }
@@ -120,6 +159,9 @@ impl Default for RotateConfig {
 }
 
 /// OpenTelemetry's default.
+const OTLP_ENDPOINT: &str = "http://localhost:4318";
+
+/// OpenTelemetry's default.
 const fn timeout_ms() -> u64 {
     10_000
 }
@@ -132,11 +174,13 @@ const fn spool_bytes() -> u64 {
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     #[error(
-        "{to}: {reason}: it is [FORMAT+]URL, as tcp://host:port, tls://host:port, unix:/path, file:/path, https://host/path or -"
+        "{to}: {reason}: it is [FORMAT+]URL, as tcp://host:port, tls://host:port, unix:/path, file:/path, https://host/path, otlp+http://host:4318 or -"
     )]
     Address { to: String, reason: &'static str },
     #[error("{to}: {reason}")]
     Unfit { to: String, reason: &'static str },
+    #[error("the header {name} is none")]
+    BadHeader { name: String },
     #[error("cannot write {}: {error}", path.display())]
     Write { path: PathBuf, error: std::io::Error },
     #[error("cannot read {}: {error}", path.display())]
@@ -183,6 +227,11 @@ impl StreamConfig {
         Self {
             format,
             to: to.into(),
+            protocol: Protocol::default(),
+            metrics_to: None,
+            logs_to: None,
+            resource: BTreeMap::new(),
+            headers: Headers::default(),
             compression: Compression::default(),
             headers_file: None,
             ca_file: None,
@@ -196,12 +245,15 @@ impl StreamConfig {
 
     /// Reads `[FORMAT+]URL`.
     pub fn parse(text: &str) -> Result<Self, StreamError> {
-        let (format, to) = match text.split_once('+') {
-            Some(("ndjson", to)) => (StreamFormat::Ndjson, to),
-            Some(("bunyan", to)) => (StreamFormat::Bunyan, to),
-            _ => (StreamFormat::Ndjson, text),
+        let (format, protocol, to) = match text.split_once('+') {
+            Some(("ndjson", to)) => (StreamFormat::Ndjson, Protocol::default(), to),
+            Some(("bunyan", to)) => (StreamFormat::Bunyan, Protocol::default(), to),
+            Some(("otlp", to)) => (StreamFormat::Otlp, Protocol::Protobuf, to),
+            Some(("otlp-json", to)) => (StreamFormat::Otlp, Protocol::Json, to),
+            _ if text == "otlp" => (StreamFormat::Otlp, Protocol::default(), OTLP_ENDPOINT),
+            _ => (StreamFormat::Ndjson, Protocol::default(), text),
         };
-        let config = Self::new(format, to);
+        let config = Self { protocol, ..Self::new(format, to) };
         config.address()?;
         Ok(config)
     }
@@ -219,6 +271,13 @@ impl StreamConfig {
         }
         if self.rotate.is_some() && !matches!(address, Address::File(_)) {
             return Err(unfit("only files are rotated"));
+        }
+        let of_otlp = self.protocol == Protocol::Json || self.metrics_to.is_some() || self.logs_to.is_some();
+        if self.format == StreamFormat::Otlp && !address.is_http() {
+            return Err(unfit("OTLP goes over http:// or https://"));
+        }
+        if self.format != StreamFormat::Otlp && (of_otlp || !self.resource.is_empty()) {
+            return Err(unfit("protocol, metrics_to, logs_to and resource are of OTLP"));
         }
         if self.queue.max_records == 0 || self.queue.max_bytes == 0 || self.timeout_ms == 0 {
             return Err(unfit("a queue holds something, and a timeout lasts"));
@@ -268,6 +327,21 @@ impl Address {
 }
 
 impl Url {
+    /// Reads `http://…` or `https://…`.
+    pub fn of(to: &str) -> Result<Self, StreamError> {
+        match Address::parse(to) {
+            Ok(Address::Http(url)) => Ok(url),
+            Ok(_) => Err(StreamError::Address { to: without_secrets(to), reason: "not of HTTP" }),
+            Err(reason) => Err(StreamError::Address { to: without_secrets(to), reason }),
+        }
+    }
+
+    /// The same with more path.
+    #[must_use]
+    pub fn below(&self, path: &str) -> Self {
+        Self { path: format!("{}{path}", self.path.trim_end_matches('/')), ..self.clone() }
+    }
+
     fn parse(is_tls: bool, rest: &str) -> Result<Self, &'static str> {
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
@@ -333,6 +407,9 @@ mod tests {
         check("https://c.example/in?x=1#f", url(true, "c.example", 443, "/in?x=1"));
         check("http://c.example:9428", url(false, "c.example", 9428, "/"));
         assert_eq!(StreamConfig::parse("bunyan+-").unwrap().format, StreamFormat::Bunyan);
+        check("otlp", url(false, "localhost", 4318, "/"));
+        assert_eq!(StreamConfig::parse("otlp-json+https://c/x").unwrap().protocol, Protocol::Json);
+        assert!(StreamConfig::parse("otlp+tcp://h:1").is_err());
     }
 
     #[test]

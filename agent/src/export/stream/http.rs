@@ -16,7 +16,7 @@ use tokio_rustls::rustls::ClientConfig;
 
 use super::{
     Refusal,
-    config::{Compression, StreamError, Url},
+    config::{Compression, StreamConfig, StreamError, Url},
     connect::Connection,
 };
 
@@ -131,8 +131,17 @@ fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
     encoder.finish()
 }
 
+/// Headers of a stream: from its file and from the environment.
+pub fn headers_of(config: &StreamConfig) -> Result<Vec<(HeaderName, HeaderValue)>, StreamError> {
+    let mut all = config.headers_file.as_deref().map(headers).transpose()?.unwrap_or_default();
+    for (name, value) in &config.headers.0 {
+        all.push(header(name, value).ok_or_else(|| StreamError::BadHeader { name: name.clone() })?);
+    }
+    Ok(all)
+}
+
 /// Reads `Name: value` lines; values are marked as secret.
-pub fn headers(path: &Path) -> Result<Vec<(HeaderName, HeaderValue)>, StreamError> {
+fn headers(path: &Path) -> Result<Vec<(HeaderName, HeaderValue)>, StreamError> {
     let text = std::fs::read_to_string(path).map_err(|error| StreamError::Read { path: path.to_owned(), error })?;
     let mut headers = Vec::new();
     for (line, text) in (1..).zip(text.lines()).filter(|(_, text)| !text.trim().is_empty()) {
@@ -144,7 +153,7 @@ pub fn headers(path: &Path) -> Result<Vec<(HeaderName, HeaderValue)>, StreamErro
 
 /// One header; `None` if it cannot be one.
 #[must_use]
-pub fn header(name: &str, value: &str) -> Option<(HeaderName, HeaderValue)> {
+fn header(name: &str, value: &str) -> Option<(HeaderName, HeaderValue)> {
     let mut value = HeaderValue::from_str(value.trim()).ok()?;
     value.set_sensitive(true);
     Some((HeaderName::from_bytes(name.trim().as_bytes()).ok()?, value))

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 pub use self::{
     account::{Item, Queue, Signal},
-    config::{Compression, SpoolConfig, StreamConfig, StreamError, StreamFormat},
+    config::{Compression, Protocol, SpoolConfig, StreamConfig, StreamError, StreamFormat},
 };
 use self::{
     config::without_secrets,
@@ -32,7 +32,7 @@ use self::{
     sink::Sink,
     spool::Spool,
 };
-use super::{bunyan, ndjson};
+use super::{bunyan, ndjson, otlp};
 use crate::report::{Record, model::StreamAccount};
 
 /// Beyond the deadline: a write that hangs in the kernel cannot be called off.
@@ -61,6 +61,7 @@ pub struct Streams {
 
 struct Stream {
     format: StreamFormat,
+    otlp: otlp::Encoder,
     queue: Arc<Queue>,
     /// Disconnected when the thread has ended.
     done: mpsc::Receiver<()>,
@@ -153,7 +154,7 @@ impl Stream {
                 drop(thread_ends);
             })
             .map_err(StreamError::Thread)?;
-        Ok(Self { format: config.format, queue, done })
+        Ok(Self { format: config.format, otlp: otlp::Encoder::new(config.resource.clone()), queue, done })
     }
 
     /// The record in the stream's format, if it has a place for it.
@@ -162,6 +163,7 @@ impl Stream {
         let written = match self.format {
             StreamFormat::Ndjson => ndjson::write_record(&mut bytes, record),
             StreamFormat::Bunyan => bunyan::write_record(&mut bytes, record),
+            StreamFormat::Otlp => return self.otlp.encode(record),
         };
         match written {
             Ok(()) => Some(Item { signal: Signal::Line, bytes }),

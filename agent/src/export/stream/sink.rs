@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use log::warn;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::timeout,
@@ -16,11 +17,12 @@ use tokio_rustls::rustls::ClientConfig;
 
 use super::{
     Refusal,
-    account::Item,
-    config::{Address, RotateConfig, StreamConfig, StreamError},
+    account::{Item, Signal},
+    config::{Address, Protocol, RotateConfig, StreamConfig, StreamError, StreamFormat, Url},
     connect::{self, Connection},
     http::{self, Client},
 };
+use crate::export::otlp;
 
 /// A destination, opened as far as that needs nobody else.
 pub enum Sink {
@@ -28,10 +30,15 @@ pub enum Sink {
     File(RotatedFile),
     Socket(Socket),
     Http(Box<Client>),
+    Otlp(Box<Otlp>),
 }
 
 impl Sink {
     pub fn open(config: &StreamConfig) -> Result<Self, StreamError> {
+        if config.format == StreamFormat::Otlp {
+            config.address()?;
+            return Otlp::open(config).map(|otlp| Self::Otlp(Box::new(otlp)));
+        }
         let trust = || connect::trust(config.ca_file.as_deref());
         Ok(match config.address()? {
             Address::Stdout => Self::Stdout,
@@ -44,11 +51,7 @@ impl Sink {
                 Self::Socket(Socket { address, trust: None, connection: None })
             }
             address @ Address::Tls { .. } => Self::Socket(Socket { address, trust: Some(trust()?), connection: None }),
-            Address::Http(url) => {
-                let headers = config.headers_file.as_deref().map(http::headers).transpose()?.unwrap_or_default();
-                let trust = url.is_tls.then(trust).transpose()?;
-                Self::Http(Box::new(Client::new(url, trust, headers, config.compression)))
-            }
+            Address::Http(url) => Self::Http(Box::new(client(config, url)?)),
         })
     }
 
@@ -57,7 +60,7 @@ impl Sink {
     pub const fn linger(&self) -> Duration {
         match self {
             Self::Stdout | Self::File(_) | Self::Socket(_) => Duration::ZERO,
-            Self::Http(_) => Duration::from_millis(100),
+            Self::Http(_) | Self::Otlp(_) => Duration::from_millis(100),
         }
     }
 
@@ -75,7 +78,56 @@ impl Sink {
             Self::File(file) => file.write(&body).map_err(Refusal::unreachable),
             Self::Socket(socket) => socket.write(&body).await.map_err(Refusal::unreachable),
             Self::Http(client) => client.post("application/x-ndjson", body).await.map(|_| ()),
+            Self::Otlp(otlp) => otlp.post(items.first().map_or(Signal::Line, |item| item.signal), body).await,
         }
+    }
+}
+
+fn client(config: &StreamConfig, url: Url) -> Result<Client, StreamError> {
+    let trust = url.is_tls.then(|| connect::trust(config.ca_file.as_deref())).transpose()?;
+    Ok(Client::new(url, trust, http::headers_of(config)?, config.compression))
+}
+
+/// A collector of OpenTelemetry's.
+pub struct Otlp {
+    metrics: Client,
+    logs: Client,
+    protocol: Protocol,
+    partial: u64,
+}
+
+impl Otlp {
+    fn open(config: &StreamConfig) -> Result<Self, StreamError> {
+        let url = |own: Option<&String>, path| match own {
+            Some(own) => Url::of(own),
+            None => Url::of(&config.to).map(|url| url.below(path)),
+        };
+        Ok(Self {
+            metrics: client(config, url(config.metrics_to.as_ref(), "/v1/metrics")?)?,
+            logs: client(config, url(config.logs_to.as_ref(), "/v1/logs")?)?,
+            protocol: config.protocol,
+            partial: 0,
+        })
+    }
+
+    async fn post(&mut self, signal: Signal, body: Vec<u8>) -> Result<(), Refusal> {
+        let (content_type, body) = match self.protocol {
+            Protocol::Protobuf => ("application/x-protobuf", body),
+            Protocol::Json => ("application/json", otlp::json(signal, &body).map_err(|why| Refusal::Never { why })?),
+        };
+        let client = match signal {
+            Signal::Metrics => &mut self.metrics,
+            Signal::Logs | Signal::Line => &mut self.logs,
+        };
+        let answer = client.post(content_type, body).await?;
+        if let Some(complaint) = otlp::complaint(self.protocol == Protocol::Json, &answer) {
+            self.partial += 1;
+            // 1, 2, 4, 8 …: said, but not each time.
+            if self.partial.is_power_of_two() {
+                warn!("the collector did not take all of a request, {} times by now: {complaint}", self.partial);
+            }
+        }
+        Ok(())
     }
 }
 
