@@ -492,13 +492,11 @@ impl ElfFile {
         wanted: &str,
         lookup: &mut Lookup,
     ) -> Result<(), ElfError> {
-        let index = match index.get() {
-            Some(index) => index,
-            None => {
-                let read = self.index(table)?;
-                index.get_or_init(|| read)
-            }
-        };
+        if index.get().is_none() {
+            // Another thread may have been faster, with the same.
+            let _ = index.set(self.index(table)?);
+        }
+        let Some(index) = index.get() else { return Ok(()) };
         for number in index.candidates(wanted) {
             let at = u64::from(number) * SYMBOL_BYTES as u64;
             let entry = table.symbols.part(at, SYMBOL_BYTES as u64);
