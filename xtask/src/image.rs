@@ -57,8 +57,8 @@ fn stage(context: &Path) -> Result<std::path::PathBuf, Error> {
     build::object()?;
     say("agent, without shared libraries");
     // Only linked in another way: its parts are those of any release build.
-    let mut cargo = host_cargo(&["rustc", "--release", "--package", "agent", "--bin", "agent", "--"]);
-    run(cargo.args(["-C", "target-feature=+crt-static", "-C", "strip=debuginfo"]))?;
+    let mut cargo = host_cargo(&["rustc", "--release", "--package", "agent", "--bin", "agent"]);
+    run(cargo.args(["--", "-C", "target-feature=+crt-static", "-C", "strip=debuginfo"]))?;
     let built = root().join("target/release/agent");
     no_libraries(&built)?;
     let rootfs = context.join("rootfs");

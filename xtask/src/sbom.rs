@@ -92,8 +92,10 @@ fn bill(metadata: &Value, checksums: &BTreeMap<(String, String), String>) -> Opt
     let component = |id: &&str| {
         let package = packages.get(id)?;
         // Cargo's older way to say "or" is a slash.
-        let licence =
-            package["license"].as_str().map(|licence| json!([{ "expression": licence.replace('/', " OR ") }]));
+        let licence = package["license"].as_str().map(|licence| {
+            let alternatives: Vec<&str> = licence.split('/').map(str::trim).collect();
+            json!([{ "expression": alternatives.join(" OR ") }])
+        });
         let checksum = checksums.get(&(text(package, "name"), text(package, "version")));
         Some(json!({
             "type": if *id == own { "application" } else { "library" },

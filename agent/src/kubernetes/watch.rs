@@ -12,7 +12,7 @@ use std::{
 use http_body_util::BodyExt;
 use hyper::body::{Body, Bytes};
 use log::{debug, info, warn};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     client::{Api, ApiError},
@@ -70,24 +70,28 @@ enum End {
 pub async fn run(api: Api, node: String, store: Arc<Mutex<Store>>) {
     let mut watch = Watch { api, node: encoded(&node), store, place: Place::Anew };
     let mut pause = Pause::new();
+    let mut is_away = false;
     loop {
-        match watch.go_on().await {
-            Ok(End::Closed) => pause = Pause::new(),
-            Ok(End::Expired) => {
-                lock(&watch.store).counts.expired += 1;
-                watch.place = Place::Lost;
-                debug!("kubernetes: the watch has expired");
-                // A server that forgets at once is not to be asked at once.
-                sleep(pause.next()).await;
+        let begin = Instant::now();
+        let end = watch.go_on().await;
+        if let Err(error) = &end {
+            lock(&watch.store).counts.failures += 1;
+            if !is_away {
+                warn!("kubernetes: {error}; what is known stays, and it is tried again");
             }
-            Err(error) => {
-                lock(&watch.store).counts.failures += 1;
-                if pause.is_first() {
-                    warn!("kubernetes: {error}; what is known stays, and it is tried again");
-                }
-                sleep(pause.next()).await;
-            }
+        } else if is_away {
+            info!("kubernetes: the API server answers again");
         }
+        is_away = end.is_err();
+        if let Ok(End::Expired) = end {
+            lock(&watch.store).counts.expired += 1;
+            watch.place = Place::Lost;
+        }
+        if begin.elapsed() >= PAUSE_MAX {
+            pause = Pause::new();
+        }
+        // Also after a watch that was ended: one that breaks off at once may do so the next time.
+        sleep(pause.next()).await;
     }
 }
 
@@ -264,10 +268,6 @@ struct Pause {
 impl Pause {
     fn new() -> Self {
         Self { tries: 0 }
-    }
-
-    fn is_first(&self) -> bool {
-        self.tries == 0
     }
 
     fn next(&mut self) -> Duration {

@@ -221,7 +221,9 @@ impl Stage {
         let podman = Podman::new(bench)?;
         let scratch = bench.dir.path().to_owned();
         let context = scratch.join("image");
-        stage(Path::new(env!("CARGO_BIN_EXE_agent")), &context.join("rootfs"), "/usr/bin/agent");
+        // That of `cargo xtask image`, where it is named.
+        let program = std::env::var_os("AGENT_TEST_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_agent").into());
+        stage(Path::new(&program), &context.join("rootfs"), "/usr/bin/agent");
         let file = manifests::repository().join("scripts/image/Containerfile");
         let (file, context) = (file.to_str().unwrap().to_owned(), context.to_str().unwrap().to_owned());
         podman.run(&["build", "--quiet", "--isolation", "chroot", "--tag", IMAGE, "--file", &file, &context]);

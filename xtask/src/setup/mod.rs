@@ -139,6 +139,8 @@ fn packages(purpose: Purpose) -> Vec<&'static str> {
             ("runc", "runc"),
             ("kubectl", "kubernetes-client"),
             ("python3", "python3-venv"),
+            // Certificates of doubles.
+            ("openssl", "openssl"),
         ]);
         // In a directory of its own, off the path.
         if !Path::new("/usr/lib/postgresql/15/bin/postgres").is_file() {
