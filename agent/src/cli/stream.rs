@@ -9,8 +9,8 @@ use clap::Args;
 pub struct StreamArgs {
     /// Stream the records to a collector, as [FORMAT+]URL; may be given several times
     ///
-    /// The URL is tcp://HOST:PORT, tls://HOST:PORT, unix:PATH, http://…, https://…, file:PATH (rotated) or -; the format is ndjson
-    /// (the default), bunyan, otlp or otlp-json (over HTTP; `otlp` alone goes where OTEL_EXPORTER_OTLP_ENDPOINT says). A collector that is slow or away holds nothing up: records wait in memory, and beyond that in
+    /// The URL is tcp://HOST:PORT, tls://HOST:PORT, unix:PATH, http://…, https://…, `file:PATH` (rotated) or -; the format is ndjson
+    /// (the default), bunyan, otlp or otlp-json (over HTTP; `otlp` alone goes where `OTEL_EXPORTER_OTLP_ENDPOINT` says). A collector that is slow or away holds nothing up: records wait in memory, and beyond that in
     /// --spool, within bounds, and what is lost is counted.
     #[arg(long, value_name = "URL", help_heading = "Streams")]
     pub to: Vec<String>,

@@ -87,16 +87,9 @@ fn decoded(value: &str) -> String {
     let mut rest = value.as_bytes();
     while let Some((byte, tail)) = rest.split_first() {
         let code = tail.get(..2).filter(|_| *byte == b'%').and_then(|code| std::str::from_utf8(code).ok());
-        match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
-            Some(code) => {
-                bytes.push(code);
-                rest = tail.get(2..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(*byte);
-                rest = tail;
-            }
-        }
+        let code = code.and_then(|code| u8::from_str_radix(code, 16).ok());
+        bytes.push(code.unwrap_or(*byte));
+        rest = code.and_then(|_| tail.get(2..)).unwrap_or(tail);
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }

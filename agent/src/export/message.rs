@@ -29,7 +29,14 @@ pub fn level(body: &Body) -> Level {
         | Body::GcPause(_)
         | Body::Memory(_)
         | Body::Agent(_)
-        | Body::PgClient(_) => Level::Debug,
+        | Body::PgClient(_)
+        | Body::Process(
+            Process::ThreadStart { .. }
+            | Process::ThreadEnd { .. }
+            | Process::Fork { .. }
+            | Process::Exec { .. }
+            | Process::Gone,
+        ) => Level::Debug,
         Body::Target(_) | Body::PgCluster(_) | Body::Window(_) | Body::PgWindow(_) | Body::End(_) => Level::Info,
         Body::SlowTurn(_) | Body::PgLock(_) | Body::Warning(_) => Level::Warn,
         Body::PgDeadlock(_) => Level::Error,
@@ -44,11 +51,9 @@ pub fn level(body: &Body) -> Level {
         },
         Body::Process(Process::Exit { code, signal, core_dumped, .. }) => match (code, signal) {
             (_, Some(_)) if *core_dumped => Level::Fatal,
-            (Some(0), None) => Level::Info,
+            (Some(0) | None, None) => Level::Info,
             (_, Some(_)) | (Some(_), None) => Level::Error,
-            (None, None) => Level::Info,
         },
-        Body::Process(_) => Level::Debug,
     }
 }
 
@@ -154,11 +159,11 @@ fn of_process(process: &Process) -> String {
         Process::ThreadEnd { tid, name } => format!("thread {tid} ({name}) ended"),
         Process::Fork { child_pid } => format!("started process {child_pid}"),
         Process::Exec { name } => format!("became {name}"),
-        Process::Exit { name, code, signal, core_dumped } => {
+        Process::Exit { name, code: exit, signal, core_dumped } => {
             let core = if *core_dumped { ", with a core dump" } else { "" };
-            match (code, signal) {
+            match (exit, signal) {
                 (_, Some(signal)) => format!("{name} was ended by signal {signal}{core}"),
-                (Some(code), None) => format!("{name} ended with code {code}"),
+                (Some(exit), None) => format!("{name} ended with code {exit}"),
                 (None, None) => format!("{name} ended"),
             }
         }

@@ -124,10 +124,15 @@ impl Registry {
     }
 
     fn begin(&mut self, pid: u32, target: &Target) {
-        let script = target.command.get(1).or(target.command.first()).map_or(target.exe.as_str(), String::as_str);
-        let name = std::path::Path::new(script).file_stem().map(|name| name.to_string_lossy().into_owned());
+        const SHOWN: [(&str, &str); 4] = [
+            ("service", "service.name"),
+            ("namespace", "k8s.namespace.name"),
+            ("pod", "k8s.pod.name"),
+            ("container", "k8s.container.name"),
+        ];
         if self.targets.len() < TARGETS_MAX {
-            self.targets.insert(pid, vec![("service", name.unwrap_or_default())]);
+            let label = |(label, key): (&'static str, &str)| Some((label, target.resource.get(key)?.clone()));
+            self.targets.insert(pid, SHOWN.into_iter().filter_map(label).collect());
         }
     }
 
@@ -321,8 +326,9 @@ mod tests {
     #[test]
     fn labels_cannot_break_out() {
         let mut registry = Registry::default();
-        let target = Target { command: vec!["node".into(), "a\"b\\c\nd.js".into()], ..Target::default() };
-        registry.record(&Record { body: Body::Target(Box::new(target).as_ref().clone()), ..window(7, 0..0) });
+        let resource = [("service.name".to_owned(), "a\"b\\c\nd".to_owned())].into();
+        let target = Target { resource, ..Target::default() };
+        registry.record(&Record { body: Body::Target(Box::new(target)), ..window(7, 0..0) });
         assert_eq!(registry.labels(7, &[]), r#"pid="7",service="a\"b\\c\nd""#);
     }
 }

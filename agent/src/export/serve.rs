@@ -30,7 +30,7 @@ const CONNECTIONS_MAX: usize = 16;
 
 /// A request that takes longer to come is none, and a connection does not stay longer than this.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
-const CONNECTION_PATIENCE: Duration = Duration::from_secs(120);
+const CONNECTION_PATIENCE: Duration = Duration::from_mins(2);
 
 /// What is shown.
 #[derive(Default)]

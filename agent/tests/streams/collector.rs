@@ -172,7 +172,7 @@ fn serve(stream: TcpStream, seen: &Mutex<Vec<Request>>, script: &Mutex<Vec<Answe
         let (status, more) = match answer {
             Answer::CutAfter(_) => return,
             Answer::Silence => {
-                std::thread::sleep(Duration::from_secs(60));
+                std::thread::sleep(Duration::from_mins(1));
                 return;
             }
             Answer::Ok => (200, String::new()),

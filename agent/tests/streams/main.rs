@@ -125,8 +125,8 @@ impl Watched {
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-fn spool(directory: &Path, max_bytes: u64) -> Option<SpoolConfig> {
-    Some(SpoolConfig { directory: directory.to_owned(), max_bytes })
+fn spool(directory: &Path, max_bytes: u64) -> SpoolConfig {
+    SpoolConfig { directory: directory.to_owned(), max_bytes }
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn lines_arrive_over_tcp_also_when_the_collector_comes_late_and_comes_again() {
     let small = QueueConfig { max_records: 50, max_bytes: 1 << 20 };
     let to = format!("tcp://{address}");
     let mut stream =
-        Watched::open(StreamConfig { queue: small, spool: spool(directory.path(), 1 << 20), ..config(&to) });
+        Watched::open(StreamConfig { queue: small, spool: Some(spool(directory.path(), 1 << 20)), ..config(&to) });
     // Nobody listens: memory fills, and then the disk takes over.
     for from in (0..200).step_by(20) {
         stream.send(from..from + 20);
@@ -188,7 +188,7 @@ fn a_collector_that_reads_nothing_holds_up_nobody_and_what_is_lost_is_counted() 
 fn what_is_left_at_the_end_is_sent_by_the_next_run() {
     let directory = tempfile::tempdir().unwrap();
     let address = Lines::listen("127.0.0.1:0").kill();
-    let config = StreamConfig { spool: spool(directory.path(), 1 << 20), ..config(&format!("tcp://{address}")) };
+    let config = StreamConfig { spool: Some(spool(directory.path(), 1 << 20)), ..config(&format!("tcp://{address}")) };
     let mut stream = Watched::open(config.clone());
     stream.send(0..100);
     let account = stream.finish(Duration::from_millis(50));
@@ -264,7 +264,7 @@ fn a_disk_that_is_full_loses_nothing_that_memory_has_room_for() {
     let small = QueueConfig { max_records: 100, max_bytes: 1 << 20 };
     let to = format!("tcp://{address}");
     let mut stream =
-        Watched::open(StreamConfig { queue: small, spool: spool(directory.path(), 1 << 30), ..config(&to) });
+        Watched::open(StreamConfig { queue: small, spool: Some(spool(directory.path(), 1 << 30)), ..config(&to) });
     for from in (0..2000).step_by(20) {
         stream.send(from..from + 20);
         std::thread::sleep(Duration::from_millis(1));

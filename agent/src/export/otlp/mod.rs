@@ -72,13 +72,13 @@ impl Encoder {
             let start_ns = time_ns.saturating_sub(duration_ns);
             let mut window = Window { start_ns, end_ns: time_ns, metrics: Vec::new() };
             metrics::put(&record.body, &mut window);
-            let scope_metrics = vec![ScopeMetrics { scope: scope(), metrics: window.metrics }];
+            let scope_metrics = vec![ScopeMetrics { scope: Some(scope()), metrics: window.metrics }];
             let request =
                 MetricsRequest { resource_metrics: vec![ResourceMetrics { resource: resource(), scope_metrics }] };
             return Some(Item { signal: Signal::Metrics, bytes: request.encode_to_vec() });
         }
         let log = logs::of(&record.body, time_ns)?;
-        let scope_logs = vec![ScopeLogs { scope: scope(), log_records: vec![log] }];
+        let scope_logs = vec![ScopeLogs { scope: Some(scope()), log_records: vec![log] }];
         let request = LogsRequest { resource_logs: vec![ResourceLogs { resource: resource(), scope_logs }] };
         Some(Item { signal: Signal::Logs, bytes: request.encode_to_vec() })
     }
@@ -92,7 +92,7 @@ impl Encoder {
         if record.pid != 0 && !matches!(record.body, Body::Agent(_)) {
             known = vec![("service.name", "unknown_service".to_owned())];
         }
-        self.of(record.pid, known)
+        self.of(record.pid, known, &BTreeMap::new())
     }
 
     fn of_target(&self, pid: u32, target: &Target) -> Resource {
@@ -104,21 +104,24 @@ impl Encoder {
             ("process.runtime.name", "nodejs".into()),
         ];
         known.extend(target.node_version.clone().map(|version| ("process.runtime.version", version)));
-        self.of(pid, known)
+        self.of(pid, known, &target.resource)
     }
 
     fn of_cluster(&self, pid: u32, cluster: &PgCluster) -> Resource {
         let mut known =
             vec![("service.name", "postgresql".to_owned()), ("process.executable.path", cluster.exe.clone())];
         known.extend(cluster.server_version.clone().map(|version| ("service.version", version)));
-        self.of(pid, known)
+        self.of(pid, known, &cluster.resource)
     }
 
     /// What is known of a process goes over what is said for all.
-    fn of(&self, pid: u32, known: Vec<(&str, String)>) -> Resource {
+    fn of(&self, pid: u32, known: Vec<(&str, String)>, measured: &BTreeMap<String, String>) -> Resource {
         let mut attributes = self.shared.clone();
         attributes.insert("host.name".into(), host_name().to_owned());
         attributes.extend(known.into_iter().map(|(key, value)| (key.to_owned(), value)));
+        attributes.extend(measured.iter().map(|(key, value)| (key.clone(), value.clone())));
+        // A number, which it is not there.
+        attributes.remove("process.pid");
         // The one name that is meant to be set from outside.
         if let Some(name) = self.shared.get("service.name") {
             attributes.insert("service.name".into(), name.clone());
@@ -131,8 +134,8 @@ impl Encoder {
     }
 }
 
-fn scope() -> Option<Scope> {
-    Some(Scope { name: "agent".into(), version: env!("CARGO_PKG_VERSION").into() })
+fn scope() -> Scope {
+    Scope { name: "agent".into(), version: env!("CARGO_PKG_VERSION").into() }
 }
 
 /// 0 for what is no time, which OTLP takes for unknown.

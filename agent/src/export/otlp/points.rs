@@ -10,7 +10,7 @@ use super::proto::{
 };
 use crate::aggregate::histogram::Histogram;
 
-const SCALE: i32 = agent_ebpf::histogram::SCALE as i32;
+const SCALE: i32 = agent_ebpf::histogram::SCALE.cast_signed();
 
 /// `floor(64 * log2(10^9) + 1/2)`: what of the way from nanoseconds to seconds is whole buckets.
 const BUCKETS_TO_SECONDS: i32 = 1913;

@@ -27,26 +27,20 @@ use super::config::StreamError;
 /// Whom to believe.
 pub fn trust(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, StreamError> {
     let mut roots = RootCertStore::empty();
-    match ca_file {
-        Some(path) => {
-            let pem = std::fs::read(path).map_err(|error| StreamError::Read { path: path.to_owned(), error })?;
-            for certificate in CertificateDer::pem_slice_iter(&pem) {
-                let certificate =
-                    certificate.map_err(|error| StreamError::Tls(format!("{}: {error}", path.display())))?;
-                roots.add(certificate).map_err(|error| StreamError::Tls(format!("{}: {error}", path.display())))?;
-            }
-            if roots.is_empty() {
-                return Err(StreamError::NoCertificate { path: path.to_owned() });
-            }
+    if let Some(path) = ca_file {
+        let fail = |error: &dyn std::fmt::Display| StreamError::Tls(format!("{}: {error}", path.display()));
+        let pem = std::fs::read(path).map_err(|error| StreamError::Read { path: path.to_owned(), error })?;
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            roots.add(certificate.map_err(|error| fail(&error))?).map_err(|error| fail(&error))?;
         }
-        None => {
-            // Old certificates that this library does not read are in every store: the others do.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            if roots.is_empty() {
-                return Err(StreamError::Tls(
-                    "this host has no certificates of authorities: give a file of them".into(),
-                ));
-            }
+        if roots.is_empty() {
+            return Err(StreamError::NoCertificate { path: path.to_owned() });
+        }
+    } else {
+        // Old certificates that this library does not read are in every store: the others do.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            return Err(StreamError::Tls("this host has no certificates of authorities: give a file of them".into()));
         }
     }
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))

@@ -24,7 +24,7 @@ use super::{
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
 /// The longest that a collector may ask us to wait.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
+const RETRY_AFTER_MAX: Duration = Duration::from_mins(10);
 
 /// One address, and the connection to it while it lasts.
 #[derive(Debug)]

@@ -46,9 +46,11 @@ pub fn read_entry(from: &mut impl Read) -> Result<Option<Item>, EntryError> {
     if head.is_empty() {
         return Ok(None);
     }
-    let [a, b, c, d, e, f, g, h, signal] = head.as_slice() else { return Err(EntryError::CutShort) };
-    let len = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
-    let checksum = u32::from_le_bytes([*e, *f, *g, *h]);
+    let (Some((len, rest)), Some(signal)) = (head.split_first_chunk(), head.get(HEAD_BYTES - 1)) else {
+        return Err(EntryError::CutShort);
+    };
+    let Some(checksum) = rest.first_chunk() else { return Err(EntryError::CutShort) };
+    let (len, checksum) = (u32::from_le_bytes(*len) as usize, u32::from_le_bytes(*checksum));
     let signal = signal_of(*signal).ok_or(EntryError::Damaged)?;
     if len > ENTRY_BYTES_MAX {
         return Err(EntryError::Damaged);
