@@ -5,6 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
+mod stream;
+
+pub use stream::StreamArgs;
+
 /// Exit codes, as documented in `--help`.
 pub mod exit {
     pub const OK: u8 = 0;
@@ -41,6 +45,7 @@ Examples:
   agent trace --pid 4121 --duration 30s                    half a minute, then the report
   agent trace --pid 4121 --duration 30s --format ndjson -o trace.ndjson
   agent trace --pid 4121 --ndjson trace.ndjson             both: the report here, the records there
+  agent trace --pid 4121 --to tls://logs.example:6514      the records to a collector, as they come
   agent trace --pid 4121 --slow-turn 50ms                  each turn longer than 50 ms one by one
   agent trace --pid 4121 --off-cpu-threshold 0             every stay off CPU, however short
   agent trace --follow -- node server.js                   from the first instruction, children too
@@ -173,6 +178,8 @@ pub enum Format {
     Text,
     /// Newline-delimited JSON, one self-contained record a line
     Ndjson,
+    /// Records for the `bunyan` command, one a line
+    Bunyan,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -222,6 +229,9 @@ pub struct TraceArgs {
     /// Write everything that came from the kernel to this file, to be replayed with `agent report`
     #[arg(long, value_name = "FILE")]
     pub recording: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub streams: StreamArgs,
 
     /// Turns whose callbacks take longer than this are reported one by one
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = duration)]
@@ -497,6 +507,9 @@ pub struct DiagnoseArgs {
     /// Write all records as newline-delimited JSON to this file too
     #[arg(long, value_name = "FILE")]
     pub ndjson: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub streams: StreamArgs,
 
     /// Write a flame graph of what a request costs on CPU in the last third of the time, against the first, to this file (SVG)
     #[arg(long, value_name = "FILE")]

@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use agent::report::{
     Body, Record, heap,
     model::{
-        Evidence, Finding, Growth, Heap, LoopHandles, Measure, Memory, OnCpuStack, Process, Resident, SCHEMA_VERSION,
-        Severity, Site, SiteKind, SlowTurn, StackId, Warning,
+        AgentCost, Evidence, Finding, Growth, Heap, LoopHandles, Measure, Memory, OnCpuStack, Process, Resident,
+        SCHEMA_VERSION, Severity, Site, SiteKind, SlowTurn, StackId, StreamAccount, Warning,
     },
 };
 use serde_json::{Value, json};
@@ -103,6 +103,14 @@ fn finding() -> Finding {
     }
 }
 
+fn stream() -> StreamAccount {
+    StreamAccount {
+        stream: "ndjson+tcp://h:1".into(),
+        dropped: [("refused".into(), 1)].into(),
+        ..StreamAccount::default()
+    }
+}
+
 #[test]
 fn lines_are_what_the_schema_says() {
     let validator = jsonschema::validator_for(&strict()).unwrap();
@@ -118,6 +126,7 @@ fn lines_are_what_the_schema_says() {
         Body::Process(Process::Exit { name: "node".into(), code: None, signal: Some(9), core_dumped: true }),
         Body::Process(Process::ThreadEnd { tid: 8, name: "x".into() }),
         Body::Process(Process::Gone),
+        Body::Agent(Box::new(AgentCost { streams: vec![stream()], ..AgentCost::default() })),
     ]
     .map(line);
     records.extend(rare);

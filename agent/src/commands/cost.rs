@@ -79,7 +79,15 @@ fn own_offset(address: usize) -> Option<(std::path::PathBuf, u64)> {
 /// CPU time and memory of this process so far.
 pub fn of_self(hits: Vec<(u64, u64)>, hit_cost: Option<HitCost>) -> SelfCost {
     let (cpu_user_ns, cpu_system_ns) = cpu_time();
-    SelfCost { cpu_user_ns, cpu_system_ns, rss_bytes: resident_bytes().unwrap_or(0), hits, bpf_run_ns: None, hit_cost }
+    SelfCost {
+        cpu_user_ns,
+        cpu_system_ns,
+        rss_bytes: resident_bytes().unwrap_or(0),
+        hits,
+        bpf_run_ns: None,
+        hit_cost,
+        streams: Vec::new(),
+    }
 }
 
 /// Nanoseconds in user space and in the kernel, of all threads.

@@ -11,13 +11,13 @@ use super::{
     postgres::Watch,
     session::{PhasesWanted, TypesAhead},
     sinks::Destinations,
-    subject,
+    streams, subject,
 };
 use crate::{
     cli::{DiagnoseArgs, Format, exit},
     diagnose::{Diagnosis, Thresholds},
     export::{
-        flamegraph, ndjson,
+        bunyan, flamegraph, ndjson,
         text::{self, Style},
     },
     probe::attach::Settings,
@@ -81,7 +81,12 @@ fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverErr
             names.join(", ")
         ));
     }
-    let destinations = Destinations { ndjson: args.ndjson.clone().into_iter().collect(), recording: None, text: None };
+    let destinations = Destinations {
+        ndjson: args.ndjson.clone().into_iter().collect(),
+        listen: args.streams.listen,
+        streams: streams::of_args(&args.streams)?,
+        ..Destinations::default()
+    };
     let whom = Whom {
         subjects,
         launched: None,
@@ -174,7 +179,8 @@ fn write(path: &Path, format: Format, summary: &Summary) -> Result<(), String> {
             let style = if to_stdout { style(true) } else { Style::default() };
             text::render_findings(summary, style).into_bytes()
         }
-        Format::Ndjson => lines(summary).map_err(fail)?,
+        Format::Ndjson => lines(summary, ndjson::write_record).map_err(fail)?,
+        Format::Bunyan => lines(summary, bunyan::write_record).map_err(fail)?,
     };
     if to_stdout {
         let mut out = std::io::stdout().lock();
@@ -184,11 +190,11 @@ fn write(path: &Path, format: Format, summary: &Summary) -> Result<(), String> {
 }
 
 /// The stacks that findings name, then the findings.
-fn lines(summary: &Summary) -> std::io::Result<Vec<u8>> {
+fn lines(summary: &Summary, write: impl Fn(&mut Vec<u8>, &Record) -> std::io::Result<()>) -> std::io::Result<Vec<u8>> {
     let mut out = Vec::new();
     let time = summary.targets.values().map(|target| target.last_time.clone()).max().unwrap_or_default();
     let mut put = |pid: u32, body: Body| {
-        ndjson::write_record(&mut out, &Record { schema_version: SCHEMA_VERSION, time: time.clone(), pid, body })
+        write(&mut out, &Record { schema_version: SCHEMA_VERSION, time: time.clone(), pid, body })
     };
     let mut named = BTreeSet::new();
     for (pid, finding) in &summary.findings {

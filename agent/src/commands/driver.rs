@@ -500,7 +500,8 @@ impl Driver {
         for pid in self.clusters.iter().map(Watch::pid).filter(|pid| !subject::exists(*pid)).collect::<Vec<_>>() {
             self.cluster_gone(pid);
         }
-        let tick = self.session.snapshot(monotonic_ns())?;
+        let mut tick = self.session.snapshot(monotonic_ns())?;
+        tick.self_cost.streams = self.sinks.streams();
         self.close_window(tick).await;
         self.session.govern(self.turns, self.window);
         Ok(())
@@ -698,7 +699,8 @@ impl Driver {
         self.session.detach();
         info!("detached in {:?}", detaching.elapsed());
         match tick {
-            Ok(tick) => {
+            Ok(mut tick) => {
+                tick.self_cost.streams = self.sinks.streams();
                 if let Some(lookout) = &mut self.lookout {
                     lookout.end();
                 }

@@ -282,6 +282,7 @@ fn write(args: &HeapViewArgs, lines: &[Line], text: impl Fn(Style) -> String) ->
     };
     let bytes = match args.format.unwrap_or(of_name) {
         Format::Text => text(if to_stdout { style(true) } else { Style::default() }).into_bytes(),
+        Format::Bunyan => return Err("a census is no log: write it as text or ndjson".into()),
         Format::Ndjson => {
             let mut bytes = Vec::new();
             for line in lines {

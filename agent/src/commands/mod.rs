@@ -20,6 +20,7 @@ pub mod report;
 mod resident;
 mod session;
 mod sinks;
+mod streams;
 mod subject;
 mod symbols;
 pub mod trace;

@@ -63,7 +63,7 @@ fn profile(args: &ProfileArgs) -> Result<u8, DriverError> {
     let mut destinations = Destinations {
         ndjson: args.ndjson.clone().into_iter().collect(),
         recording: args.recording.clone(),
-        text: None,
+        ..Destinations::default()
     };
     if format == ProfileFormat::Ndjson {
         destinations.ndjson.push(args.output.clone());

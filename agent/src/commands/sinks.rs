@@ -5,23 +5,35 @@
 use std::{
     fs::File,
     io::{self, BufWriter, Write},
+    net::SocketAddr,
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+    },
     thread::JoinHandle,
+    time::Duration,
 };
 
-use log::error;
+use log::{error, info};
 
 use crate::{
     core::Input,
-    export::{ndjson, recording},
-    report::Record,
+    export::{
+        bunyan, ndjson, recording,
+        serve::{Server, Shown},
+        stream::{Books, StreamConfig, StreamFormat, Streams},
+    },
+    report::{Record, model::StreamAccount},
 };
 
 /// Bundles that may wait for a slow disk.
 const QUEUE_LEN: usize = 64;
 /// Messages in a bundle; a record is about a kilobyte. Each bundle wakes the writer, which costs more than what it writes.
 const BUNDLE_LEN: usize = 64;
+
+/// How long streams may take for what is left at the end.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// What the writer is told.
 enum Message {
@@ -34,6 +46,12 @@ enum Message {
 pub struct Destinations {
     /// Newline-delimited JSON; `-` is standard output.
     pub ndjson: Vec<PathBuf>,
+    /// Records for `bunyan`.
+    pub bunyan: Option<PathBuf>,
+    /// Where what Prometheus scrapes is served.
+    pub listen: Option<SocketAddr>,
+    /// To collectors.
+    pub streams: Vec<StreamConfig>,
     pub recording: Option<PathBuf>,
     /// The report for a person, which is written at the end and not by the writer thread.
     pub text: Option<PathBuf>,
@@ -44,7 +62,7 @@ pub struct Destinations {
 pub struct Outcome {
     /// Standard output was closed by its reader.
     pub stdout_closed: bool,
-    /// Sinks that failed.
+    /// Sinks that failed, and streams that lost something.
     pub failures: Vec<String>,
 }
 
@@ -54,8 +72,9 @@ pub struct Sinks {
     /// Not sent yet.
     bundle: Vec<Message>,
     thread: JoinHandle<Outcome>,
+    books: Books,
     has_recording: bool,
-    has_ndjson: bool,
+    has_records: bool,
 }
 
 type Output = BufWriter<Box<dyn Write + Send>>;
@@ -64,34 +83,47 @@ struct Sink<W> {
     name: String,
     writer: W,
     is_stdout: bool,
+    format: StreamFormat,
 }
 
 impl Sinks {
     /// Opens every file now, so that a bad path is an error before anything is attached.
     pub fn open(to: &Destinations) -> Result<Self, String> {
         let mut lines = Vec::new();
-        for path in &to.ndjson {
-            lines.push(Sink { name: display(path), writer: BufWriter::new(open(path)?), is_stdout: is_stdout(path) });
+        let formats = to.ndjson.iter().map(|path| (path, StreamFormat::Ndjson));
+        for (path, format) in formats.chain(to.bunyan.iter().map(|path| (path, StreamFormat::Bunyan))) {
+            let writer: Output = BufWriter::new(open(path)?);
+            lines.push(Sink { name: display(path), writer, is_stdout: is_stdout(path), format });
         }
+        let mut streams = Streams::open(&to.streams).map_err(|error| error.to_string())?;
+        let books = streams.books();
         let recording = match &to.recording {
             None => None,
             Some(path) => {
                 let writer = recording::Writer::new(BufWriter::new(open(path)?))
                     .map_err(|error| format!("cannot write {}: {error}", display(path)))?;
-                Some(Sink { name: display(path), writer, is_stdout: is_stdout(path) })
+                Some(Sink { name: display(path), writer, is_stdout: is_stdout(path), format: StreamFormat::Ndjson })
             }
         };
+        let shown = to.listen.map(serve).transpose()?;
         let (bundles, inbox) = sync_channel(QUEUE_LEN);
-        let (has_recording, has_ndjson) = (recording.is_some(), !lines.is_empty());
+        let (has_recording, has_records) =
+            (recording.is_some(), !lines.is_empty() || !streams.is_empty() || shown.is_some());
         let thread = std::thread::Builder::new()
             .name("agent-export".into())
-            .spawn(move || write_all(&inbox, lines, recording))
+            .spawn(move || {
+                let mut outcome = write_all(&inbox, lines, recording, &mut streams, shown.as_deref());
+                for account in streams.finish(DRAIN) {
+                    outcome.streamed(&account);
+                }
+                outcome
+            })
             .map_err(|error| format!("cannot start the writer thread: {error}"))?;
-        Ok(Self { bundles, bundle: Vec::new(), thread, has_recording, has_ndjson })
+        Ok(Self { bundles, bundle: Vec::new(), thread, books, has_recording, has_records })
     }
 
     pub fn record(&mut self, record: &Record) {
-        if self.has_ndjson {
+        if self.has_records {
             self.put(Message::Record(Box::new(record.clone())));
         }
     }
@@ -117,6 +149,12 @@ impl Sinks {
         }
     }
 
+    /// The books of the streams, as they are now.
+    #[must_use]
+    pub fn streams(&self) -> Vec<StreamAccount> {
+        self.books.accounts()
+    }
+
     /// Whether the writer has given up, which it does when standard output is closed.
     #[must_use]
     pub fn is_finished(&self) -> bool {
@@ -139,6 +177,8 @@ fn write_all(
     inbox: &Receiver<Vec<Message>>,
     mut lines: Vec<Sink<Output>>,
     mut recording: Option<Sink<recording::Writer<Output>>>,
+    streams: &mut Streams,
+    shown: Option<&Shown>,
 ) -> Outcome {
     let mut outcome = Outcome::default();
     while let Ok(bundle) = inbox.try_recv().or_else(|empty| match empty {
@@ -152,7 +192,14 @@ fn write_all(
         for message in bundle {
             match message {
                 Message::Record(record) => {
-                    keep(&mut lines, &mut outcome, |sink| ndjson::write_record(&mut sink.writer, &record));
+                    streams.record(&record);
+                    if let Some(shown) = shown {
+                        shown.record(&record);
+                    }
+                    keep(&mut lines, &mut outcome, |sink| match sink.format {
+                        StreamFormat::Bunyan => bunyan::write_record(&mut sink.writer, &record),
+                        StreamFormat::Ndjson | StreamFormat::Otlp => ndjson::write_record(&mut sink.writer, &record),
+                    });
                 }
                 Message::Input(input) => {
                     if let Some(sink) = &mut recording
@@ -177,6 +224,12 @@ fn write_all(
     outcome
 }
 
+fn serve(listen: SocketAddr) -> Result<Arc<Shown>, String> {
+    let server = Server::start(listen).map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+    info!("/metrics, /healthz and /readyz on http://{}", server.address);
+    Ok(server.shown)
+}
+
 /// Does something to each sink and drops those that fail.
 fn keep<W>(sinks: &mut Vec<Sink<W>>, outcome: &mut Outcome, mut act: impl FnMut(&mut Sink<W>) -> io::Result<()>) {
     sinks.retain_mut(|sink| match act(sink) {
@@ -189,6 +242,22 @@ fn keep<W>(sinks: &mut Vec<Sink<W>>, outcome: &mut Outcome, mut act: impl FnMut(
 }
 
 impl Outcome {
+    /// The last books of a stream.
+    fn streamed(&mut self, account: &StreamAccount) {
+        let StreamAccount { stream, emitted, recovered, delivered, spooled, queued, dropped: _, retries } = account;
+        let lost = account.dropped() + queued;
+        info!(
+            "stream={stream} emitted={emitted} recovered={recovered} delivered={delivered} spooled={spooled} lost={lost} \
+             retries={retries}"
+        );
+        if lost > 0 {
+            let reasons: Vec<String> = account.dropped.iter().map(|(reason, n)| format!("{reason} {n}")).collect();
+            let message = format!("{lost} of {emitted} records did not get to {stream}: {}", reasons.join(", "));
+            error!("{message}");
+            self.failures.push(message);
+        }
+    }
+
     fn fail(&mut self, name: &str, is_stdout: bool, error: &io::Error) {
         if is_stdout && error.kind() == io::ErrorKind::BrokenPipe {
             self.stdout_closed = true;

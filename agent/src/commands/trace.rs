@@ -10,7 +10,7 @@ use super::{
     postgres::Watch,
     session::{PhasesWanted, TypesAhead},
     sinks::Destinations,
-    subject,
+    streams, subject,
 };
 use crate::{
     cli::{Format, Phases, Statements, TraceArgs, exit},
@@ -49,7 +49,7 @@ fn trace(args: &TraceArgs) -> Result<u8, DriverError> {
         (None, Some(pid)) => subject::examine(Pid(pid))?,
         (None, None) => return Err(DriverError::Output("nothing to trace: give --pid or a command".into())),
     };
-    let destinations = destinations(args);
+    let destinations = destinations(args)?;
     let whom = Whom {
         subjects: vec![subject],
         launched,
@@ -77,7 +77,7 @@ fn trace_postgres(args: &TraceArgs, pid: Pid, types: TypesAhead) -> Result<u8, D
     };
     let settings = Settings { parts: &[], sample_hz: 0, ..settings(args) };
     let mission = Mission { settings, groups: &[], phases: PhasesWanted::Never, ..mission(args) };
-    carry_out(mission, whom, types, &destinations(args))
+    carry_out(mission, whom, types, &destinations(args)?)
 }
 
 fn watch(args: &TraceArgs, pid: Pid) -> Result<Watch, PostgresError> {
@@ -147,20 +147,23 @@ fn phases(phases: Phases) -> PhasesWanted {
 }
 
 /// Where what goes: the format is what was asked for, else what the file's name says, else text.
-fn destinations(args: &TraceArgs) -> Destinations {
+fn destinations(args: &TraceArgs) -> Result<Destinations, DriverError> {
     let by_name =
         args.output.extension().is_some_and(|ending| ending == "ndjson" || ending == "jsonl" || ending == "json");
     let format = args.format.unwrap_or(if by_name { Format::Ndjson } else { Format::Text });
     let mut destinations = Destinations {
         ndjson: args.ndjson.clone().into_iter().collect(),
         recording: args.recording.clone(),
-        text: None,
+        listen: args.streams.listen,
+        streams: streams::of_args(&args.streams)?,
+        ..Destinations::default()
     };
     match format {
         Format::Text => destinations.text = Some(args.output.clone()),
         Format::Ndjson => destinations.ndjson.push(args.output.clone()),
+        Format::Bunyan => destinations.bunyan = Some(args.output.clone()),
     }
-    destinations
+    Ok(destinations)
 }
 
 /// Writes the report where it was asked for.

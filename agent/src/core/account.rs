@@ -95,6 +95,7 @@ impl Account {
             families: self.families(),
             kernel_counters,
             counters: counters.nonzero().map(|(name, n)| (name.to_owned(), n)).collect(),
+            streams: self.cost.streams.clone(),
         }
     }
 }

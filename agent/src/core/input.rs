@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     postgres::{PgPid, Reading},
-    report::model::{Degraded, EndReason, Frame, Memory, StackId, TraceConfig, Truncated},
+    report::model::{Degraded, EndReason, Frame, Memory, StackId, StreamAccount, TraceConfig, Truncated},
     units::{Clock, MonoNs, Pid, Tid, UserAddr, WallNs},
 };
 
@@ -153,6 +153,9 @@ pub struct SelfCost {
     pub bpf_run_ns: Option<u64>,
     /// Calibrated cost of a hit.
     pub hit_cost: Option<HitCost>,
+    /// The streams of records to collectors, since the trace began.
+    #[serde(default)]
+    pub streams: Vec<StreamAccount>,
 }
 
 /// Nanoseconds that one hit takes from the thread that hits it.

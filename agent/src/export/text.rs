@@ -2,7 +2,7 @@
 
 mod agent;
 mod findings;
-mod format;
+pub(super) mod format;
 mod heap;
 mod loops;
 mod postgres;

@@ -141,6 +141,7 @@ pub fn merge_cost(sum: &mut AgentCost, other: &AgentCost) {
         families,
         kernel_counters,
         counters,
+        streams,
     } = other;
     add(&mut sum.duration_ns, *duration_ns);
     add(&mut sum.cpu_user_ns, *cpu_user_ns);
@@ -162,6 +163,7 @@ pub fn merge_cost(sum: &mut AgentCost, other: &AgentCost) {
     sum.families.clone_from(families);
     sum.kernel_counters.clone_from(kernel_counters);
     sum.counters.clone_from(counters);
+    sum.streams.clone_from(streams);
 }
 
 /// Records dropped, over all families.

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use account::{AgentCost, End, EndReason, FamilyAccount, ProbeHits};
+pub use account::{AgentCost, End, EndReason, FamilyAccount, ProbeHits, StreamAccount};
 pub use finding::{Evidence, Finding, Growth, Severity};
 pub use memory::{Heap, LoopHandles, Memory, Resident, Site, SiteKind};
 pub use postgres::{

@@ -186,6 +186,7 @@ fn tick(main: &Thread, rings: &Rings, now: u64, second: u64, run_queue: u64) -> 
             hits: vec![(1, 500 * second), (5, 500 * second), (40, 20 * second), (64, 4000 * second)],
             bpf_run_ns: None,
             hit_cost: Some(HitCost { uprobe_ns: 2_000, tracepoint_ns: 400 }),
+            streams: Vec::new(),
         },
         ..Tick::default()
     };

@@ -23,6 +23,41 @@ pub struct AgentCost {
     pub kernel_counters: BTreeMap<String, u64>,
     /// What user space gave up, by reason.
     pub counters: BTreeMap<String, u64>,
+    /// The streams of records to collectors, since the trace began.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub streams: Vec<StreamAccount>,
+}
+
+/// The books of one stream: `emitted + recovered = delivered + spooled + queued + dropped` at every moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamAccount {
+    /// Where it goes.
+    pub stream: String,
+    /// Records that were made for it.
+    pub emitted: u64,
+    /// Records of an earlier run that were found in the spool.
+    pub recovered: u64,
+    /// Records that the collector has: written to it or, over HTTP, acknowledged.
+    pub delivered: u64,
+    /// Records that wait on disk, and in memory.
+    pub spooled: u64,
+    pub queued: u64,
+    /// Records that were given up, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// Tries that failed and were, or will be, made again.
+    pub retries: u64,
+}
+
+impl StreamAccount {
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.values().fold(0, |sum, n| sum.saturating_add(*n))
+    }
+
+    #[must_use]
+    pub fn is_balanced(&self) -> bool {
+        self.emitted + self.recovered == self.delivered + self.spooled + self.queued + self.dropped()
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
