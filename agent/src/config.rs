@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,6 +14,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::{
     cli::{self, Phases, Statements},
+    export::stream::StreamConfig,
     kubernetes::KubernetesConfig,
 };
 
@@ -35,6 +37,10 @@ pub struct ConfigError {
 pub struct Config {
     pub trace: Trace,
     pub output: Output,
+    /// Collectors.
+    #[serde(rename = "stream")]
+    pub streams: Vec<StreamConfig>,
+    pub metrics: Metrics,
     /// Whose pods the containers are.
     pub kubernetes: KubernetesConfig,
     /// The first that fits a process says how it is traced.
@@ -84,6 +90,14 @@ impl Default for Output {
     fn default() -> Self {
         Self { ndjson: vec!["-".into()] }
     }
+}
+
+/// For Prometheus, and for those who ask whether the daemon is well.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Where `/metrics`, `/healthz` and `/readyz` are served; nothing listens without it.
+    pub listen: Option<SocketAddr>,
 }
 
 /// Which processes, and how they are traced. A rule without a condition fits all.
@@ -167,6 +181,11 @@ impl Config {
         if config.trace.sample_hz > 10_000 {
             return Err(refuse(None, "trace.sample_hz: at most 10000"));
         }
+        for (at, stream) in config.streams.iter().enumerate() {
+            if let Err(error) = stream.address() {
+                return Err(refuse(None, &format!("stream {}: {error}", at + 1)));
+            }
+        }
         if config.rules.len() > RULES_MAX {
             return Err(refuse(None, &format!("at most {RULES_MAX} rules for processes")));
         }
@@ -199,6 +218,8 @@ impl Config {
             ("trace.statements", *statements != before.statements),
             ("trace.source_maps", *source_maps != before.source_maps),
             ("output", self.output != other.output),
+            ("stream", self.streams != other.streams),
+            ("metrics", self.metrics != other.metrics),
             ("kubernetes", self.kubernetes != other.kubernetes),
         ]
         .into_iter()

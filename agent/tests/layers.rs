@@ -15,7 +15,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("postgres", &["units"]),
     ("govern", &[]),
     ("cli", &[]),
-    ("config", &["cli", "kubernetes"]),
+    ("config", &["cli", "export", "kubernetes"]),
     ("counters", &["limits"]),
     ("target", &["limits", "postgres", "units"]),
     ("probe", &["limits", "target", "units"]),

@@ -56,7 +56,12 @@ fn stay(args: &DaemonArgs, config: Config) -> Result<u8, DriverError> {
         Statements::Whole => StatementText::Whole,
     };
     let search = config.trace.postgres.then(|| Search::with_text(text));
-    let destinations = Destinations { ndjson: config.output.ndjson.clone(), recording: None, text: None };
+    let destinations = Destinations {
+        ndjson: config.output.ndjson.clone(),
+        listen: config.metrics.listen,
+        streams: config.streams.clone(),
+        ..Destinations::default()
+    };
     let mission = mission(&config);
     let whom = Whom {
         subjects: Vec::new(),
