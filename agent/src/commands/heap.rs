@@ -280,7 +280,8 @@ fn write(args: &HeapViewArgs, lines: &[Line], text: impl Fn(Style) -> String) ->
         Some(ProfileFormat::Ndjson) => Format::Ndjson,
         _ => Format::Text,
     };
-    let bytes = match args.format.unwrap_or(of_name) {
+    let asked = if args.json { Some(Format::Ndjson) } else { args.format };
+    let bytes = match asked.unwrap_or(of_name) {
         Format::Text => text(if to_stdout { style(true) } else { Style::default() }).into_bytes(),
         Format::Ndjson => {
             let mut bytes = Vec::new();
