@@ -148,7 +148,7 @@ impl Core {
     fn target(&mut self, facts: TargetFacts) {
         self.begin(facts.since, facts.clock);
         let (pid, since) = (facts.pid, facts.since);
-        let body = Body::Target(process::target_record(&facts, self.clock));
+        let body = Body::Target(Box::new(process::target_record(&facts, self.clock)));
         self.record(since, pid, body);
         self.gone.remove(&pid);
         if let Some(process) = self.processes.get_mut(&pid) {

@@ -11,6 +11,7 @@ pub mod diagnose;
 pub mod export;
 pub mod govern;
 pub mod intake;
+pub mod kubernetes;
 pub mod limits;
 pub mod postgres;
 pub mod probe;

@@ -314,3 +314,31 @@ pub const MALLOC_CHUNKS_MAX: usize = 2 << 20;
 
 /// Free ones of these that are remembered: 16 B each.
 pub const MALLOC_FREE_MAX: usize = 1 << 20;
+
+/// Bytes of `/proc/PID/cgroup`: a dozen hierarchies with paths of at most 4 KiB each.
+pub const CGROUP_FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// Lines of it, and parts of one path, that are looked at.
+pub const CGROUP_LINES_MAX: usize = 64;
+pub const CGROUP_SEGMENTS_MAX: usize = 64;
+
+/// Attributes that a process may declare of itself, and characters of one: what SDKs of OpenTelemetry allow.
+pub const DECLARED_ATTRIBUTES_MAX: usize = 64;
+pub const ATTRIBUTE_CHARS_MAX: usize = 255;
+
+/// Bytes of a `package.json` that is read, and directories above a script in which one is looked for.
+pub const PACKAGE_BYTES_MAX: u64 = 256 << 10;
+pub const PACKAGE_LEVELS_MAX: usize = 32;
+
+/// Pods of one node that are known: the kubelet runs 110 as a rule, and five hundred at most; some KiB each.
+pub const KUBERNETES_PODS_MAX: usize = 4096;
+
+/// Owners of pods of which it is known who owns them: 300 B each.
+pub const KUBERNETES_OWNERS_MAX: usize = 8192;
+
+/// Bytes of a list of pods: five hundred of 30 KiB each, doubled; and of one line of a watch, which is one pod of at most 1.5 MiB.
+pub const KUBERNETES_LIST_BYTES_MAX: usize = 32 << 20;
+pub const KUBERNETES_LINE_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of a token or a certificate: some KiB.
+pub const CREDENTIAL_BYTES_MAX: u64 = 256 << 10;

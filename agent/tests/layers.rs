@@ -23,6 +23,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("aggregate", &["counters", "decode", "limits", "postgres", "units"]),
     ("report", &["aggregate", "decode", "limits", "postgres", "units"]),
     ("symbolize", &["decode", "limits", "report", "target", "units"]),
+    ("kubernetes", &["limits", "target"]),
     ("census", &["limits", "symbolize", "target", "units"]),
     ("diagnose", &["limits", "report"]),
     ("core", &["aggregate", "counters", "decode", "limits", "postgres", "report", "units"]),

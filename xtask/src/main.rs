@@ -6,8 +6,10 @@
 mod bench;
 mod build;
 mod fuzz;
+mod image;
 mod kernel;
 mod run;
+mod sbom;
 mod setup;
 mod test;
 mod toolchain;
@@ -42,6 +44,10 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Feed random bytes to everything that reads foreign ones
     Fuzz(fuzz::FuzzArgs),
+    /// Build the container image
+    Image(image::ImageArgs),
+    /// Write what the program is made of, as `CycloneDX`
+    Sbom(sbom::SbomArgs),
     /// Trace on Debian's other kernels, in qemu
     Kernel(kernel::KernelArgs),
     /// Build, then run formatting, lints and every test
@@ -58,6 +64,8 @@ fn main() -> ExitCode {
         Command::Build { release } => build::build(if release { build::Profile::Release } else { build::Profile::Dev }),
         Command::Bench(args) => bench::bench(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
+        Command::Image(args) => image::image(&args),
+        Command::Sbom(args) => sbom::sbom(&args),
         Command::Kernel(args) => kernel::kernel(&args),
         Command::Test { args } => test::test(&args),
     };

@@ -16,7 +16,7 @@ use crate::{
         btf::KernelTypes,
         tracefs,
     },
-    target::host::Host,
+    target::host::{Capability, Host},
     units::Pid,
 };
 
@@ -64,7 +64,11 @@ pub fn run(args: &DoctorArgs) -> u8 {
     // Before there is a second thread: mount namespaces belong to threads.
     let tracefs = tracefs::ensure();
     let host = Host::read();
-    let mut checks = host_checks(&host);
+    let mut checks = vec![kernel_check(&host)];
+    // Of what it buys, nothing is left to buy.
+    let without_admin = Way::of_kernel() == Way::Multi && tracefs.is_ok();
+    checks.extend(host.capabilities.iter().map(|capability| capability_check(*capability, without_admin)));
+    checks.extend(host_checks(&host));
     checks.push(tracefs_check(tracefs));
     checks.extend(object_checks());
     let mut code = if checks.iter().any(|check| check.state == State::Off) { exit::NOT_ALLOWED } else { exit::OK };
@@ -108,20 +112,25 @@ fn check(name: &str, state: State, finding: String, remedy: Option<&str>) -> Che
     Check { name: name.into(), state, finding, remedy: remedy.map(Into::into) }
 }
 
-fn host_checks(host: &Host) -> Vec<Check> {
-    let mut checks = vec![kernel_check(host)];
-    for capability in &host.capabilities {
-        // The first three are what everything hangs on; root has all.
-        let essential = matches!(capability.name, "CAP_BPF" | "CAP_PERFMON" | "CAP_SYS_PTRACE");
-        let missing = if essential { State::Off } else { State::Poorer };
-        let (state, finding) = if capability.held {
-            (State::Ok, format!("held: {}", capability.buys))
-        } else {
-            (missing, format!("missing: cannot {}", capability.buys))
-        };
-        let remedy = (!capability.held).then_some("run as root, or add the capability");
-        checks.push(check(capability.name, state, finding, remedy));
+/// What a capability buys, and what it means that it is missing.
+fn capability_check(capability: Capability, without_admin: bool) -> Check {
+    let Capability { name, held, buys } = capability;
+    // These three are what everything hangs on; root has all.
+    let missing = if matches!(name, "CAP_BPF" | "CAP_PERFMON" | "CAP_SYS_PTRACE") { State::Off } else { State::Poorer };
+    match name {
+        _ if held => check(name, State::Ok, format!("held: {buys}"), None),
+        "CAP_SYS_ADMIN" if without_admin => {
+            check(name, State::Ok, "missing, and not needed: uprobe_multi links do without it".into(), None)
+        }
+        _ => {
+            let remedy = "run as root, or add the capability";
+            check(name, missing, format!("missing: cannot {buys}"), Some(remedy))
+        }
     }
+}
+
+fn host_checks(host: &Host) -> Vec<Check> {
+    let mut checks = Vec::new();
     checks.push(match host.lockdown.as_deref() {
         Some("confidentiality") => check(
             "lockdown",

@@ -15,6 +15,7 @@ use crate::{
     report::model::Degraded,
     target::{
         elf::ElfError,
+        identity::{Attributes, Identity},
         postgres::{PostgresError, Server, StatementText},
         sockets,
     },
@@ -108,6 +109,7 @@ impl Watch {
             server_version: self.server.version.clone(),
             processes: self.server.processes(),
             degraded,
+            resource: Identity::read(&self.server.postmaster, None, None).resource(&Attributes::new()),
         };
         Ok((probes, facts))
     }

@@ -17,6 +17,7 @@ use crate::{
         elf::{ElfError, FileAddr},
         heap::HeapReader,
         host,
+        identity::{Attributes, Engine, Identity},
         node::{NodeError, NodeFiles, NodeTarget, PoolSize},
         procfs::{self, FileIdentity, ProcError, Process, Seccomp},
         v8::FunctionLayout,
@@ -47,6 +48,8 @@ pub struct Subject {
     /// Where its V8 keeps global handles; 0 is not known.
     pub handle_space: u32,
     pub facts: TargetFacts,
+    /// Who it is; `facts` have what it says without Kubernetes.
+    pub identity: Identity,
     pub files: Vec<FileProbes>,
     /// The way to its heaps' figures.
     pub heaps: Option<HeapReader>,
@@ -89,12 +92,16 @@ impl SubjectError {
 pub fn examine(pid: Pid) -> Result<Subject, SubjectError> {
     let target = NodeTarget::inspect(pid)?;
     let plan = plan_of(&target.node)?;
+    let command = command(&target.process.command);
+    let engine = Engine::node(target.node.node_version().map(|version| version.to_string()));
+    let identity = Identity::read(&target.process, Some(&engine), command.get(1).map(String::as_str));
     let facts = TargetFacts {
         pid,
         start_time: target.started,
         exe: target.process.exe.display().to_string(),
-        command: command(&target.process.command),
+        command,
         thread_pool_size: Some(target.pool.threads()),
+        resource: identity.resource(&Attributes::new()),
         ..facts(&target.node, &plan)
     };
     let functions = functions(&target.node);
@@ -107,6 +114,7 @@ pub fn examine(pid: Pid) -> Result<Subject, SubjectError> {
         v8: v8(&target.node),
         files: file_probes(&target.node, &plan)?,
         facts,
+        identity,
         heaps,
     })
 }
@@ -118,9 +126,11 @@ pub fn examine_any(pid: Pid) -> Result<Subject, SubjectError> {
         examined => return examined,
     }
     let process = Process::read(pid).map_err(NodeError::from)?;
+    let identity = Identity::read(&process, None, None);
     let facts = TargetFacts {
         pid,
         start_time: process.started(),
+        resource: identity.resource(&Attributes::new()),
         exe: process.exe.display().to_string(),
         // What its arguments mean is not known: any of them may be a secret.
         command: process.command.into_iter().take(1).collect(),
@@ -135,6 +145,7 @@ pub fn examine_any(pid: Pid) -> Result<Subject, SubjectError> {
         handle_space: 0,
         files: Vec::new(),
         facts,
+        identity,
         heaps: None,
     })
 }
@@ -158,6 +169,7 @@ pub fn expect(pid: Pid, exe: &Path, arguments: &[String]) -> Result<Subject, Sub
             handle_space: 0,
             files: Vec::new(),
             facts: own,
+            identity: Identity::default(),
             heaps: None,
         });
     };
@@ -169,6 +181,7 @@ pub fn expect(pid: Pid, exe: &Path, arguments: &[String]) -> Result<Subject, Sub
         v8: v8(&node),
         handle_space: handle_space(&node, &plan),
         heaps: None,
+        identity: Identity::default(),
         files: file_probes(&node, &plan)?,
         facts: TargetFacts { node_version, degraded, ..own },
     })

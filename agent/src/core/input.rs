@@ -1,6 +1,6 @@
 //! What the core is told. A log of inputs replays to the same bytes of output.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use agent_ebpf::{
     abi::family,
@@ -76,6 +76,9 @@ pub struct TargetFacts {
     pub degraded: Vec<Degraded>,
     pub kernel_release: String,
     pub cpus: u32,
+    /// Attributes of OpenTelemetry's resources.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resource: BTreeMap<String, String>,
 }
 
 /// What the driver knows of a PostgreSQL cluster.
@@ -91,6 +94,9 @@ pub struct ClusterFacts {
     /// Server processes beside the postmaster.
     pub processes: u32,
     pub degraded: Vec<Degraded>,
+    /// Attributes of OpenTelemetry's resources.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resource: BTreeMap<String, String>,
 }
 
 /// The maps of the kernel half, and what else changes, at one moment.

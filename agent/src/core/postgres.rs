@@ -174,5 +174,6 @@ pub fn cluster_record(facts: &ClusterFacts, clock: Clock) -> PgCluster {
         processes: facts.processes,
         lock_wait_min_ns: LOCK_WAIT_MIN_NS,
         degraded: facts.degraded.clone(),
+        resource: facts.resource.clone(),
     }
 }

@@ -111,5 +111,6 @@ pub fn target_record(facts: &TargetFacts, clock: Clock) -> model::Target {
         degraded: facts.degraded.clone(),
         kernel_release: facts.kernel_release.clone(),
         cpus: facts.cpus,
+        resource: facts.resource.clone(),
     }
 }

@@ -25,7 +25,7 @@ pub struct Process {
     pub windows: VecDeque<Point>,
     pub stacks: BTreeMap<StackId, Stack>,
     pub wall_s: f64,
-    target: Option<Target>,
+    target: Option<Box<Target>>,
     /// Its connections that waited for locks of PostgreSQL.
     pub postgres: Connections,
     /// Read just before the window that it belongs to ends.

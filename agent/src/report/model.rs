@@ -52,7 +52,7 @@ pub struct Record {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Body {
     /// A process is traced from here on.
-    Target(Target),
+    Target(Box<Target>),
     /// What happened in a window of time, a second as a rule.
     Window(Box<Window>),
     /// One turn of an event loop that took longer than the threshold.
@@ -112,6 +112,9 @@ pub struct Target {
     pub degraded: Vec<Degraded>,
     pub kernel_release: String,
     pub cpus: u32,
+    /// Who it is: attributes by their names in OpenTelemetry's conventions for resources.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub resource: BTreeMap<String, String>,
 }
 
 /// Thresholds, as they were in this trace.

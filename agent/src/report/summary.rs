@@ -184,7 +184,7 @@ impl Summary {
 impl TargetSummary {
     fn add(&mut self, time: &str, body: &Body) {
         match body {
-            Body::Target(target) => self.target = Some(target.clone()),
+            Body::Target(target) => self.target = Some(target.as_ref().clone()),
             Body::Window(window) => self.window(time, window),
             Body::SlowTurn(turn) => self.slow_turn(time, turn),
             Body::HeapLimit(limit) => {

@@ -3,14 +3,19 @@
 use std::{fs, path::Path};
 
 /// Capabilities that buy something, by number.
-const CAPABILITIES: [(&str, u32, &str); 6] = [
+const CAPABILITIES: [(&str, u32, &str); 7] = [
     ("CAP_BPF", 39, "load BPF programs and maps"),
     ("CAP_PERFMON", 38, "attach to tracepoints and uprobes, read kernel memory from programs"),
     ("CAP_SYS_PTRACE", 19, "read another user's /proc/PID: maps, exe, root"),
     ("CAP_DAC_READ_SEARCH", 2, "open binaries that other users own"),
     ("CAP_SYS_ADMIN", 21, "uprobes before Linux 6.6, and mounting tracefs where it is not"),
     ("CAP_SYSLOG", 34, "kernel addresses in /proc/kallsyms: names for kernel frames"),
+    ("CAP_CHECKPOINT_RESTORE", 40, "open files that were replaced after a process had mapped them"),
 ];
+
+/// Before they were capabilities of their own, these were parts of `CAP_SYS_ADMIN`, and the kernel still takes it for them.
+const PARTS_OF_SYS_ADMIN: [u32; 4] = [39, 38, 34, 40];
+const SYS_ADMIN: u32 = 21;
 
 /// A capability, whether this process has it, and what it is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,8 +79,9 @@ fn capabilities(status: &str) -> Vec<Capability> {
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .unwrap_or(0);
-    let all = CAPABILITIES.into_iter();
-    all.map(|(name, bit, buys)| Capability { name, held: effective >> bit & 1 != 0, buys }).collect()
+    let has = |bit: u32| effective >> bit & 1 != 0;
+    let holds = |bit: u32| has(bit) || PARTS_OF_SYS_ADMIN.contains(&bit) && has(SYS_ADMIN);
+    CAPABILITIES.into_iter().map(|(name, bit, buys)| Capability { name, held: holds(bit), buys }).collect()
 }
 
 /// The word in brackets, as in `none [integrity] confidentiality`.
@@ -126,5 +132,7 @@ mod tests {
         };
         assert_eq!(held("CapPrm:\t000001ffffffffff\nCapEff:\t000000c000000000\n"), ["CAP_BPF", "CAP_PERFMON"]);
         assert!(held("").is_empty());
+        let admin = ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_ADMIN", "CAP_SYSLOG", "CAP_CHECKPOINT_RESTORE"];
+        assert_eq!(held("CapEff:\t0000000000200000\n"), admin);
     }
 }

@@ -241,6 +241,12 @@ pub fn executable_identity(pid: Pid) -> Option<FileIdentity> {
     Some(FileIdentity { device: metadata.dev(), inode: metadata.ino() })
 }
 
+/// Where a process resolves relative paths, as it sees the path itself.
+#[must_use]
+pub fn working_directory(pid: Pid) -> Option<PathBuf> {
+    fs::read_link(path_of(pid, "cwd")).ok()
+}
+
 /// The way to what the process has as its root directory.
 #[must_use]
 pub fn root(pid: Pid) -> PathBuf {
@@ -295,6 +301,17 @@ pub fn anonymous_mappings(pid: Pid) -> Result<Vec<Anonymous>, ProcError> {
 pub fn environment(pid: Pid, key: &str) -> Result<Option<String>, ProcError> {
     let environ = read(pid, "environ", PROC_FILE_BYTES_MAX)?;
     Ok(strings(&environ).find_map(|entry| Some(entry.strip_prefix(key)?.strip_prefix('=')?.to_owned())))
+}
+
+/// Some variables of that environment; nothing else of it is kept.
+pub fn variables<const N: usize>(pid: Pid, keys: [&str; N]) -> Result<[Option<String>; N], ProcError> {
+    let environ = read(pid, "environ", PROC_FILE_BYTES_MAX)?;
+    let value = |key: &str| {
+        let mut entries = environ.split(|byte| *byte == 0);
+        let value = entries.find_map(|entry| entry.strip_prefix(key.as_bytes())?.strip_prefix(b"="))?;
+        Some(String::from_utf8_lossy(value).into_owned())
+    };
+    Ok(keys.map(value))
 }
 
 /// The file that a process runs, in whatever mount namespace, and the path that leads there from here.

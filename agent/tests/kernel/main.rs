@@ -17,12 +17,16 @@
 )]
 
 mod apps;
+mod container;
 mod diagnose;
 mod event_loop;
 mod gc;
 mod harness;
+mod identity;
 mod js;
 mod luck;
+#[path = "../manifests/mod.rs"]
+mod manifests;
 mod peer;
 mod postgres;
 mod profile;

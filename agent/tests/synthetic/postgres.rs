@@ -90,6 +90,7 @@ fn facts() -> ClusterFacts {
         server_version: Some("15.18 (Debian 15.18-0+deb12u1)".into()),
         processes: 9,
         degraded: vec![Degraded { feature: "postgres_statements".into(), reason: "test data".into() }],
+        resource: [("service.name".into(), "unknown_service:postgres".into())].into(),
     }
 }
 

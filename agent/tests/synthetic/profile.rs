@@ -147,7 +147,7 @@ fn stacks() -> Vec<Record> {
 fn target(pid: u32, script: &str, measure: Measure) -> Record {
     record(
         pid,
-        Body::Target(Target {
+        Body::Target(Box::new(Target {
             agent_version: "0.1.0".into(),
             process_start_time: None,
             trace_start_time: "2026-11-24T20:16:29.000000000Z".into(),
@@ -159,7 +159,8 @@ fn target(pid: u32, script: &str, measure: Measure) -> Record {
             degraded: vec![Degraded { feature: "life".into(), reason: "no BTF (test data)".into() }],
             kernel_release: "6.18.44".into(),
             cpus: 2,
-        }),
+            resource: std::collections::BTreeMap::new(),
+        })),
     )
 }
 

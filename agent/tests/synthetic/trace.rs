@@ -46,6 +46,7 @@ pub fn facts() -> TargetFacts {
         }],
         kernel_release: "6.18.44".into(),
         cpus: 2,
+        resource: [("service.name".into(), "synthetic".into())].into(),
     }
 }
 

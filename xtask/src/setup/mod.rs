@@ -6,6 +6,7 @@
 pub mod apt;
 mod node;
 mod npm;
+mod python;
 mod workloads;
 
 use std::{
@@ -94,6 +95,7 @@ fn steps(purpose: Purpose) -> Result<(), Error> {
         node::debian()?;
         let lists = root().join("agent/tests/workloads/apps");
         npm::install("applications for the tests", &lists, &cache().join("apps"))?;
+        python::install("schemas of Kubernetes", &root().join("agent/tests/manifests/requirements.txt"))?;
     }
     Ok(())
 }
@@ -132,6 +134,13 @@ fn packages(purpose: Purpose) -> Vec<&'static str> {
             ("unshare", "util-linux"),
             ("setpriv", "util-linux"),
             ("strip", "binutils"),
+            // Containers, and the manifests that they are run by.
+            ("podman", "podman"),
+            ("runc", "runc"),
+            ("kubectl", "kubernetes-client"),
+            ("python3", "python3-venv"),
+            // Certificates of doubles.
+            ("openssl", "openssl"),
         ]);
         // In a directory of its own, off the path.
         if !Path::new("/usr/lib/postgresql/15/bin/postgres").is_file() {

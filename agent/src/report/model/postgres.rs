@@ -26,6 +26,9 @@ pub struct PgCluster {
     /// Locks of which no wait lasted so long are not reported one by one.
     pub lock_wait_min_ns: u64,
     pub degraded: Vec<Degraded>,
+    /// Who it is: attributes by their names in OpenTelemetry's conventions for resources.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub resource: BTreeMap<String, String>,
 }
 
 /// A window of a cluster.

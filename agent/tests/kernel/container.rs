@@ -1,0 +1,328 @@
+//! The agent in a container, beside another one with Node.js: by a real runtime, with the rights that the shipped manifests give it.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::{
+    harness::{Bench, VERSION, bench, node, say, skip},
+    manifests,
+    records::{Records, get, number, text},
+};
+
+/// Starts with the rights that this machine's root has: podman asks for limits and a capability that it may not have.
+const RUNTIME: &str = r#"
+import json, os, sys
+arguments = sys.argv[1:]
+if "create" in arguments:
+    path = os.path.join(arguments[arguments.index("--bundle") + 1], "config.json")
+    with open(path) as file:
+        config = json.load(file)
+    process = config["process"]
+    process.pop("rlimits", None)
+    for names in process.get("capabilities", {}).values():
+        if "CAP_SYS_RESOURCE" in names:
+            names.remove("CAP_SYS_RESOURCE")
+    with open(path, "w") as file:
+        json.dump(config, file)
+os.execvp("runc", ["runc", *arguments])
+"#;
+
+const APP: &str = "
+const until = (ms) => { const end = Date.now() + ms; while (Date.now() < end); };
+setInterval(() => until(3), 20);
+";
+
+/// A store of images and containers of its own; what runs in it ends with it.
+struct Podman {
+    dir: PathBuf,
+}
+
+impl Podman {
+    /// `None`, said aloud, where no container can be run.
+    fn new(bench: &Bench) -> Option<Self> {
+        let missing = manifests::missing().or_else(|| {
+            let is_there = |program: &&str| Command::new(program).arg("--version").output().is_ok();
+            ["podman", "runc"].into_iter().find(|program| !is_there(program))
+        });
+        if let Some(missing) = missing {
+            skip(missing);
+            return None;
+        }
+        let dir = bench.dir.path().join("podman");
+        fs::create_dir_all(&dir).unwrap();
+        let runtime = dir.join("runc");
+        fs::write(&runtime, format!("#!{}{RUNTIME}", manifests::python().display())).unwrap();
+        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
+        let conf = "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n";
+        fs::write(dir.join("containers.conf"), conf).unwrap();
+        Some(Self { dir })
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let at = |name: &str| self.dir.join(name);
+        let mut command = Command::new("podman");
+        command.env("CONTAINERS_CONF", at("containers.conf"));
+        command.arg("--root").arg(at("root")).arg("--runroot").arg(at("run")).arg("--tmpdir").arg(at("tmp"));
+        command.arg("--runtime").arg(at("runc")).args(["--storage-driver", "vfs", "--log-level", "error"]);
+        command.args(arguments);
+        command
+    }
+
+    #[track_caller]
+    fn run(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        assert!(output.status.success(), "podman {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        let _ = self.command(&["rm", "--all", "--force", "--time", "0"]).output();
+        let _ = self.command(&["umount", "--all", "--force"]).output();
+    }
+}
+
+/// Puts a program and the shared libraries that it needs below a directory, each where it looks for it.
+fn stage(program: &Path, root: &Path, at: &str) {
+    let place = |from: &Path, at: &str| {
+        let to = root.join(at.trim_start_matches('/'));
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(from, to).unwrap();
+    };
+    place(program, at);
+    // Of a static program it says that there are none, and fails.
+    let listed = Command::new("ldd").arg(program).output().unwrap();
+    for word in String::from_utf8_lossy(&listed.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
+        place(Path::new(word), word);
+    }
+}
+
+/// The options of `podman run` that give a container what its pod gives it in the manifest. What is not known here ends the test:
+/// it would not be tried.
+struct Lifted {
+    options: Vec<String>,
+}
+
+impl Lifted {
+    fn new(manifests: &[Value], scratch: &Path) -> Self {
+        let pod = &manifests::one(manifests, "DaemonSet")["spec"]["template"]["spec"];
+        let mut lifted = Self { options: Vec::new() };
+        for (key, value) in pod.as_object().unwrap() {
+            match key.as_str() {
+                "hostPID" => lifted.add(&["--pid=host"]),
+                "containers" => lifted.container(&value[0], pod, manifests, scratch),
+                // The scheduler's, and the API server's.
+                "nodeSelector"
+                | "tolerations"
+                | "serviceAccountName"
+                | "automountServiceAccountToken"
+                | "enableServiceLinks"
+                | "terminationGracePeriodSeconds"
+                | "volumes" => {}
+                other => panic!("pod: {other} is not lifted"),
+            }
+        }
+        lifted
+    }
+
+    fn add(&mut self, options: &[&str]) {
+        self.options.extend(options.iter().map(|option| (*option).to_owned()));
+    }
+
+    fn container(&mut self, container: &Value, pod: &Value, manifests: &[Value], scratch: &Path) {
+        for (key, value) in container.as_object().unwrap() {
+            match key.as_str() {
+                "securityContext" => self.security(value),
+                "env" => self.add(&["--env", "NODE_NAME=node-1"]),
+                "resources" => {
+                    let memory = value["limits"]["memory"].as_str().unwrap();
+                    self.add(&["--memory", &memory.replace("Mi", "m")]);
+                }
+                "volumeMounts" => {
+                    for mount in value.as_array().unwrap() {
+                        self.mount(mount, pod, manifests, scratch);
+                    }
+                }
+                // The kubelet's; and what is run is the test's.
+                "name" | "image" | "imagePullPolicy" | "args" | "ports" | "startupProbe" | "livenessProbe"
+                | "readinessProbe" => {}
+                other => panic!("container: {other} is not lifted"),
+            }
+        }
+    }
+
+    fn security(&mut self, context: &Value) {
+        for (key, value) in context.as_object().unwrap() {
+            match (key.as_str(), value) {
+                ("privileged", Value::Bool(true)) => self.add(&["--privileged"]),
+                ("readOnlyRootFilesystem", Value::Bool(true)) => self.add(&["--read-only", "--read-only-tmpfs=false"]),
+                ("allowPrivilegeEscalation", Value::Bool(false)) => self.add(&["--security-opt", "no-new-privileges"]),
+                ("privileged", Value::Bool(false)) => {}
+                ("runAsUser", user) => self.add(&["--user", &user.to_string()]),
+                ("capabilities", of) => {
+                    for (option, names) in [("--cap-drop", &of["drop"]), ("--cap-add", &of["add"])] {
+                        for name in names.as_array().unwrap() {
+                            self.add(&[option, name.as_str().unwrap()]);
+                        }
+                    }
+                }
+                ("seccompProfile", of) if of["type"] == "Unconfined" => {
+                    self.add(&["--security-opt", "seccomp=unconfined"]);
+                }
+                // This machine has none.
+                ("appArmorProfile", of) if of["type"] == "Unconfined" => {}
+                other => panic!("securityContext: {other:?} is not lifted"),
+            }
+        }
+    }
+
+    fn mount(&mut self, mount: &Value, pod: &Value, manifests: &[Value], scratch: &Path) {
+        let (name, path) = (mount["name"].as_str().unwrap(), mount["mountPath"].as_str().unwrap());
+        let volume = pod["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == name).unwrap();
+        let read_only = if mount["readOnly"] == true { ":ro" } else { "" };
+        if let Some(host) = volume["hostPath"]["path"].as_str() {
+            self.add(&["--volume", &format!("{host}:{path}{read_only}")]);
+        } else if volume.get("emptyDir").is_some() {
+            self.add(&["--tmpfs", path]);
+        } else {
+            let wanted = &volume["configMap"]["name"];
+            let map = manifests::one(manifests, "ConfigMap");
+            assert_eq!(&map["metadata"]["name"], wanted);
+            let directory = scratch.join("config");
+            fs::create_dir_all(&directory).unwrap();
+            for (file, text) in map["data"].as_object().unwrap() {
+                fs::write(directory.join(file), text.as_str().unwrap()).unwrap();
+            }
+            self.add(&["--volume", &format!("{}:{path}{read_only}", directory.display())]);
+        }
+    }
+}
+
+/// The image that is shipped, with the program of this build, and a container with Node.js.
+struct Stage {
+    podman: Podman,
+    scratch: PathBuf,
+    node: String,
+    pid: String,
+}
+
+const IMAGE: &str = "localhost/agent:test";
+
+impl Stage {
+    fn set(bench: &Bench) -> Option<Self> {
+        let podman = Podman::new(bench)?;
+        let scratch = bench.dir.path().to_owned();
+        let context = scratch.join("image");
+        stage(Path::new(env!("CARGO_BIN_EXE_agent")), &context.join("rootfs"), "/usr/bin/agent");
+        let file = manifests::repository().join("scripts/image/Containerfile");
+        let (file, context) = (file.to_str().unwrap().to_owned(), context.to_str().unwrap().to_owned());
+        podman.run(&["build", "--quiet", "--isolation", "chroot", "--tag", IMAGE, "--file", &file, &context]);
+
+        let root = scratch.join("node-root");
+        stage(&node(VERSION), &root, "/usr/bin/node");
+        fs::create_dir_all(root.join("srv")).unwrap();
+        fs::write(root.join("srv/app.js"), APP).unwrap();
+        for directory in ["proc", "sys", "dev", "tmp", "etc", "run"] {
+            fs::create_dir_all(root.join(directory)).unwrap();
+        }
+        let declared = "OTEL_RESOURCE_ATTRIBUTES=service.name=shop,deployment.environment.name=test";
+        let root = root.to_str().unwrap().to_owned();
+        let run = ["run", "--detach", "--network", "none", "--env", declared, "--rootfs", &root];
+        let node = podman.run(&[&run[..], &["/usr/bin/node", "/srv/app.js"]].concat());
+        let pid = podman.run(&["inspect", "--format", "{{.State.Pid}}", &node]);
+        Some(Self { podman, scratch, node, pid })
+    }
+
+    fn agent(&self, options: &[String], arguments: &[&str]) -> Output {
+        let mut command = self.podman.command(&["run", "--rm", "--network", "none"]);
+        command.args(options).arg(IMAGE).args(arguments).output().unwrap()
+    }
+
+    /// A second of the container with Node.js, as records.
+    fn trace(&self, options: &[String]) -> Records {
+        let arguments = ["trace", "--pid", &self.pid, "--duration", "1500ms", "--format", "ndjson", "-o", "-"];
+        let output = self.agent(options, &arguments);
+        assert!(output.status.success(), "{options:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let file = self.scratch.join("container.ndjson");
+        fs::write(&file, &output.stdout).unwrap();
+        Records::read(&file)
+    }
+}
+
+#[test]
+fn each_overlay_traces_node_in_another_container() {
+    let Some(bench) = bench() else { return };
+    let Some(stage) = Stage::set(&bench) else { return };
+    // What Node.js needs to be up.
+    std::thread::sleep(Duration::from_millis(500));
+    let mut degraded = Vec::new();
+    for overlay in manifests::OVERLAYS {
+        let lifted = Lifted::new(&manifests::render(overlay), &stage.scratch);
+        let records = stage.trace(&lifted.options);
+        let target = records.target();
+        let resource = get(target, "resource");
+        assert_eq!(text(resource, "container.id"), stage.node, "{overlay}");
+        assert_eq!(text(resource, "container.runtime.name"), "podman", "{overlay}");
+        assert_eq!(text(resource, "service.name"), "shop", "{overlay}");
+        assert_eq!(text(resource, "deployment.environment.name"), "test", "{overlay}");
+        let main = records.loop_windows("main");
+        let (turns, on_cpu) = (crate::records::sum(&main, "turns"), crate::records::sum(&main, "on_cpu_ns"));
+        say(&format!("measured {overlay}: {turns} turns, {:.0} ms on CPU", on_cpu / 1e6));
+        // A timer each 20 ms that burns 3 ms.
+        assert!(turns > 20.0 && on_cpu > 1e8, "{overlay}: {turns} turns, {on_cpu} ns on CPU");
+        assert!(number(records.one("end"), "duration_ns") > 1e9, "{overlay}");
+        degraded.push(get(target, "degraded").clone());
+    }
+    // Where the kernel has `uprobe_multi` links, more rights buy nothing more.
+    say(&format!("measured degraded: {degraded:?}"));
+    if has_multi_links() {
+        assert_eq!(degraded[0], degraded[1]);
+    }
+}
+
+fn has_multi_links() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').filter_map(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(6))
+}
+
+#[test]
+fn doctor_says_which_capability_is_missing_in_a_container() {
+    let Some(bench) = bench() else { return };
+    let Some(stage) = Stage::set(&bench) else { return };
+    let doctor = |options: &[String]| {
+        let output = stage.agent(options, &["doctor", "--json"]);
+        let answer: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+        (output.status.code(), answer)
+    };
+    let how = |answer: &Value, name: &str| {
+        let checks = get(answer, "host").as_array().unwrap();
+        let check = checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name}: {answer}"));
+        text(check, "state").to_owned()
+    };
+    let lifted = Lifted::new(&manifests::render("least-privilege"), &stage.scratch);
+    let (code, answer) = doctor(&lifted.options);
+    for capability in ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH", "CAP_SYSLOG"] {
+        assert_eq!(how(&answer, capability), "ok", "{capability}");
+    }
+    if has_multi_links() {
+        assert_eq!((code, how(&answer, "CAP_SYS_ADMIN").as_str()), (Some(0), "ok"), "{answer}");
+    }
+    // Take one away at a time.
+    for missing in ["BPF", "PERFMON", "SYS_PTRACE"] {
+        let mut options = lifted.options.clone();
+        let at = options.iter().position(|option| option == missing).unwrap();
+        options.drain(at - 1..=at);
+        let (code, answer) = doctor(&options);
+        assert_eq!((code, how(&answer, &format!("CAP_{missing}")).as_str()), (Some(4), "off"), "{answer}");
+    }
+}
