@@ -134,7 +134,7 @@ fn count(args: &HeapArgs, pid: Pid) -> Result<(), HeapError> {
     }
     let census = best.ok_or(HeapError::NoPages(pid))?;
     if census.tally.read_bytes == 0 {
-        return Err(HeapError::Denied(pid));
+        return Err(if procfs::is_refused(pid) { HeapError::Denied(pid) } else { HeapError::Ended(pid) });
     }
     if census.pages == 0 || census.tally.objects == 0 {
         return Err(HeapError::NoPages(pid));
