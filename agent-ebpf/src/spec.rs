@@ -8,6 +8,8 @@ pub enum Component {
     V8,
     Node,
     Postgres,
+    /// The C library, or what else has `malloc`.
+    Libc,
 }
 
 /// Probes that are attached and detached together, over one link a file.
@@ -33,6 +35,10 @@ pub enum Group {
     Scopes,
     /// What takes areas of a JavaScript heap: some hundred hits a second, likewise on suspicion.
     Allocators,
+    /// What hands out native memory: up to some thousand hits a second, so where it is asked for, and on suspicion.
+    Allocations,
+    /// What takes it back: for as long as what was handed out is watched.
+    Frees,
 }
 
 /// What is missing where a probe cannot be placed.
@@ -45,6 +51,7 @@ pub enum Feature {
     PostgresLocks,
     Requests,
     Handles,
+    NativeLeaks,
 }
 
 /// Where in the machine code the probe goes.
@@ -56,6 +63,8 @@ pub enum Place {
     /// In `caller`: the first emulated instruction after its direct call of `callee`, before any other branch target or
     /// call: the moment at which `callee` has returned, at the price of an entry probe.
     AfterCall { caller: &'static str, callee: &'static str },
+    /// When the function has returned: the kernel puts its own return address on the stack meanwhile. Where nothing else carries the fact.
+    Return,
 }
 
 /// Argument registers of the System V ABI, as bits.
@@ -114,6 +123,13 @@ pub mod id {
     pub const GC_POINTERS_JOB: u64 = 53;
     pub const COMPILE_JOB: u64 = 54;
 
+    pub const MALLOC: u64 = 55;
+    pub const CALLOC: u64 = 56;
+    pub const REALLOC: u64 = 57;
+    pub const ALIGNED_ALLOC: u64 = 58;
+    pub const FREE: u64 = 59;
+    pub const REALLOC_OLD: u64 = 60;
+
     /// PostgreSQL's, of a program of their own: from [`super::HITS_POSTGRES`] on.
     pub const LOCK_WAIT: u64 = 96;
     pub const LOCK_GRANTED: u64 = 97;
@@ -157,7 +173,7 @@ macro_rules! probes {
     };
 }
 
-use Place::{AfterCall, Entry};
+use Place::{AfterCall, Entry, Return};
 
 probes! {
     /// Every uprobe in Node.js.
@@ -270,6 +286,17 @@ probes! {
     // Called by a waiter that is cancelled, or that would wait in vain.
     LOCK_GIVEN_UP "lock_given_up" Postgres Postgres PostgresLocks true Entry, arg::NONE, ["RemoveFromWaitQueue"];
     LOCK_DEADLOCK "lock_deadlock" Postgres Postgres PostgresLocks false Entry, arg::NONE, ["DeadLockReport"];
+}
+
+probes! {
+    /// Every uprobe in the C library: in one process each, as all others run its code, too.
+    LIBC_PROBES:
+    MALLOC "malloc" Libc Allocations NativeLeaks true Return, arg::NONE, ["malloc"];
+    CALLOC "calloc" Libc Allocations NativeLeaks false Return, arg::NONE, ["calloc"];
+    REALLOC "realloc" Libc Allocations NativeLeaks false Return, arg::NONE, ["realloc"];
+    ALIGNED_ALLOC "aligned_alloc" Libc Allocations NativeLeaks false Return, arg::NONE, ["aligned_alloc"];
+    FREE "free" Libc Frees NativeLeaks true Entry, arg::RDI, ["free"];
+    REALLOC_OLD "realloc_old" Libc Frees NativeLeaks true Entry, arg::RDI, ["realloc"];
 }
 
 /// How a program hangs on a tracepoint.

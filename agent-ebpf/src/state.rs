@@ -225,6 +225,10 @@ record! {
     }
 }
 
+/// Bytes of native memory that an allocation which is watched stands for: larger ones are all watched, of smaller ones as many as come
+/// to one in so many bytes.
+pub const ALLOCATION_STEP: u64 = 16 << 10;
+
 /// What a site makes.
 pub mod site {
     /// `v8::internal::GlobalHandles::Create`.
@@ -236,6 +240,9 @@ pub mod site {
     /// Some tens of kilobytes of a JavaScript heap: `v8::internal::Runtime_AllocateInYoungGeneration`, where generated code goes when
     /// its own area is used up.
     pub const HEAP_AREA: u32 = 3;
+    /// Bytes of the C library's allocator: one in so many is sampled, see [`crate::state::ALLOCATION_STEP`].
+    pub const ALLOCATION: u32 = 4;
+    pub const COUNT: u32 = 5;
 }
 
 record! {

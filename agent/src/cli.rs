@@ -515,6 +515,11 @@ pub struct DiagnoseArgs {
     #[arg(long, value_name = "FILE")]
     pub flame_diff: Option<PathBuf>,
 
+    /// Where native memory grows, watch malloc and free for seconds, and name who allocates what is not given back. It costs the process up
+    /// to a tenth of a core meanwhile
+    #[arg(long, conflicts_with = "all")]
+    pub native_leaks: bool,
+
     /// Set what a rule takes for a growth; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = threshold)]
     pub threshold: Vec<(String, f64)>,
@@ -566,6 +571,10 @@ pub struct HeapViewArgs {
     /// What to write [default: from the ending of --output, else text]
     #[arg(short, long, value_enum)]
     pub format: Option<Format>,
+
+    /// The same as --format ndjson: a line a constructor, and one of all
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
 
     /// Where to write it; - is standard output
     #[arg(short, long, value_name = "FILE", default_value = "-")]

@@ -164,7 +164,7 @@ fn a_difference_names_what_grew() {
         thread::sleep(Duration::from_millis(300));
         assert_done(&node.census(&after));
         let (before, after) = (before.to_str().unwrap(), after.to_str().unwrap());
-        let output = agent(&["heap", "diff", before, after, "--format", "ndjson"]);
+        let output = agent(&["heap", "diff", before, after, "--json"]);
         assert_done(&output);
         let grown: Vec<Line> =
             String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -82,6 +82,7 @@ fn memory() -> Memory {
         heaps: vec![heap],
         loops: vec![LoopHandles { tid: 7, handles: [("tcp".to_owned(), 1)].into(), partial: false }],
         sites: vec![Site { kind: SiteKind::GlobalHandle, stack: StackId(1), made: 2, gone: 1, strong: 1, weak: 0 }],
+        allocations_seen_ns: 1,
     }
 }
 

@@ -57,9 +57,11 @@ pub enum Buffer {
     Sampler = 1,
     /// Probes, which may be preempted while they take one: see [`super::sites`].
     Probe = 2,
+    /// The same where a function has returned.
+    Returned = 3,
 }
 
-pub const BUFFERS: u32 = 3;
+pub const BUFFERS: u32 = 4;
 
 /// The id of the running thread's stack in the kernel; 0 if there is none.
 #[inline(always)]

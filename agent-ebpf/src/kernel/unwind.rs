@@ -97,7 +97,7 @@ impl Walked {
 /// Walks the running thread's user stack.
 #[inline(always)]
 pub fn user<C: EbpfContext>(ctx: &C, target: &Target, buffer: Buffer, now: u64) -> Walked {
-    let is_probe = matches!(buffer, Buffer::Probe);
+    let moment = buffer;
     let Some(buffer) = maps::USER_SCRATCH.get_ptr_mut(buffer as u32) else { return Walked::NONE };
     // SAFETY: a per-CPU value, and the same program does not nest on a CPU.
     let walk = unsafe { &mut *buffer };
@@ -110,7 +110,7 @@ pub fn user<C: EbpfContext>(ctx: &C, target: &Target, buffer: Buffer, now: u64) 
     walk.hash = u64::from(target.major_gcs) << 32 ^ now >> EPOCH_SHIFT;
     let mut flags = 0;
     if globals::HAS_TASK_REGS.load() != 0 {
-        let Some(interrupted) = begin(walk, target, is_probe) else { return Walked::NONE };
+        let Some(interrupted) = begin(walk, target, moment) else { return Walked::NONE };
         flags = interrupted;
         let tgid = current().0;
         let Some(regions) = maps::REGIONS.get_ptr(&tgid).or_else(|| maps::NO_REGIONS.get_ptr(0)) else {
@@ -154,7 +154,7 @@ const EPOCH_SHIFT: u32 = 34;
 
 /// Reads the registers with which the thread left user space; the flags of the record.
 #[inline(always)]
-fn begin(walk: &mut UserBuffer, target: &Target, is_probe: bool) -> Option<u32> {
+fn begin(walk: &mut UserBuffer, target: &Target, moment: Buffer) -> Option<u32> {
     // SAFETY: helpers that take the running task and check what they read; `regs` has the size that is passed.
     let status = unsafe {
         let regs = bpf_task_pt_regs(bpf_get_current_task_btf());
@@ -182,11 +182,12 @@ fn begin(walk: &mut UserBuffer, target: &Target, is_probe: bool) -> Option<u32> 
     walk.head.leaf.r12 = walk.regs.r12;
     // SAFETY: the helper checks the address, and leaves zeroes where it cannot read.
     unsafe { bpf_probe_read_user((&raw mut walk.head.leaf.words).cast(), 32, rsp as *const c_void) };
-    walk.hash = if is_probe {
+    walk.hash = match moment {
         // At a function's entry only the return address matters: the same path shall have the same id each time.
-        mix(walk.hash, walk.head.leaf.words[0])
-    } else {
-        mix(mix(walk.hash, rsp), walk.regs.r9)
+        Buffer::Probe => mix(walk.hash, walk.head.leaf.words[0]),
+        // The frames are all that there is to it.
+        Buffer::Returned => walk.hash,
+        Buffer::Scheduler | Buffer::Sampler => mix(mix(walk.hash, rsp), walk.regs.r9),
     };
     Some(user_flag::INTERRUPTED)
 }

@@ -39,7 +39,7 @@ unsafe extern "C" {
 pub fn calibrate(probes: &mut Probes) -> Option<HitCost> {
     let (file, offset) = own_offset(agent_calibration as *const () as usize)?;
     let bare = time_calls();
-    probes.attach(Group::Calibration, (0, 0), &file, &[(offset, CALIBRATION_ID)]).ok()?;
+    probes.attach(Group::Calibration, (0, 0), &file, &[(offset, CALIBRATION_ID)], None).ok()?;
     let with_probe = time_calls();
     probes.detach(Group::Calibration);
     Some(HitCost { uprobe_ns: with_probe.saturating_sub(bare), tracepoint_ns: TRACEPOINT_NS })

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, io::Write as _, path::Path, time::Duration};
 use agent_ebpf::spec::{Group, Part};
 
 use super::{
+    allocator,
     clusters::Search,
     discover::Discovery,
     driver::{self, DriverError, Finished, Mission, Whom, nanoseconds, say, style},
@@ -63,10 +64,11 @@ fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverErr
     let types = TypesAhead::read();
     let (servers, node): (Vec<Pid>, Vec<Pid>) =
         args.pid.iter().map(|pid| Pid(*pid)).partition(|pid| Server::is_one(*pid));
+    let examine = if args.native_leaks { allocator::examine } else { subject::examine };
     let mut discovery = args.all.then(Discovery::default);
     let subjects = match &mut discovery {
         Some(discovery) => discovery.newcomers(),
-        None => node.iter().map(|pid| subject::examine(*pid)).collect::<Result<_, _>>()?,
+        None => node.iter().map(|pid| examine(*pid)).collect::<Result<_, _>>()?,
     };
     let watch = |pid: &Pid| Watch::begin(*pid, subject::clock(), StatementText::Fingerprint);
     let clusters: Vec<Watch> = servers.iter().map(watch).collect::<Result<_, _>>()?;
@@ -91,7 +93,7 @@ fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverErr
         subjects,
         launched: None,
         follow: false,
-        examine: subject::examine,
+        examine,
         discovery,
         clusters,
         resident: None,

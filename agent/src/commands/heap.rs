@@ -134,7 +134,7 @@ fn count(args: &HeapArgs, pid: Pid) -> Result<(), HeapError> {
     }
     let census = best.ok_or(HeapError::NoPages(pid))?;
     if census.tally.read_bytes == 0 {
-        return Err(HeapError::Denied(pid));
+        return Err(if procfs::is_refused(pid) { HeapError::Denied(pid) } else { HeapError::Ended(pid) });
     }
     if census.pages == 0 || census.tally.objects == 0 {
         return Err(HeapError::NoPages(pid));
@@ -280,7 +280,8 @@ fn write(args: &HeapViewArgs, lines: &[Line], text: impl Fn(Style) -> String) ->
         Some(ProfileFormat::Ndjson) => Format::Ndjson,
         _ => Format::Text,
     };
-    let bytes = match args.format.unwrap_or(of_name) {
+    let asked = if args.json { Some(Format::Ndjson) } else { args.format };
+    let bytes = match asked.unwrap_or(of_name) {
         Format::Text => text(if to_stdout { style(true) } else { Style::default() }).into_bytes(),
         Format::Bunyan => return Err("a census is no log: write it as text or ndjson".into()),
         Format::Ndjson => {

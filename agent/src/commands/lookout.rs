@@ -209,11 +209,12 @@ impl Lookout {
             self.sites_in = SITES_WINDOWS;
             sites = session.sites();
         }
+        let seen_ns = session.allocations_seen_ns();
         let alive = if sites.is_empty() { Vec::new() } else { session.alive(ALIVE_READ_MAX) };
         let memories = self
             .processes
             .iter_mut()
-            .filter_map(|(pid, watched)| Some((*pid, watched.look(*pid, &of(*pid, &sites), &alive)?)));
+            .filter_map(|(pid, watched)| Some((*pid, watched.look(*pid, &of(*pid, &sites), &alive, seen_ns)?)));
         memories.collect()
     }
 
@@ -226,6 +227,7 @@ impl Lookout {
             all.handles = all.handles.max(wanted.handles);
             all.scopes = all.scopes.max(wanted.scopes);
             all.heap = all.heap.max(wanted.heap);
+            all.pages = all.pages.max(wanted.pages);
             let mut scrutiny = watched.scrutiny;
             scrutiny.pages_a_stack = if wanted.pages == Watch::Makers { PAGES_A_STACK } else { 0 };
             if let Some((implementer, next)) = watched.scope_offsets() {
@@ -242,6 +244,9 @@ impl Lookout {
             (Group::Makers, all.handles == Watch::Makers),
             (Group::Scopes, all.scopes == Watch::Makers),
             (Group::Allocators, all.heap == Watch::Makers),
+            // Only where it was asked for is there a file that has these.
+            (Group::Frees, all.pages >= Watch::Takers),
+            (Group::Allocations, all.pages == Watch::Makers),
         ]);
     }
 }
@@ -249,7 +254,13 @@ impl Lookout {
 fn of(pid: Pid, sites: &[(SiteKey, SiteState)]) -> Vec<(SiteKey, SiteState)> {
     let mut own: Vec<_> = sites.iter().filter(|(key, _)| key.tgid == pid.0).copied().collect();
     own.sort_by_key(|(_, state)| std::cmp::Reverse(state.made.saturating_sub(state.gone)));
-    own.truncate(SITES_MAX);
+    // Bytes of one kind are more than things of another: each has a share of its own.
+    let mut kept = [0_usize; site::COUNT as usize];
+    own.retain(|(key, _)| {
+        let Some(count) = kept.get_mut(key.kind as usize) else { return false };
+        *count += 1;
+        *count <= SITES_MAX / site::COUNT as usize
+    });
     own
 }
 
@@ -313,7 +324,13 @@ impl Watched {
         }
     }
 
-    fn look(&mut self, pid: Pid, sites: &[(SiteKey, SiteState)], alive: &[(AliveKey, u64)]) -> Option<Memory> {
+    fn look(
+        &mut self,
+        pid: Pid,
+        sites: &[(SiteKey, SiteState)],
+        alive: &[(AliveKey, u64)],
+        seen_ns: u64,
+    ) -> Option<Memory> {
         let resident = procfs::resident(pid)?;
         let mut memory = Memory {
             resident: Resident {
@@ -340,13 +357,16 @@ impl Watched {
         }
         memory.heaps.sort_by_key(|heap| (heap.tid != pid.0, heap.tid));
         memory.sites = self.sites(pid, sites, alive);
+        if memory.sites.iter().any(|site| site.kind == SiteKind::Allocation) {
+            memory.allocations_seen_ns = seen_ns;
+        }
         Some(memory)
     }
 
     fn sites(&self, pid: Pid, sites: &[(SiteKey, SiteState)], alive: &[(AliveKey, u64)]) -> Vec<Site> {
         let mut held = BTreeMap::<u64, (u64, u64)>::new();
         if let Some(heaps) = &self.heaps {
-            for (key, stack) in alive.iter().filter(|(key, _)| key.tgid == pid.0) {
+            for (key, stack) in alive.iter().filter(|(key, _)| key.tgid == pid.0 && key.kind == site::GLOBAL_HANDLE) {
                 match heap::hold(heaps.memory(), UserAddr(key.at)) {
                     Some(heap::Hold::Strong) => held.entry(*stack).or_default().0 += 1,
                     Some(heap::Hold::Weak) => held.entry(*stack).or_default().1 += 1,
@@ -360,6 +380,7 @@ impl Watched {
                 site::SCOPE_BLOCK => SiteKind::ScopeBlock,
                 site::PAGE => SiteKind::Page,
                 site::HEAP_AREA => SiteKind::HeapArea,
+                site::ALLOCATION => SiteKind::Allocation,
                 _ => return None,
             };
             let (strong, weak) = held.get(&key.stack).copied().unwrap_or_default();

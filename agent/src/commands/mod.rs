@@ -1,5 +1,6 @@
 //! The drivers: they turn a command line into inputs for the core, and carry out what the core asks for. They may see everything.
 
+mod allocator;
 mod asleep;
 mod clusters;
 mod cost;

@@ -95,6 +95,7 @@ impl Watch {
             file: Arc::new(file),
             identity: (self.server.identity.device, self.server.identity.inode),
             points: BTreeMap::from([(Group::Postgres, points)]),
+            only: None,
         };
         let mut degraded: Vec<Degraded> = degraded(&plan).into_iter().collect();
         let own = self.server.degraded().into_iter();

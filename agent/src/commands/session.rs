@@ -13,7 +13,7 @@ use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
 use zerocopy::FromBytes;
 
-use super::cost;
+use super::{allocator::Allocations, cost};
 use crate::{
     core::{HitCost, Tick},
     govern::{Action, PhaseDuty},
@@ -50,6 +50,8 @@ pub struct FileProbes {
     pub identity: (u64, u64),
     /// File offset and probe id, by group.
     pub points: BTreeMap<Group, Vec<(u64, u64)>>,
+    /// The one process that they are for, of a file that all others run, too.
+    pub only: Option<Pid>,
 }
 
 impl FileProbes {
@@ -61,7 +63,8 @@ impl FileProbes {
     }
 
     fn attach(&self, group: Group, probes: &mut Probes) -> Result<(), AttachError> {
-        probes.attach(group, self.identity, &self.path(), self.points.get(&group).map_or(&[], Vec::as_slice))
+        let points = self.points.get(&group).map_or(&[][..], Vec::as_slice);
+        probes.attach(group, self.identity, &self.path(), points, self.only)
     }
 
     /// A path that leads to the open file.
@@ -100,6 +103,7 @@ pub struct Session {
     demanded: Vec<Group>,
     received: [u64; family::COUNT],
     flush: mpsc::Sender<oneshot::Sender<()>>,
+    allocations: Allocations,
     hit_cost: Option<HitCost>,
     calibrated: bool,
     /// The phase probes were last attached or detached, or counted, then.
@@ -160,6 +164,7 @@ impl Session {
             demanded: Vec::new(),
             received: [0; family::COUNT],
             flush,
+            allocations: Allocations::default(),
             hit_cost: None,
             calibrated: false,
             phases_marked: monotonic_ns(),
@@ -194,7 +199,7 @@ impl Session {
 
     /// Attaches a file's probes, unless they are already.
     fn add_file(&mut self, file: FileProbes) -> Result<(), SessionError> {
-        if self.files.iter().any(|known| known.identity == file.identity) {
+        if self.files.iter().any(|known| known.identity == file.identity && known.only == file.only) {
             return Ok(());
         }
         if let Some(probes) = &mut self.probes {
@@ -332,6 +337,7 @@ impl Session {
         self.requests.mark(snapshot.now, self.requests.is_attached() && !self.files.is_empty());
         self.requests.hits =
             usize::try_from(id::MESSAGE_DONE).ok().and_then(|at| snapshot.hits.get(at)).copied().unwrap_or(0);
+        self.allocations.count(&snapshot.hits, self.hit_cost);
         let phases_seen_ns = std::mem::take(&mut self.phases_seen_ns);
         let hits = (0..).zip(&snapshot.hits).filter(|(_, hits)| **hits > 0).map(|(slot, hits)| (slot, *hits)).collect();
         Ok(Tick {
@@ -392,6 +398,7 @@ impl Session {
     /// Attaches probes that are on suspicion only, or detaches them.
     pub fn demand(&mut self, wanted: &[(Group, bool)]) {
         for &(group, is_wanted) in wanted {
+            let is_wanted = is_wanted && self.allocations.allow(group) && self.has(group);
             let is_attached = self.demanded.contains(&group);
             if is_wanted && !is_attached {
                 self.demanded.push(group);
@@ -403,6 +410,16 @@ impl Session {
         }
     }
 
+    fn has(&self, group: Group) -> bool {
+        self.files.iter().any(|file| file.points.get(&group).is_some_and(|points| !points.is_empty()))
+    }
+
+    /// Nanoseconds for which it was watched who allocates native memory.
+    #[must_use]
+    pub fn allocations_seen_ns(&self) -> u64 {
+        self.allocations.seen_ns(monotonic_ns())
+    }
+
     /// What is looked at in a process on suspicion.
     pub fn set_scrutiny(&mut self, pid: Pid, scrutiny: Scrutiny) {
         if let Err(error) = self.maps.set_scrutiny(pid.0, scrutiny) {
@@ -412,6 +429,15 @@ impl Session {
 
     fn apply(&mut self, group: Group, action: Action) {
         let Some(probes) = &mut self.probes else { return };
+        if action == Action::Attach
+            && let Err(error) = probes.load_uprobe(group)
+        {
+            warn!("{group:?} probes: {error}");
+            return;
+        }
+        if group == Group::Allocations {
+            self.allocations.mark(monotonic_ns(), action);
+        }
         let result = match action {
             Action::Keep => Ok(()),
             Action::Detach => {

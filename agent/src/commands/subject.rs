@@ -259,6 +259,7 @@ fn file_probes(node: &NodeFiles, plan: &Plan) -> Result<Vec<FileProbes>, ElfErro
             file: Arc::new(open),
             identity: (file.identity.device, file.identity.inode),
             points: GROUPS.iter().map(|group| (*group, points(FileId(index), *group))).collect(),
+            only: None,
         });
     }
     Ok(files)

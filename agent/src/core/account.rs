@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use agent_ebpf::{
     abi::family,
-    spec::{HITS_POSTGRES, POSTGRES_PROBES, PROBES, TRACEPOINTS},
+    spec::{HITS_POSTGRES, LIBC_PROBES, POSTGRES_PROBES, PROBES, TRACEPOINTS},
     state::{FamilyCounters, counter},
 };
 
@@ -119,7 +119,8 @@ fn probes(before: &SelfCost, now: &SelfCost) -> (Vec<ProbeHits>, Option<u64>) {
 }
 
 fn probe_name(slot: u64) -> String {
-    let uprobe = PROBES.iter().chain(POSTGRES_PROBES).find(|probe| probe.id == slot).map(|probe| probe.name);
+    let uprobe =
+        PROBES.iter().chain(POSTGRES_PROBES).chain(LIBC_PROBES).find(|probe| probe.id == slot).map(|probe| probe.name);
     let tracepoint = || {
         let at = usize::try_from(slot.checked_sub(TRACEPOINT_SLOTS)?).ok()?;
         Some(TRACEPOINTS.get(at)?.program)

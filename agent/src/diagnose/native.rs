@@ -58,12 +58,16 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
         unit: Some("bytes".to_owned()),
         stack: None,
     }];
+    let (leaks, culprit) = leaks(process, requests / trend.span_s);
+    evidence.extend(leaks);
     let makers = sites::makers(process, SiteKind::Page);
     let outside: Vec<_> =
         makers.iter().filter(|maker| sites::culprit(process, maker.stack).is_some()).cloned().collect();
     evidence.extend(sites::evidence(&outside, "pages first touched outside of Node.js itself"));
     let mut next = Vec::new();
-    if let Some(frame) = outside.first().and_then(|maker| sites::culprit(process, maker.stack)) {
+    if let Some(name) = culprit {
+        next.push(format!("look at {name}: what it allocates is not given back"));
+    } else if let Some(frame) = outside.first().and_then(|maker| sites::culprit(process, maker.stack)) {
         next.push(format!("look at {}: memory that it touches first does not come back", sites::name_of(frame)));
     } else {
         next.push(
@@ -86,4 +90,36 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
         evidence,
         next,
     })
+}
+
+/// Who allocates what is not given back, and how much of it a request; and whose code the first of them is. Only where it was asked for.
+#[expect(clippy::cast_precision_loss, reason = "figures for people")]
+fn leaks(process: &Process, requests_per_second: f64) -> (Vec<Evidence>, Option<String>) {
+    const SHOWN: usize = 3;
+    const SHARE_MIN: f64 = 0.05;
+    let makers = sites::makers(process, SiteKind::Allocation);
+    let memories = process.windows.iter().rev().filter_map(|point| point.memory.as_ref());
+    let seen_s = memories.map(|memory| memory.allocations_seen_ns).find(|ns| *ns > 0).unwrap_or(0) as f64 / 1e9;
+    let all: u64 = makers.iter().map(|maker| maker.kept).sum();
+    if all == 0 || seen_s <= 0.0 {
+        return (Vec::new(), None);
+    }
+    let (of, what) =
+        if requests_per_second > 0.0 { (seen_s * requests_per_second, "request") } else { (seen_s, "second") };
+    let line = |maker: &sites::Maker| {
+        let each = maker.kept as f64 / of;
+        Evidence {
+            text: format!(
+                "{:.0} % of the memory that was allocated and not given back was allocated here: {} a {what}",
+                maker.kept as f64 / all as f64 * 100.0,
+                bytes(each)
+            ),
+            value: Some(round(each)),
+            unit: Some(format!("bytes a {what}")),
+            stack: Some(maker.stack),
+        }
+    };
+    let shown = makers.iter().take(SHOWN).filter(|maker| maker.kept as f64 >= SHARE_MIN * all as f64);
+    let culprit = makers.first().and_then(|maker| sites::culprit(process, maker.stack)).map(sites::name_of);
+    (shown.map(line).collect(), culprit)
 }

@@ -88,6 +88,8 @@ const TYPES: &[&str] = &[
     "warning",
     "agent",
     "end",
+    "memory",
+    "finding",
 ];
 
 impl<R: BufRead> Reader<R> {

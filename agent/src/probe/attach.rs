@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -29,6 +30,7 @@ use aya_log::EbpfLogger;
 use thiserror::Error;
 
 use super::{btf::KernelTypes, tracefs::UringFields};
+use crate::units::Pid;
 
 /// The kernel half.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("AGENT_BPF_OBJECT"));
@@ -75,6 +77,12 @@ impl Way {
     }
 
     fn program(self, group: Group) -> &'static str {
+        if group == Group::Allocations {
+            return match self {
+                Self::Multi => "returned_multi",
+                Self::Single => "returned_single",
+            };
+        }
         let is_node = match group {
             Group::Postgres => false,
             Group::Gc
@@ -85,7 +93,9 @@ impl Way {
             | Group::Makers
             | Group::Allocators
             | Group::Takers
-            | Group::Scopes => true,
+            | Group::Scopes
+            | Group::Allocations
+            | Group::Frees => true,
         };
         match (is_node, self) {
             (false, Self::Multi) => "postgres_multi",
@@ -320,13 +330,15 @@ impl Probes {
         Ok(())
     }
 
-    /// Attaches probes to a file: pairs of file offset and probe id. They join the group's links.
+    /// Attaches probes to a file: pairs of file offset and probe id. They join the group's links. Others that run the file do not hit those
+    /// of one process only.
     pub fn attach(
         &mut self,
         group: Group,
         key: FileKey,
         file: &Path,
         points: &[(u64, u64)],
+        only: Option<Pid>,
     ) -> Result<(), AttachError> {
         if points.is_empty() {
             return Ok(());
@@ -348,8 +360,10 @@ impl Probes {
             advice: advice(&chain(&source)),
             source: Box::new(source),
         };
+        let one = only.and_then(|pid| NonZeroU32::new(pid.0));
+        let scope = one.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
         let mut add = |points: &mut dyn Iterator<Item = UProbeAttachPoint<'static>>| {
-            let id = uprobe.attach(points, file, UProbeScope::AllProcesses)?;
+            let id = uprobe.attach(points, file, scope)?;
             links.push((key, Box::new(uprobe.take_link(id)?)));
             Ok(())
         };

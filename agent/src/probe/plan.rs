@@ -8,7 +8,7 @@ use std::{
     fmt,
 };
 
-use agent_ebpf::spec::{Component, Feature, POSTGRES_PROBES, PROBES, Place, Probe};
+use agent_ebpf::spec::{Component, Feature, LIBC_PROBES, POSTGRES_PROBES, PROBES, Place, Probe};
 
 use crate::{
     limits::FUNCTION_BYTES_MAX,
@@ -127,6 +127,7 @@ pub fn feature_name(feature: Feature) -> &'static str {
         Feature::PostgresLocks => "postgres_locks",
         Feature::Requests => "requests",
         Feature::Handles => "handles",
+        Feature::NativeLeaks => "native_leaks",
     }
 }
 
@@ -137,6 +138,7 @@ pub fn component_name(component: Component) -> &'static str {
         Component::V8 => "V8",
         Component::Node => "Node.js",
         Component::Postgres => "PostgreSQL",
+        Component::Libc => "the C library",
     }
 }
 
@@ -144,7 +146,8 @@ pub fn component_name(component: Component) -> &'static str {
 /// microseconds are nothing. Everything else must be emulated.
 fn may_single_step(probe: &Probe) -> bool {
     match probe.feature {
-        Feature::HeapLimit | Feature::PostgresLocks => true,
+        // Asked for, for seconds, and within a budget: the C library has no other place.
+        Feature::HeapLimit | Feature::PostgresLocks | Feature::NativeLeaks => true,
         Feature::Phases | Feature::ThreadPool | Feature::Gc | Feature::Requests | Feature::Handles => false,
     }
 }
@@ -157,6 +160,11 @@ pub fn plan(files: &[Holder<'_>]) -> Result<Plan, ElfError> {
 /// Plans every row of [`POSTGRES_PROBES`], for the program of a PostgreSQL server.
 pub fn plan_postgres(elf: &ElfFile) -> Result<Plan, ElfError> {
     plan_of(POSTGRES_PROBES, &[Holder { components: &[Component::Postgres], elf }])
+}
+
+/// Plans every row of [`LIBC_PROBES`], for the file that has a process's `malloc`.
+pub fn plan_libc(elf: &ElfFile) -> Result<Plan, ElfError> {
+    plan_of(LIBC_PROBES, &[Holder { components: &[Component::Libc], elf }])
 }
 
 fn plan_of(probes: &'static [Probe], files: &[Holder<'_>]) -> Result<Plan, ElfError> {
@@ -245,7 +253,7 @@ impl<'a> Source<'a> {
         let Holder { components, elf } = holder;
         let wanted = probes.iter().filter(|probe| components.contains(&probe.component)).flat_map(|probe| {
             let around: &[&'static str] = match &probe.place {
-                Place::Entry => &[],
+                Place::Entry | Place::Return => &[],
                 Place::AfterCall { caller, callee } => &[*caller, *callee],
             };
             around.iter().chain(probe.symbols).copied().collect::<Vec<_>>()
@@ -280,7 +288,7 @@ impl<'a> Source<'a> {
 
     fn place(&self, probe: &'static Probe) -> Result<Vec<Placement>, SkipReason> {
         match probe.place {
-            Place::Entry => self.place_entry(probe).map(|placement| vec![placement]),
+            Place::Entry | Place::Return => self.place_entry(probe).map(|placement| vec![placement]),
             Place::AfterCall { caller, callee } => self.place_after(probe, caller, callee),
         }
     }
@@ -300,8 +308,14 @@ impl<'a> Source<'a> {
 
     fn entry_of(&self, probe: &'static Probe, name: &'static str, symbol: Symbol) -> Result<Placement, SkipReason> {
         let code = self.code(symbol);
+        let begins_emulated = || (1..=6).any(|bytes| code.get(..bytes).is_some_and(is_emulated));
+        if probe.place == Place::Return {
+            // Only there is the return address where the kernel looks for it.
+            let cost = if begins_emulated() { Cost::Emulated } else { Cost::SingleStepped };
+            return self.placement(probe, name, symbol, symbol.addr, cost);
+        }
         // Nearly all: no need to decode the rest. No emulated instruction is longer than 6 bytes.
-        if (1..=6).any(|bytes| code.get(..bytes).is_some_and(is_emulated)) {
+        if begins_emulated() {
             return self.placement(probe, name, symbol, symbol.addr, Cost::Emulated);
         }
         let refused = |refusal| SkipReason::Refused { symbol: name, refusal };

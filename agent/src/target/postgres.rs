@@ -141,7 +141,8 @@ impl Server {
     /// What cannot be had of this build, and why: feature and reason.
     #[must_use]
     pub fn degraded(&self) -> Vec<(&'static str, String)> {
-        let mut rows = Vec::new();
+        let mut rows: Vec<_> =
+            untested(self.version.as_deref()).map(|reason| ("postgres_version", reason)).into_iter().collect();
         for name in VARIABLES.iter().filter(|name| !self.variables.contains_key(*name)) {
             rows.push(("postgres_memory", format!("the program does not export {name}")));
         }
@@ -258,6 +259,26 @@ fn is_version(text: &str) -> Option<String> {
     is_one.then(|| version.to_owned())
 }
 
+/// What is said of a version that is not the one that it was tested with.
+fn untested(version: Option<&str>) -> Option<String> {
+    const TESTED: u32 = 15;
+    /// Kinds of locks, and the order of the lists, are as in this one and after.
+    const FIRST: u32 = 14;
+    let Some((version, major)) = version.and_then(|version| Some((version, major(version)?))) else {
+        return Some(format!("the program does not tell its version; tested with {TESTED}"));
+    };
+    match major {
+        TESTED => None,
+        older if older < FIRST => Some(format!(
+            "version {version} is older than {FIRST}: locks may have the wrong kinds and holders be missing; tested with {TESTED}"
+        )),
+        _ => Some(format!(
+            "version {version} was not tested, {TESTED} was: what its structures hold is searched for and checked, and what is not \
+             found is told here"
+        )),
+    }
+}
+
 /// The first number of a version.
 #[must_use]
 pub fn major(version: &str) -> Option<u32> {
@@ -272,4 +293,19 @@ fn first_field(elf: &ElfFile, function: &str) -> Option<u32> {
     let bytes = if symbol.size == 0 { CODE_BYTES } else { symbol.size.min(CODE_BYTES) };
     let FileAddr(_) = symbol.addr;
     super::disasm::first_load_from_rdi(&elf.bytes_at(symbol.addr, bytes), symbol.addr)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_that_was_not_tested_is_told() {
+        assert_eq!(untested(Some("15.18 (Debian 15.18-1)")), None);
+        for (version, told) in
+            [(Some("13.4"), "older than 14"), (Some("17.2"), "17.2 was not tested"), (None, "does not tell")]
+        {
+            assert!(untested(version).is_some_and(|reason| reason.contains(told)), "{version:?}");
+        }
+    }
 }

@@ -383,6 +383,12 @@ pub fn net_namespace(pid: Pid) -> Option<u64> {
     fs::metadata(path_of(pid, "ns/net")).ok().map(|metadata| metadata.ino())
 }
 
+/// Whether the kernel refuses to have a process's memory read; of one that is about to end, it only finds none.
+#[must_use]
+pub fn is_refused(pid: Pid) -> bool {
+    File::open(format!("/proc/{pid}/mem")).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
 /// The memory of a process, for as long as that lives.
 #[derive(Debug)]
 pub struct Memory(File);

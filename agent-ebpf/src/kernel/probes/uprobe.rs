@@ -13,8 +13,8 @@ use agent_ebpf::{
 use aya_ebpf::{
     EbpfContext,
     helpers::{bpf_probe_read_user, generated::bpf_get_attach_cookie},
-    macros::uprobe,
-    programs::ProbeContext,
+    macros::{uprobe, uretprobe},
+    programs::{ProbeContext, RetProbeContext},
 };
 
 use crate::kernel::{
@@ -59,6 +59,30 @@ pub fn probe_single(ctx: ProbeContext) -> u32 {
     probe(&ctx)
 }
 
+/// Where a function returns, attached over `uprobe_multi` links.
+#[uretprobe(multi)]
+pub fn returned_multi(ctx: RetProbeContext) -> u32 {
+    returned(&ctx)
+}
+
+/// The same, attached probe by probe through perf events.
+#[uretprobe]
+pub fn returned_single(ctx: RetProbeContext) -> u32 {
+    returned(&ctx)
+}
+
+#[inline(always)]
+fn returned(ctx: &RetProbeContext) -> u32 {
+    // SAFETY: the context is the one that the kernel passed in.
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    emit::count_hit((cookie & 63) as u32);
+    let Some(state) = thread::current_state() else { return 0 };
+    if let Some(target) = thread::target(state.tgid) {
+        sites::allocated(ctx, state, &target, ctx.ret::<u64>());
+    }
+    0
+}
+
 #[inline(always)]
 fn probe(ctx: &ProbeContext) -> u32 {
     // SAFETY: the context is the one that the kernel passed in.
@@ -94,6 +118,7 @@ fn probe(ctx: &ProbeContext) -> u32 {
         }
         id::HANDLE_CREATE => create_handle(ctx, state),
         id::HANDLE_DESTROY | id::HANDLE_RELEASE => sites::gone_handle(state.tgid, arg(ctx, 0)),
+        id::FREE | id::REALLOC_OLD => sites::freed(state.tgid, arg(ctx, 0)),
         id::SCOPE_EXTEND => extend_scope(ctx, state),
         id::HEAP_ALLOCATE => {
             if let Some(target) = thread::target(state.tgid) {

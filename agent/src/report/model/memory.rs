@@ -17,6 +17,14 @@ pub struct Memory {
     /// Where what grows is made: totals since the trace began, as far as it was watched.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub sites: Vec<Site>,
+    /// For how long it was watched who allocates native memory.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub allocations_seen_ns: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Memory {
@@ -110,4 +118,6 @@ pub enum SiteKind {
     ScopeBlock,
     Page,
     HeapArea,
+    /// Bytes of native memory, sampled.
+    Allocation,
 }
