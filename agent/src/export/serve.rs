@@ -19,7 +19,7 @@ use hyper::{
     Method, Request, Response, StatusCode, body::Bytes, header::CONTENT_TYPE, server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use log::debug;
+use log::{debug, error};
 use tokio::{net::TcpListener, sync::Semaphore};
 
 use super::prometheus::Registry;
@@ -60,14 +60,21 @@ pub struct Server {
 }
 
 impl Server {
+    /// Binds now; answers on a thread of its own, so that who starts it may be in a runtime of theirs.
     pub fn start(listen: SocketAddr) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind(listen)?;
+        listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let listener = runtime.block_on(TcpListener::bind(listen))?;
         let (address, shown) = (listener.local_addr()?, Arc::new(Shown::default()));
         let showing = Arc::clone(&shown);
-        std::thread::Builder::new()
-            .name("agent-serve".into())
-            .spawn(move || runtime.block_on(accept(listener, showing)))?;
+        std::thread::Builder::new().name("agent-serve".into()).spawn(move || {
+            runtime.block_on(async {
+                match TcpListener::from_std(listener) {
+                    Ok(listener) => accept(listener, showing).await,
+                    Err(error) => error!("{address} is not served: {error}"),
+                }
+            });
+        })?;
         Ok(Self { address, shown })
     }
 }
@@ -122,4 +129,33 @@ fn text(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Respo
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
     response
+}
+
+#[cfg(test)]
+#[expect(clippy::expect_used, reason = "tests")]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    fn ask(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).expect("somebody listens");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n").expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    }
+
+    #[test]
+    fn it_is_well_at_once_and_ready_later_also_where_a_runtime_runs_already() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let server = runtime.block_on(async { Server::start(([127, 0, 0, 1], 0).into()) }).expect("a server");
+        assert!(ask(server.address, "/healthz").starts_with("HTTP/1.1 200"));
+        assert!(ask(server.address, "/readyz").starts_with("HTTP/1.1 503"));
+        assert!(ask(server.address, "/metrics").contains("text/plain; version=0.0.4"));
+        assert!(ask(server.address, "/else").starts_with("HTTP/1.1 404"));
+    }
 }
