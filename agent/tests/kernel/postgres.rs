@@ -20,7 +20,7 @@ use crate::{
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 
-/// What the issue asks for, between a wait as the server logs it and as the agent saw it.
+/// Allowed between a wait as the server logs it and as the agent saw it.
 const OFF_MS: f64 = 5.0;
 
 /// A server in a directory of its own; it ends with its guard.
