@@ -53,6 +53,10 @@ pub use user::{GcClock, NoClock};
 /// stacks at once.
 const MAPS_PACE: Duration = Duration::from_millis(500);
 
+/// But for so many times in a row, for addresses in nothing that is known: as a worker starts, V8 maps its builtins once more. One comes
+/// back with each paced reading.
+const MAPS_AT_ONCE: u32 = 8;
+
 /// Executable mappings that are searched for a vtable, from the address down: a file's data lie behind its code.
 const CLASS_FILES_MAX: usize = 16;
 
@@ -83,6 +87,8 @@ pub struct Symbolizer {
 struct Space {
     mappings: Vec<Mapping>,
     read: Option<Instant>,
+    /// Readings out of pace since the last ones in it.
+    hurried: u32,
     incarnation: Option<Incarnation>,
     used: Option<Instant>,
     perf_map: PerfMap,
@@ -106,6 +112,26 @@ impl Runtime {
         match self {
             Self::V8(v8) => Some(v8),
             Self::NotLooked | Self::None => None,
+        }
+    }
+}
+
+impl Space {
+    fn holding(&self, addr: u64) -> Option<Mapping> {
+        let next = self.mappings.partition_point(|mapping| mapping.start.0 <= addr);
+        let mapping = self.mappings.get(next.checked_sub(1)?)?;
+        (addr < mapping.end.0).then(|| mapping.clone())
+    }
+
+    fn read_mappings(&mut self, pid: Pid) {
+        self.read = Some(Instant::now());
+        // A process that has gone keeps the maps that are known of it.
+        if let Ok(mut mappings) = procfs::executable_mappings(pid) {
+            mappings.sort_by_key(|mapping| mapping.start);
+            if mappings != self.mappings {
+                self.kept.clear();
+                self.mappings = mappings;
+            }
         }
     }
 }
@@ -218,26 +244,25 @@ impl Symbolizer {
     /// The executable mapping that holds an address. Maps are read again when it is in none, but not all the time.
     fn mapping(&mut self, pid: Pid, addr: u64) -> Option<Mapping> {
         let space = self.spaces.entry(pid).or_default();
-        let find = |space: &Space| {
-            let next = space.mappings.partition_point(|mapping| mapping.start.0 <= addr);
-            let mapping = space.mappings.get(next.checked_sub(1)?)?;
-            (addr < mapping.end.0).then(|| mapping.clone())
-        };
-        if let Some(mapping) = find(space) {
+        if let Some(mapping) = space.holding(addr) {
             return Some(mapping);
         }
         if space.read.is_none_or(|read| read.elapsed() >= MAPS_PACE) {
-            space.read = Some(Instant::now());
-            // A process that has gone keeps the maps that are known of it.
-            if let Ok(mut mappings) = procfs::executable_mappings(pid) {
-                mappings.sort_by_key(|mapping| mapping.start);
-                if mappings != space.mappings {
-                    space.kept.clear();
-                    space.mappings = mappings;
-                }
-            }
+            space.hurried = space.hurried.saturating_sub(1);
+            space.read_mappings(pid);
         }
-        find(space)
+        space.holding(addr)
+    }
+
+    /// The same, sooner than maps are read as a rule.
+    fn mapping_at_once(&mut self, pid: Pid, addr: u64) -> Option<Mapping> {
+        let space = self.spaces.entry(pid).or_default();
+        if space.hurried >= MAPS_AT_ONCE {
+            return None;
+        }
+        space.hurried += 1;
+        space.read_mappings(pid);
+        space.holding(addr)
     }
 
     fn module_and_lines(&mut self, pid: Pid, mapping: &Mapping) -> Option<(&Module, &blazesym::symbolize::Symbolizer)> {

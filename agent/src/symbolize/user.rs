@@ -141,9 +141,15 @@ impl Symbolizer {
         if asked.is_suspended() {
             return self.suspended(pid, asked, heap);
         }
-        let mapping = self.mapping(pid, at);
+        let mut mapping = self.mapping(pid, at);
         if let Some(floor) = self.code_floor(pid, at, mapping.as_ref()) {
-            return self.run_time(pid, asked, floor, heap);
+            if mapping.is_none() && heap && !self.is_code(pid, at, floor) {
+                // No code was made there.
+                mapping = self.mapping_at_once(pid, at);
+            }
+            if mapping.as_ref().is_none_or(is_compiled_at_run_time) {
+                return self.run_time(pid, asked, floor, heap);
+            }
         }
         let Some(mapping) = mapping else {
             return Answer::passing(unknown(at.saturating_add(u64::from(asked.has_called))));
@@ -218,6 +224,11 @@ impl Symbolizer {
             Some(mapping) => is_compiled_at_run_time(mapping).then_some(mapping.start),
             None => self.v8(pid).is_some().then(|| UserAddr(at.saturating_sub(V8_CODE_BYTES_MAX))),
         }
+    }
+
+    /// An address is in code that was made at run time.
+    fn is_code(&mut self, pid: Pid, at: u64, floor: UserAddr) -> bool {
+        self.v8(pid).is_some_and(|v8| v8.code_start(at, floor).is_some())
     }
 
     /// Why a stack does not reach down to where its thread began.

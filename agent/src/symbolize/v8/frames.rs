@@ -223,6 +223,10 @@ impl<M: Memory> V8<M> {
         self.heap.begin();
         let mut decoded = Decoded::default();
         let named = self.describe(seen.function()?, &mut decoded.proofs)?;
+        // V8's own functions have none, and what runs for them is not known.
+        if named.script.is_none() {
+            return Err(Refusal::Absent);
+        }
         decoded.frames.push(frame_of(&named, None, None));
         Ok(decoded)
     }
