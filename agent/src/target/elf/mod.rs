@@ -3,24 +3,28 @@
 //! A Node.js binary has 100 MB, of which a probe plan needs two symbol tables and a few hundred bytes of code: the file is
 //! never mapped or read whole. Only 64-bit little-endian files for x86-64 are taken.
 
+mod source;
+mod symbols;
+
 use std::{
-    collections::BTreeMap,
     fmt,
     fs::File,
     io,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
 use object::elf;
+use source::{OpenFile, ReadAt};
+use symbols::Table;
+pub use symbols::{FunctionSymbol, Lookup, Symbol, Via};
 use thiserror::Error;
 
-use super::symbol_index::{self, HASHED_BYTES_MAX, Indexes, SymbolIndex, TABLES_MAX};
+use super::symbol_index::{self, Indexes, TABLES_MAX};
 use crate::{
     limits::{
-        CONSTANTS_BYTES_MAX, DEBUG_INFO_BYTES_MAX, ELF_FUNCTIONS_MAX, ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX,
-        FRAME_TABLE_BYTES_MAX, SYMBOL_NAME_BYTES_MAX, SYMBOL_TABLE_BYTES_MAX,
+        CONSTANTS_BYTES_MAX, DEBUG_INFO_BYTES_MAX, ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX, FRAME_TABLE_BYTES_MAX,
+        SYMBOL_TABLE_BYTES_MAX,
     },
     units::FileOffset,
 };
@@ -54,88 +58,6 @@ impl fmt::LowerHex for FileAddr {
     }
 }
 
-/// Where a symbol was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Via {
-    Symtab,
-    Dynsym,
-    /// By the shape of the code around exported functions.
-    Recovered,
-}
-
-impl Via {
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Symtab => "symtab",
-            Self::Dynsym => "dynsym",
-            Self::Recovered => "recovered",
-        }
-    }
-}
-
-/// A function or a variable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Symbol {
-    pub addr: FileAddr,
-    /// 0 where it is not known.
-    pub size: u64,
-    pub via: Via,
-}
-
-/// What a file has under one name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Lookup {
-    #[default]
-    Absent,
-    Found(Symbol),
-    /// Only clones that the compiler made (`.part.0`, `.isra.0`, `.constprop.0`, `.cold`): they take other arguments or hold a
-    /// piece of the function, so none of them stands for it.
-    CloneOnly {
-        clone: String,
-    },
-    /// Several functions of that name in several units: no telling which.
-    Ambiguous {
-        count: usize,
-    },
-}
-
-/// What files and buffers have in common.
-trait ReadAt: Send + Sync {
-    fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()>;
-    fn len(&self) -> u64;
-}
-
-struct OpenFile {
-    file: File,
-    len: u64,
-}
-
-impl ReadAt for OpenFile {
-    fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(into, offset)
-    }
-
-    fn len(&self) -> u64 {
-        self.len
-    }
-}
-
-impl ReadAt for Vec<u8> {
-    fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
-        let from = usize::try_from(offset)
-            .ok()
-            .and_then(|start| self.get(start..start.checked_add(into.len())?))
-            .ok_or(io::ErrorKind::UnexpectedEof)?;
-        into.copy_from_slice(from);
-        Ok(())
-    }
-
-    fn len(&self) -> u64 {
-        u64::try_from(self.as_slice().len()).unwrap_or(u64::MAX)
-    }
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Segment {
     offset: u64,
@@ -143,13 +65,6 @@ struct Segment {
     file_bytes: u64,
     memory_bytes: u64,
     executable: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Table {
-    symbols: Range,
-    names: Range,
-    via: Via,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -195,12 +110,6 @@ impl fmt::Debug for ElfFile {
 const HEADER_BYTES: usize = 64;
 const PROGRAM_HEADER_BYTES: usize = 56;
 const SECTION_HEADER_BYTES: usize = 64;
-const SYMBOL_BYTES: usize = 24;
-/// Of what a compiler adds to the name of a clone.
-const CLONE_BYTES_MAX: u64 = 64;
-/// Pieces in which tables are read: whole symbols, and names with room for the longest that is hashed.
-const SYMBOLS_PIECE_BYTES: usize = SYMBOL_BYTES << 14;
-const NAMES_PIECE_BYTES: u64 = 1 << 19;
 
 impl ElfFile {
     pub fn open(path: &Path) -> Result<Self, ElfError> {
@@ -454,135 +363,6 @@ impl ElfFile {
         u64_at(&self.bytes_at(addr, 8), 0).map(FileAddr)
     }
 
-    /// Looks names up in `.symtab`, and those that it lacks in `.dynsym`.
-    ///
-    /// An exact name is preferred to anything; see [`Lookup`] for what else there may be.
-    pub fn lookup<'a>(&self, wanted: impl IntoIterator<Item = &'a str>) -> Result<BTreeMap<&'a str, Lookup>, ElfError> {
-        self.lookup_in(wanted, |_| true)
-    }
-
-    /// Looks names up in `.dynsym` only, which is smaller and which stripping leaves alone.
-    pub fn lookup_exported<'a>(
-        &self,
-        wanted: impl IntoIterator<Item = &'a str>,
-    ) -> Result<BTreeMap<&'a str, Lookup>, ElfError> {
-        self.lookup_in(wanted, |via| via == Via::Dynsym)
-    }
-
-    fn lookup_in<'a>(
-        &self,
-        wanted: impl IntoIterator<Item = &'a str>,
-        is_asked: impl Fn(Via) -> bool,
-    ) -> Result<BTreeMap<&'a str, Lookup>, ElfError> {
-        let mut found: BTreeMap<&str, Lookup> = wanted.into_iter().map(|name| (name, Lookup::Absent)).collect();
-        for (table, index) in self.tables.iter().zip(self.indexes.iter()).filter(|(table, _)| is_asked(table.via)) {
-            for (name, lookup) in &mut found {
-                if matches!(lookup, Lookup::Absent | Lookup::CloneOnly { .. }) {
-                    self.look_up(table, index, name, lookup)?;
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    fn look_up(
-        &self,
-        table: &Table,
-        index: &OnceLock<SymbolIndex>,
-        wanted: &str,
-        lookup: &mut Lookup,
-    ) -> Result<(), ElfError> {
-        if index.get().is_none() {
-            // Another thread may have been faster, with the same.
-            let _ = index.set(self.index(table)?);
-        }
-        let Some(index) = index.get() else { return Ok(()) };
-        for number in index.candidates(wanted) {
-            let at = u64::from(number) * SYMBOL_BYTES as u64;
-            let entry = table.symbols.part(at, SYMBOL_BYTES as u64);
-            let entry = self.read(entry, SYMBOL_BYTES as u64, "symbol table")?;
-            let Some(symbol) = RawSymbol::parse(&entry) else { continue };
-            let most = wanted.len() as u64 + CLONE_BYTES_MAX;
-            let name = self.read(table.names.part(u64::from(symbol.name), most), most, "string table")?;
-            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-            let Some(suffix) = name.strip_prefix(wanted.as_bytes()) else { continue };
-            if suffix.is_empty() {
-                lookup.add(Symbol { addr: FileAddr(symbol.value), size: symbol.size, via: table.via });
-            } else if suffix.first() == Some(&b'.') && *lookup == Lookup::Absent {
-                *lookup = Lookup::CloneOnly { clone: format!("{wanted}{}", String::from_utf8_lossy(suffix)) };
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads the names of all defined symbols, a piece of either table at a time: Node.js has 15 MB of them.
-    fn index(&self, table: &Table) -> Result<SymbolIndex, ElfError> {
-        let mut names = Vec::new();
-        for first in (0..table.symbols.bytes.min(SYMBOL_TABLE_BYTES_MAX)).step_by(SYMBOLS_PIECE_BYTES) {
-            let piece = table.symbols.part(first, SYMBOLS_PIECE_BYTES as u64);
-            let piece = self.read(piece, SYMBOLS_PIECE_BYTES as u64, "symbol table")?;
-            let first = u32::try_from(first / SYMBOL_BYTES as u64).map_err(|_| self.damaged("symbol table"))?;
-            let symbols = (first..).zip(piece.chunks_exact(SYMBOL_BYTES));
-            names.extend(symbols.filter_map(|(number, entry)| {
-                let symbol = RawSymbol::parse(entry)?;
-                (symbol.section != elf::SHN_UNDEF && symbol.value != 0).then_some((symbol.name, number))
-            }));
-        }
-        names.sort_unstable();
-        let mut piece = Vec::new();
-        let mut piece_at = 0;
-        for entry in &mut names {
-            let at = u64::from(entry.0);
-            // Each name lies in a piece as far as it is hashed.
-            if piece.is_empty() || at + HASHED_BYTES_MAX as u64 > piece_at + NAMES_PIECE_BYTES {
-                piece_at = at;
-                piece = self.read(table.names.part(at, NAMES_PIECE_BYTES), NAMES_PIECE_BYTES, "string table")?;
-            }
-            let within = usize::try_from(at - piece_at).ok().and_then(|within| piece.get(within..));
-            entry.0 = symbol_index::hash(within.unwrap_or_default());
-        }
-        Ok(SymbolIndex::new(names))
-    }
-
-    /// The functions of the fullest symbol table, by address; of several at one address, one.
-    pub fn functions(&self) -> Result<Vec<FunctionSymbol>, ElfError> {
-        self.symbols_of(&[elf::STT_FUNC, elf::STT_GNU_IFUNC])
-    }
-
-    fn symbols_of(&self, kinds: &[u8]) -> Result<Vec<FunctionSymbol>, ElfError> {
-        let Some(table) = self.tables.first() else { return Ok(Vec::new()) };
-        let symbols = self.read(table.symbols, SYMBOL_TABLE_BYTES_MAX, "symbol table")?;
-        let defined = symbols
-            .chunks_exact(SYMBOL_BYTES)
-            .filter_map(RawSymbol::parse)
-            .filter(|symbol| kinds.contains(&symbol.kind) && symbol.section != elf::SHN_UNDEF && symbol.value != 0);
-        let mut functions: Vec<FunctionSymbol> = defined
-            .take(ELF_FUNCTIONS_MAX)
-            .map(|symbol| FunctionSymbol {
-                addr: FileAddr(symbol.value),
-                size: u32::try_from(symbol.size).unwrap_or(u32::MAX),
-                name: symbol.name,
-            })
-            .collect();
-        // The largest of several at one address is the function; the others are marks in it.
-        functions.sort_by_key(|function| (function.addr, std::cmp::Reverse(function.size)));
-        functions.dedup_by_key(|function| function.addr);
-        functions.shrink_to_fit();
-        Ok(functions)
-    }
-
-    /// The name of a function that [`Self::functions`] gave, as far as it is text.
-    #[must_use]
-    pub fn name_of(&self, function: &FunctionSymbol) -> Option<String> {
-        let names = self.tables.first()?.names;
-        let left = names.bytes.checked_sub(u64::from(function.name))?;
-        let offset = names.offset.checked_add(u64::from(function.name))?;
-        let bytes =
-            self.read(Range { offset, bytes: left.min(SYMBOL_NAME_BYTES_MAX) }, SYMBOL_NAME_BYTES_MAX, "name").ok()?;
-        let name = bytes.split(|byte| *byte == 0).next()?;
-        (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
-    }
-
     /// Whether the file has line information, and so perhaps inlined functions, and not too much of it to be read.
     #[must_use]
     pub fn has_debug_info(&self) -> bool {
@@ -649,68 +429,6 @@ impl ElfFile {
         starts.dedup();
         Some(starts)
     }
-
-    /// The class (mangled, without `_ZTV`) whose vtable a base of an object points into. The primary base's pointer is two words
-    /// (offset to top, type info) behind the symbol, those of further bases lie further behind.
-    #[must_use]
-    pub fn class_of_vptr(&self, vptr: FileAddr) -> Option<String> {
-        // A damaged table costs the names of classes, nothing else.
-        let table = self.variables.get_or_init(|| self.symbols_of(&[elf::STT_OBJECT]).unwrap_or_default());
-        let next = table.partition_point(|variable| variable.addr <= vptr);
-        let variable = table.get(next.checked_sub(1)?)?;
-        (vptr.0 - variable.addr.0 < u64::from(variable.size.max(24))).then_some(())?;
-        self.name_of(variable)?.strip_prefix("_ZTV").map(str::to_owned)
-    }
-}
-
-impl Lookup {
-    fn add(&mut self, symbol: Symbol) {
-        match self {
-            Self::Found(first) if first.addr == symbol.addr => {}
-            Self::Found(_) => *self = Self::Ambiguous { count: 2 },
-            Self::Ambiguous { count } => *count += 1,
-            Self::Absent | Self::CloneOnly { .. } => *self = Self::Found(symbol),
-        }
-    }
-
-    #[must_use]
-    pub fn symbol(&self) -> Option<Symbol> {
-        match self {
-            Self::Found(symbol) => Some(*symbol),
-            Self::Absent | Self::CloneOnly { .. } | Self::Ambiguous { .. } => None,
-        }
-    }
-}
-
-/// A function or variable of a symbol table; the name stays in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FunctionSymbol {
-    pub addr: FileAddr,
-    /// Bytes; 0 where the table does not say.
-    pub size: u32,
-    /// For [`ElfFile::name_of`].
-    name: u32,
-}
-
-struct RawSymbol {
-    name: u32,
-    kind: u8,
-    section: u16,
-    value: u64,
-    size: u64,
-}
-
-impl RawSymbol {
-    fn parse(entry: &[u8]) -> Option<Self> {
-        let kind = *entry.get(4)? & 0xf;
-        Some(Self {
-            name: u32_at(entry, 0)?,
-            kind,
-            section: u16_at(entry, 6)?,
-            value: u64_at(entry, 8)?,
-            size: u64_at(entry, 16)?,
-        })
-    }
 }
 
 /// The description of the note `GNU`, type 3.
@@ -747,127 +465,4 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 
 #[cfg(test)]
 #[expect(clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const BASE: u64 = 0x40_0000;
-
-    /// A file of one segment with a build id and these symbols, all of them in `.symtab`.
-    fn file(symbols: &[(&str, u64)]) -> Vec<u8> {
-        let mut names = vec![0u8];
-        let mut table = vec![0u8; SYMBOL_BYTES];
-        for (name, addr) in symbols {
-            table.extend(u32::try_from(names.len()).expect("short").to_le_bytes());
-            let kind = if name.starts_with("_ZTV") { elf::STT_OBJECT } else { elf::STT_FUNC };
-            table.extend([elf::STB_GLOBAL << 4 | kind, 0, 1, 0]);
-            table.extend(addr.to_le_bytes());
-            table.extend(8u64.to_le_bytes());
-            names.extend(name.as_bytes());
-            names.push(0);
-        }
-        let note =
-            [&4u32.to_le_bytes()[..], &2u32.to_le_bytes(), &3u32.to_le_bytes(), b"GNU\0", &[0xab, 0xcd, 0, 0]].concat();
-        let note_at = (HEADER_BYTES + 2 * PROGRAM_HEADER_BYTES) as u64;
-        let table_at = note_at + note.len() as u64;
-        let names_at = table_at + table.len() as u64;
-        let sections_at = names_at + names.len() as u64;
-        let words = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
-
-        let mut bytes = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 62, 0, 1, 0, 0, 0];
-        bytes.extend(words(&[BASE, HEADER_BYTES as u64, sections_at]));
-        bytes.extend([0, 0, 0, 0, 64, 0, 56, 0, 2, 0, 64, 0, 3, 0, 0, 0]);
-        bytes.extend([1, 0, 0, 0, 5, 0, 0, 0]);
-        bytes.extend(words(&[0, BASE, BASE, sections_at, sections_at + 0x1000, 0x1000]));
-        bytes.extend([4, 0, 0, 0, 4, 0, 0, 0]);
-        bytes.extend(words(&[note_at, BASE + note_at, BASE + note_at, note.len() as u64, note.len() as u64, 4]));
-        bytes.extend(note);
-        bytes.extend(&table);
-        bytes.extend(&names);
-        bytes.extend([0; SECTION_HEADER_BYTES]);
-        for (kind, at, size, link) in [(2u32, table_at, table.len(), 2u32), (3, names_at, names.len(), 0)] {
-            bytes.extend(0u32.to_le_bytes());
-            bytes.extend(kind.to_le_bytes());
-            bytes.extend(words(&[0, 0, at, size as u64]));
-            bytes.extend(link.to_le_bytes());
-            bytes.extend([0; 20]);
-        }
-        bytes
-    }
-
-    fn lookup(symbols: &[(&str, u64)], name: &str) -> Lookup {
-        let elf = ElfFile::from_bytes(&file(symbols)).expect("a well-formed file");
-        elf.lookup([name, "uv", "uv_run_longer"]).expect("a well-formed table").remove(name).expect("it was asked for")
-    }
-
-    fn found(addr: u64) -> Lookup {
-        Lookup::Found(Symbol { addr: FileAddr(addr), size: 8, via: Via::Symtab })
-    }
-
-    #[test]
-    fn the_exact_name_wins() {
-        assert_eq!(
-            lookup(&[("uv_run.part.0", BASE + 8), ("uv_run", BASE + 16), ("uv_run.cold", BASE)], "uv_run"),
-            found(BASE + 16)
-        );
-        assert_eq!(lookup(&[("uv_runx", BASE + 8), ("xuv_run", BASE + 16)], "uv_run"), Lookup::Absent);
-    }
-
-    #[test]
-    fn a_clone_is_never_taken_for_the_function() {
-        let clone = Lookup::CloneOnly { clone: "uv_run.isra.3".to_owned() };
-        assert_eq!(lookup(&[("uv_run.isra.3", BASE + 8)], "uv_run"), clone);
-    }
-
-    #[test]
-    fn two_functions_of_one_name_are_ambiguous() {
-        assert_eq!(lookup(&[("uv_run", BASE + 8), ("uv_run", BASE + 8)], "uv_run"), found(BASE + 8));
-        assert_eq!(lookup(&[("uv_run", BASE + 8), ("uv_run", BASE + 16)], "uv_run"), Lookup::Ambiguous { count: 2 });
-    }
-
-    #[test]
-    fn addresses_and_identity() {
-        let elf =
-            ElfFile::from_bytes(&file(&[("_ZTVN4node14ThreadPoolWorkE", BASE + 64)])).expect("a well-formed file");
-        assert_eq!(elf.build_id_hex().as_deref(), Some("abcd"));
-        assert_eq!(elf.file_offset(FileAddr(BASE + 5)), Some(FileOffset(5)));
-        assert_eq!(elf.file_offset(FileAddr(BASE - 1)), None);
-        assert!(elf.is_mapped(FileAddr(BASE + 0x1000)));
-        assert_eq!(elf.file_offset(FileAddr(BASE + 0x1000)), None);
-        assert_eq!(elf.class_of_vptr(FileAddr(BASE + 80)).as_deref(), Some("N4node14ThreadPoolWorkE"));
-        assert_eq!(elf.class_of_vptr(FileAddr(BASE + 88)).as_deref(), None);
-        assert_eq!(elf.bytes_at(FileAddr(BASE), u64::MAX).get(..4), Some(&b"\x7fELF"[..]));
-    }
-
-    /// Asks for everything that reads the file.
-    fn read_all(bytes: &[u8]) {
-        let Ok(elf) = ElfFile::from_bytes(bytes) else { return };
-        let _ = (elf.lookup(["uv_run", "a"]), elf.lookup_exported(["b"]), elf.class_of_vptr(FileAddr(BASE)));
-        let _ = (elf.function_bytes(FileAddr(BASE)), elf.bytes_at(FileAddr(BASE), u64::MAX), elf.bias(BASE, 0));
-        let _ = (crate::target::libuv::recover(&elf), elf.build_id_hex());
-    }
-
-    proptest! {
-        #[test]
-        fn a_truncated_file_is_survived(bytes in 0usize..600) {
-            let whole = file(&[("uv_run", BASE), ("uv_fs_open", BASE + 8)]);
-            read_all(whole.get(..bytes.min(whole.len())).unwrap_or_default());
-        }
-
-        #[test]
-        fn a_damaged_file_is_survived(damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..24)) {
-            let mut bytes = file(&[("uv_run", BASE), ("uv_fs_open", BASE + 8)]);
-            for (at, byte) in damage {
-                let at = at.index(bytes.len());
-                bytes[at] = byte;
-            }
-            read_all(&bytes);
-        }
-
-        #[test]
-        fn any_note_is_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = build_id(&bytes);
-        }
-    }
-}
+mod tests;
