@@ -53,9 +53,10 @@ pub use user::{GcClock, NoClock};
 /// stacks at once.
 const MAPS_PACE: Duration = Duration::from_millis(500);
 
-/// But for so many times in a row, for addresses in nothing that is known: as a worker starts, V8 maps its builtins once more. One comes
-/// back with each paced reading.
+/// But for so many times in a row, for addresses where no code is known to be: as a worker starts, V8 maps its builtins once more, and
+/// over memory that it has just got. One comes back after a while.
 const MAPS_AT_ONCE: u32 = 8;
+const MAPS_AT_ONCE_PACE: Duration = Duration::from_secs(5);
 
 /// Executable mappings that are searched for a vtable, from the address down: a file's data lie behind its code.
 const CLASS_FILES_MAX: usize = 16;
@@ -87,8 +88,9 @@ pub struct Symbolizer {
 struct Space {
     mappings: Vec<Mapping>,
     read: Option<Instant>,
-    /// Readings out of pace since the last ones in it.
+    /// Readings out of pace that have not come back, and when the last one did or was made.
     hurried: u32,
+    hurried_at: Option<Instant>,
     incarnation: Option<Incarnation>,
     used: Option<Instant>,
     perf_map: PerfMap,
@@ -248,7 +250,6 @@ impl Symbolizer {
             return Some(mapping);
         }
         if space.read.is_none_or(|read| read.elapsed() >= MAPS_PACE) {
-            space.hurried = space.hurried.saturating_sub(1);
             space.read_mappings(pid);
         }
         space.holding(addr)
@@ -257,10 +258,15 @@ impl Symbolizer {
     /// The same, sooner than maps are read as a rule.
     fn mapping_at_once(&mut self, pid: Pid, addr: u64) -> Option<Mapping> {
         let space = self.spaces.entry(pid).or_default();
+        if space.hurried_at.is_some_and(|at| at.elapsed() >= MAPS_AT_ONCE_PACE) {
+            space.hurried = space.hurried.saturating_sub(1);
+            space.hurried_at = Some(Instant::now());
+        }
         if space.hurried >= MAPS_AT_ONCE {
             return None;
         }
         space.hurried += 1;
+        space.hurried_at.get_or_insert_with(Instant::now);
         space.read_mappings(pid);
         space.holding(addr)
     }

@@ -141,16 +141,28 @@ impl Symbolizer {
         if asked.is_suspended() {
             return self.suspended(pid, asked, heap);
         }
-        let mut mapping = self.mapping(pid, at);
-        if let Some(floor) = self.code_floor(pid, at, mapping.as_ref()) {
-            if mapping.is_none() && heap && !self.is_code(pid, at, floor) {
-                // No code was made there.
-                mapping = self.mapping_at_once(pid, at);
+        let mapping = self.mapping(pid, at);
+        let Some(floor) = self.code_floor(pid, at, mapping.as_ref()) else {
+            return self.in_file(pid, asked, mapping.as_ref(), heap);
+        };
+        match heap.then(|| self.v8(pid)).flatten().map(|v8| v8.run_time(asked.seen, floor)) {
+            Some(Ok(decoded)) => return decoded.into(),
+            Some(Err(because)) => {
+                debug!("frame not named, pid={pid} pc={at:#x}: {because}");
+                // No code was made there, so perhaps something else has been mapped meanwhile.
+                let now = self.mapping_at_once(pid, at).filter(|now| !is_compiled_at_run_time(now));
+                if now.is_some() {
+                    return self.in_file(pid, asked, now.as_ref(), heap);
+                }
             }
-            if mapping.as_ref().is_none_or(is_compiled_at_run_time) {
-                return self.run_time(pid, asked, floor, heap);
-            }
+            None => {}
         }
+        self.run_time(pid, asked, heap)
+    }
+
+    /// Names code that is in a file, or in nothing that is known.
+    fn in_file(&mut self, pid: Pid, asked: Asked, mapping: Option<&Mapping>, heap: bool) -> Answer {
+        let at = asked.seen.pc;
         let Some(mapping) = mapping else {
             return Answer::passing(unknown(at.saturating_add(u64::from(asked.has_called))));
         };
@@ -160,13 +172,13 @@ impl Symbolizer {
         }
         let offset = at.wrapping_sub(mapping.start.0).wrapping_add(mapping.offset);
         let mut frames = Vec::new();
-        if let Some((module, lines)) = self.module_and_lines(pid, &mapping) {
+        if let Some((module, lines)) = self.module_and_lines(pid, mapping) {
             module.frames(offset, lines, &mut frames);
         }
         match frames.as_slice() {
             [] => {
                 // A stripped library: the place in the file can be named later, by whoever has its symbols.
-                let module = file_name(&mapping);
+                let module = file_name(mapping);
                 let name = format!("{}+{offset:#x}", module.as_deref().unwrap_or("?"));
                 Answer::lasting(Frame { name, module, kind: FrameKind::Unknown, ..Frame::default() })
             }
@@ -197,17 +209,12 @@ impl Symbolizer {
         if is_interpreter(&symbol.name) { Answer::passing(javascript()) } else { Answer::passing(symbol) }
     }
 
-    /// Names code that V8 made.
-    fn run_time(&mut self, pid: Pid, asked: Asked, floor: UserAddr, heap: bool) -> Answer {
+    /// Names code that V8 made, where the code itself does not tell.
+    fn run_time(&mut self, pid: Pid, asked: Asked, heap: bool) -> Answer {
         let seen = asked.seen;
-        let decoded = heap.then(|| self.v8(pid)).flatten().and_then(|v8| {
-            let decoded = v8.run_time(seen, floor);
-            // The frame of a function that has called is set up: its function is in it.
-            let decoded =
-                decoded.or_else(|because| if asked.has_called { v8.function_only(seen) } else { Err(because) });
-            decoded.inspect_err(|because| debug!("frame not named, pid={pid} pc={:#x}: {because}", seen.pc)).ok()
-        });
-        if let Some(decoded) = decoded {
+        // The frame of a function that has called is set up: its function is in it.
+        let v8 = (heap && asked.has_called).then(|| self.v8(pid)).flatten();
+        if let Some(decoded) = v8.and_then(|v8| v8.function_only(seen).ok()) {
             return decoded.into();
         }
         let is_mapped = self.mapping(pid, seen.pc).is_some();
@@ -224,11 +231,6 @@ impl Symbolizer {
             Some(mapping) => is_compiled_at_run_time(mapping).then_some(mapping.start),
             None => self.v8(pid).is_some().then(|| UserAddr(at.saturating_sub(V8_CODE_BYTES_MAX))),
         }
-    }
-
-    /// An address is in code that was made at run time.
-    fn is_code(&mut self, pid: Pid, at: u64, floor: UserAddr) -> bool {
-        self.v8(pid).is_some_and(|v8| v8.code_start(at, floor).is_some())
     }
 
     /// Why a stack does not reach down to where its thread began.

@@ -1,15 +1,22 @@
-//! Functions that were inlined into optimised code.
+//! Functions that were inlined into optimised code, and where it calls others.
 //!
 //! A position in optimised code says which inlining it is in; each inlining has a position in the function around it and the
 //! index of its own `SharedFunctionInfo` among the code's literals (`DeoptimizationData`, `src/objects/deoptimization-data.h`).
+//!
+//! The same data have a row for each call after which the code may have to be left, with the bytecode of the call. Positions that
+//! Maglev notes of calls in loops are those of the loop at times; the bytecode never lies. And once code is to be left, V8 has its
+//! callees return to an exit at its end, one for each such call: of those, too, the row tells where the call was.
 
 use super::{
-    code::Code,
+    code::{Code, Kind},
+    function::Body,
     heap::{Heap, Object, Refusal, Tagged},
+    layout::fixed,
     positions::{Position, position_at},
 };
 use crate::{
     limits::{V8_INLINING_DEPTH_MAX, V8_TABLE_BYTES_MAX},
+    report::model::Tier,
     target::memory::Memory,
 };
 
@@ -21,12 +28,40 @@ pub struct At {
     pub position: Option<u32>,
 }
 
+/// A call in optimised code.
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    /// Within the instruction.
+    pc: u64,
+    /// In the innermost function there.
+    bytecode_offset: Option<u32>,
+}
+
+/// Of `Deoptimizer::kEagerDeoptExitSize` and `kLazyDeoptExitSize`, on x64.
+const EXIT_BYTES: u32 = 4;
+
+/// After which call the code may be left, and its bytecode; where is the place that the call returns to, or of Maglev the exit.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    /// Negative before the first one.
+    bytecode_offset: Option<u32>,
+    at: u32,
+}
+
+struct Rows {
+    eager: u32,
+    lazy: Vec<Row>,
+    /// Where in the code the exits of these begin.
+    lazy_exits: u32,
+}
+
 impl<M: Memory> Heap<M> {
     /// The functions at an address in optimised code, innermost first: all but the last are inlined.
     pub fn optimised(&self, code: &Code, pc: u64) -> Result<Vec<At>, Refusal> {
         let data = Tagged(code.words.get(self.layout.code.deopt as usize / 8).copied().unwrap_or(0)).object()?;
         let outer = self.function_of_code(data)?;
-        let Ok(mut position) = self.position_in_code(code, pc) else {
+        let call = self.call_at(data, code, pc).ok();
+        let Ok(mut position) = self.position_in_code(code, call.map_or(pc, |call| call.pc)) else {
             return Ok(vec![At { function: outer, position: None }]);
         };
         let mut all = Vec::new();
@@ -39,8 +74,72 @@ impl<M: Memory> Heap<M> {
             all.push(At { function: function.unwrap_or(outer), position: position.offset() });
             position = around;
         }
-        all.push(At { function: outer, position: position.offset() });
+        // A row's bytecode is that of the innermost function.
+        let exact = call.filter(|_| all.is_empty()).and_then(|call| self.position_of_call(outer, call));
+        all.push(At { function: outer, position: exact.or(position.offset()) });
         Ok(all)
+    }
+
+    fn position_of_call(&self, function: Object, call: Call) -> Option<u32> {
+        let Ok(Body::Bytecode(bytecode)) = self.body(function) else { return None };
+        self.position_in_bytecode(bytecode, call.bytecode_offset?).ok()?.offset()
+    }
+
+    /// The call that an address lies in, or that leads to the exit that it lies before.
+    fn call_at(&self, data: Object, code: &Code, pc: u64) -> Result<Call, Refusal> {
+        let back = pc.checked_sub(code.start).and_then(|offset| u32::try_from(offset + 1).ok());
+        let back = back.ok_or(Refusal::OutOfRange)?;
+        let rows = self.rows(data)?;
+        let (row, returns) = if code.kind == Kind::Optimised(Tier::Maglev) {
+            // Its rows have the exits in place of the calls.
+            let safepoint = self.safepoint(code, back)?;
+            let row = rows.lazy.get(safepoint.row.checked_sub(rows.eager).ok_or(Refusal::Damaged)? as usize);
+            (row.filter(|row| row.at == safepoint.exit), safepoint.returns)
+        } else {
+            let row = match back.checked_sub(rows.lazy_exits) {
+                Some(within) => rows.lazy.get((within / EXIT_BYTES) as usize),
+                None => rows.lazy.iter().find(|row| row.at == back),
+            };
+            (row, row.map_or(0, |row| row.at))
+        };
+        let row = row.ok_or(Refusal::Absent)?;
+        let pc = code.start + u64::from(returns.checked_sub(1).ok_or(Refusal::OutOfRange)?);
+        Ok(Call { pc, bytecode_offset: row.bytecode_offset })
+    }
+
+    /// The rows of calls; of those that leave the code where it stands there is only the number.
+    fn rows(&self, data: Object) -> Result<Rows, Refusal> {
+        /// Bytecode, translation, place.
+        const ROW_WORDS: u32 = 3;
+        /// Where the exits begin, and how many of each kind there are.
+        const HEAD_WORDS: u32 = 3;
+        let head = self.layout.deopt.inlining + 1;
+        let exits = self.small(data, head)?;
+        let (eager, lazy) = (self.small(data, head + 1)?, self.small(data, head + 2)?);
+        let words = |rows: u32| rows.checked_mul(ROW_WORDS).ok_or(Refusal::OutOfRange);
+        let begin = words(eager)?.checked_add(head + HEAD_WORDS).ok_or(Refusal::OutOfRange)?;
+        let end = words(lazy)?.checked_add(begin).ok_or(Refusal::OutOfRange)?;
+        // They are the last in there.
+        if self.count(data, fixed::ARRAY_LENGTH)? != end {
+            return Err(Refusal::Damaged);
+        }
+        let at = begin.checked_mul(8).and_then(|bytes| bytes.checked_add(fixed::ARRAY_DATA));
+        let bytes =
+            self.bytes(data.field(at.ok_or(Refusal::OutOfRange)?)?, (end - begin) as usize * 8, V8_TABLE_BYTES_MAX)?;
+        let small = |word: &[u8; 8]| Tagged(u64::from_le_bytes(*word)).smi().and_then(|smi| u32::try_from(smi).ok());
+        let rows = bytes.as_chunks::<8>().0.as_chunks::<{ ROW_WORDS as usize }>().0.iter();
+        let lazy = rows.map(|[bytecode, _, at]| Some(Row { bytecode_offset: small(bytecode), at: small(at)? }));
+        let lazy_exits = eager.checked_mul(EXIT_BYTES).and_then(|bytes| exits.checked_add(bytes));
+        Ok(Rows {
+            eager,
+            lazy: lazy.collect::<Option<_>>().ok_or(Refusal::OutOfRange)?,
+            lazy_exits: lazy_exits.ok_or(Refusal::OutOfRange)?,
+        })
+    }
+
+    fn small(&self, array: Object, index: u32) -> Result<u32, Refusal> {
+        let smi = self.element(array, index)?.smi().ok_or(Refusal::OutOfRange)?;
+        u32::try_from(smi).map_err(|_| Refusal::OutOfRange)
     }
 
     fn position_in_code(&self, code: &Code, pc: u64) -> Result<Position, Refusal> {

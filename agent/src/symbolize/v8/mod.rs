@@ -13,8 +13,8 @@
 //! at run time                                └ optimised: positions, DeoptimizationData ─ SharedFunctionInfos
 //! ```
 //!
-//! [`layout`] says where a version keeps all that; [`heap`] and [`strings`] read words and
-//! text; [`script`], [`function`], [`code`], [`positions`] and [`deopt`] know one kind of object each; [`frames`] puts them together.
+//! [`layout`] says where a version keeps all that; [`heap`] and [`strings`] read words and text; [`script`], [`function`], [`code`],
+//! [`positions`], [`deopt`] and `safepoints` know one kind of object each; [`frames`] puts them together.
 //!
 //! # What can be trusted
 //!
@@ -33,6 +33,7 @@ pub mod layout;
 pub mod positions;
 pub mod proof;
 mod rows;
+mod safepoints;
 pub mod script;
 pub mod strings;
 pub mod suspended;

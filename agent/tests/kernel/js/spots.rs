@@ -11,8 +11,8 @@ use crate::{
     records::{Records, list},
 };
 
-/// Of the frames that await: 92 to 96 were seen. The rest hang on promises that nothing leads to from below.
-const ASYNC_PERCENT: f64 = 90.0;
+/// Of the frames that await: 96 to 98 were seen. The rest await what a callback of `then` settles, to which nothing leads from below.
+const ASYNC_PERCENT: f64 = 95.0;
 
 /// Stacks that were taken in `Atomics.wait`, each once. Where the truth is taken, nothing else waits in it.
 fn at_spots(records: &Records, truths: &[Truth]) -> Tally {
@@ -47,6 +47,9 @@ fn check(bench: &Bench, version: &str) {
     let (records, truths) = run(bench, version);
     let tally = at_spots(&records, &truths);
     say(&format!("measured JavaScript stacks against V8's, node {version}: {tally}"));
+    if tally.count(Verdict::WrongLine) > 0 {
+        say(&format!("measured differences:{}", tally.complaints()));
+    }
     let wrong = tally.count(Verdict::Wrong) + tally.count_async(Verdict::Wrong);
     assert_eq!(wrong, 0, "node {version}: {tally}{}", tally.complaints());
     assert!(tally.equal_share() >= 99.0, "node {version}: {tally}{}", tally.complaints());

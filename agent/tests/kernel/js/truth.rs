@@ -251,10 +251,13 @@ impl Tally {
             let judged = judge_all(&frames, &sites);
             let likeness: usize =
                 judged.iter().filter(|judged| judged.2.is_some()).map(|judged| judged.0.likeness()).sum();
-            // Of two that are as like, the one with fewer others; of those, the one with as many async frames that agree.
+            // Of two that are as like, the one with fewer others; of those, the one with as many async frames that agree, and as
+            // few that are missing.
             let awaiting = truth.awaiting();
-            let awaited = likeness_of(&aligned(stack, &awaiting), &awaiting);
-            (likeness, std::cmp::Reverse(sites.len().abs_diff(frames.len())), awaited)
+            let aligned = aligned(stack, &awaiting);
+            let missing = awaiting.len().abs_diff(aligned.len());
+            let others = sites.len().abs_diff(frames.len());
+            (likeness, std::cmp::Reverse(others), likeness_of(&aligned, &awaiting), std::cmp::Reverse(missing))
         };
         let truth = truths.iter().max_by_key(equal).unwrap();
         self.stacks += 1;
@@ -276,6 +279,9 @@ impl Tally {
             let verdict = judge(frame, site);
             *self.async_verdicts.entry(verdict).or_default() += 1;
             self.complain(&truth.spot, verdict, Some(site), Some(frame));
+        }
+        for site in sites.iter().skip(frames.len()) {
+            self.complain(&truth.spot, Verdict::Unknown, Some(site), None);
         }
         for frame in frames.iter().skip(sites.len()) {
             *self.async_verdicts.entry(Verdict::Wrong).or_default() += 1;

@@ -268,6 +268,24 @@ scenarios.replaced = () => {
   return sum;
 };
 
+/** What its optimised code rests on changes while it is on the stack: what it has called returns to somewhere else in it. */
+scenarios.deoptimised = () => {
+  class Rested { constant() { return 1; } }
+  const rested = new Rested();
+  const called = Array.from({ length: 6 }, (_, index) => new Function('change', `if (change) change(); return ${index}`));
+  function rests(index, change) {
+    const before = rested.constant();
+    const between = called[index % 6](change);
+
+    return before + between + rested.constant();
+  }
+  for (let i = 0; i < 30_000; i++) rests(i);
+  return rests(0, () => {
+    Rested.prototype.constant = () => 2;
+    stop('deoptimised');
+  });
+};
+
 // WebAssembly between.
 
 // (module (import "a" "b" (func)) (func (export "c") call 0))
