@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    BenchArgs, HEAD, WARM_UP, load_average, row, run,
+    BenchArgs, HEAD, Measured as _, WARM_UP, load_average, row, run,
     server::{Case, Server},
     structure::{Stats, run_times},
     tool::{Tool, ndjson},
@@ -24,13 +24,13 @@ Written by `cargo xtask bench profile`, in the way of [RESULTS.md](RESULTS.md): 
 without, in one server process under steady load; *null* compares neighbours without any. Samples are 99 a second and CPU for each
 tool. V8's profiler is switched on and off inside the server; its own thread is part of the CPU a request. `perf record` has kernel
 and user stacks by frame pointers of the software clock, and no names for JavaScript. Off CPU, the server has one connection: each
-request is a switch or two, which makes some ten thousand a second where nothing else runs.
+request is a switch or two.
 ";
 
 /// Runs the cases and writes the table.
 pub fn bench(args: &BenchArgs) -> Result<(), Error> {
     let mut table = String::from(HEAD);
-    let mut loads = Vec::new();
+    let (mut loads, mut switches) = (Vec::new(), Vec::new());
     for (case, tools) in
         [(Case::Http50, [Tool::Profile, Tool::Perf, Tool::Inspector].as_slice()), (Case::Http1, &[Tool::OffCpu])]
     {
@@ -41,21 +41,46 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
             let figures = run(&mut server, tool, args.pairs, args)?;
             row(&mut table, case.name(), tool, &figures);
         }
+        switches.push(format!("{:.0}", switches_a_second(server.pid())?));
         loads.push(load_average());
         eprintln!("{table}");
     }
     let walk = walk(&args.node)?;
     let fifty = fifty(&args.node)?;
     let text = format!(
-        "{INTRODUCTION}\nNode.js {}, halves of {} ms. Load average of the machine after each case: {}.\n\n{table}\n{walk}\n{fifty}",
+        "{INTRODUCTION}\nNode.js {}, halves of {} ms. Load average of the machine after each case: {}; switches of the server's threads \
+         in a second of it, with nothing attached: {}.\n\n{table}\n{walk}\n{fifty}",
         args.node,
         args.half,
         loads.join(", "),
+        switches.join(", "),
     );
     let path = root().join("agent/benches/PROFILE.md");
     fs::write(&path, text).map_err(|source| Error::io("agent/benches/PROFILE.md", source))?;
     say(&format!("wrote {}", path.display()));
     Ok(())
+}
+
+/// How often threads of a process stop running in a second, by themselves or not.
+fn switches_a_second(pid: u32) -> Result<f64, Error> {
+    let begin = (Instant::now(), switches(pid)?);
+    std::thread::sleep(SPAN);
+    let count = switches(pid)?.saturating_sub(begin.1);
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let count = count as f64;
+    Ok(count / begin.0.elapsed().as_secs_f64())
+}
+
+fn switches(pid: u32) -> Result<u64, Error> {
+    let threads = format!("/proc/{pid}/task");
+    let entries = fs::read_dir(&threads).map_err(|source| Error::io(&threads, source))?;
+    // A thread may end while it is looked at.
+    let texts = entries.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
+    let of = |text: String| -> u64 {
+        let lines = text.lines().filter_map(|line| line.split_once("_ctxt_switches:"));
+        lines.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum()
+    };
+    Ok(texts.map(of).sum())
 }
 
 /// Node.js running a script of its own; ends when dropped.
