@@ -253,6 +253,11 @@ pub struct TraceArgs {
     #[arg(long, value_enum, default_value = "auto")]
     pub phases: Phases,
 
+    /// Share of the host's CPUs that probes may take which come off where they are hit too often: of the thread pool, of phases, of
+    /// requests; a process pays at most twice that of one CPU
+    #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = share)]
+    pub max_overhead: f64,
+
     /// Trace Node.js processes that the process starts, too
     #[arg(long)]
     pub follow: bool,
@@ -520,6 +525,11 @@ pub struct DiagnoseArgs {
     #[arg(long, conflicts_with = "all")]
     pub native_leaks: bool,
 
+    /// Share of the host's CPUs that probes may take which come off where they are hit too often: of the thread pool, of phases, of
+    /// requests; a process pays at most twice that of one CPU
+    #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = share)]
+    pub max_overhead: f64,
+
     /// Set what a rule takes for a growth; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = threshold)]
     pub threshold: Vec<(String, f64)>,
@@ -619,6 +629,13 @@ pub struct DoctorArgs {
     /// Write JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Reads a share: `1%`, `0.5%`; without a sign it is percent, too.
+pub fn share(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    let percent = number.parse::<f64>().ok().filter(|percent| *percent > 0.0 && *percent <= 100.0);
+    percent.map(|percent| percent / 100.0).ok_or_else(|| format!("`{text}` is not a share: write it like 1% or 0.5%"))
 }
 
 /// A time with a unit; a bare number is seconds.

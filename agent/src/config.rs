@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use crate::{
     cli::{self, Phases, Statements},
     export::stream::StreamConfig,
+    govern::SHARE,
     kubernetes::KubernetesConfig,
 };
 
@@ -41,6 +42,7 @@ pub struct Config {
     #[serde(rename = "stream")]
     pub streams: Vec<StreamConfig>,
     pub metrics: Metrics,
+    pub budget: Budget,
     /// Whose pods the containers are.
     pub kubernetes: KubernetesConfig,
     /// The first that fits a process says how it is traced.
@@ -89,6 +91,21 @@ pub struct Output {
 impl Default for Output {
     fn default() -> Self {
         Self { ndjson: vec!["-".into()] }
+    }
+}
+
+/// What probes may take from what runs here.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Budget {
+    /// Share of the host's CPUs for probes that come off where they are hit too often, as `agent trace --max-overhead` has it.
+    #[serde(deserialize_with = "share")]
+    pub max_overhead: f64,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { max_overhead: SHARE }
     }
 }
 
@@ -220,6 +237,7 @@ impl Config {
             ("output", self.output != other.output),
             ("stream", self.streams != other.streams),
             ("metrics", self.metrics != other.metrics),
+            ("budget", self.budget != other.budget),
             ("kubernetes", self.kubernetes != other.kubernetes),
         ]
         .into_iter()
@@ -277,6 +295,10 @@ fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
 
 fn maybe_duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
     duration(from).map(Some)
+}
+
+fn share<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    cli::share(&String::deserialize(from)?).map_err(D::Error::custom)
 }
 
 fn window<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {

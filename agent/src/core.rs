@@ -300,7 +300,11 @@ impl Core {
         process.gc_pauses = 0;
         process.life_lines = 0;
         let gone = process.exited.is_some();
-        let seen = build::Seen { phases_ns: tick.phases_seen_ns, requests_ns: tick.requests_seen_ns };
+        let seen = build::Seen {
+            phases_ns: tick.phases_seen_ns,
+            requests_ns: tick.requests_seen_ns,
+            pool_ns: tick.pool_seen_ns,
+        };
         let measure = process.profile();
         let window = build::window(pid, &figures, seen, process.pool_size());
         let profile = match measure {

@@ -93,6 +93,7 @@ fn mission(config: &Config) -> Mission {
             Phases::Always => PhasesWanted::Always,
             Phases::Never => PhasesWanted::Never,
         },
+        max_overhead: config.budget.max_overhead,
         window: config.trace.window,
         config: TraceConfig {
             window_ns: nanoseconds(config.trace.window),

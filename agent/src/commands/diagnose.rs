@@ -153,6 +153,7 @@ fn mission(args: &DiagnoseArgs, thresholds: Thresholds) -> Mission {
         settings,
         groups: &[Group::Gc, Group::Pool, Group::Requests],
         phases: PhasesWanted::Auto,
+        max_overhead: args.max_overhead,
         window: args.window,
         config,
         duration: Some(args.duration),

@@ -4,6 +4,7 @@
 
 use std::{
     io::{IsTerminal, Write},
+    num::NonZero,
     path::{Path, PathBuf},
     pin::pin,
     time::Duration,
@@ -45,6 +46,7 @@ use crate::{
     core::{Core, Input, Output, Tick},
     diagnose::Diagnosis,
     export::text::Style,
+    govern::Budget,
     intake::Batch,
     limits::TARGETS_MAX,
     probe::{attach::Settings, maps::monotonic_ns, tracefs},
@@ -61,8 +63,11 @@ use crate::{
 /// How long the end of a trace waits for names that are still being looked up, and a window for classes of work.
 const NAMES_PATIENCE: Duration = Duration::from_secs(3);
 
-/// When the rate of turns is first looked at: two looks of the intake, and enough turns to count.
+/// When it is first looked at what the probes cost: enough hits to count.
 const EARLY: Duration = Duration::from_millis(120);
+
+/// And how often from then on.
+const GOVERN: Duration = Duration::from_millis(250);
 
 /// How often heaps are looked at: what is the least in a window is near what the last collection left.
 const GLANCE: Duration = Duration::from_millis(250);
@@ -111,6 +116,8 @@ pub struct Mission {
     /// Uprobes that every file gets.
     pub groups: &'static [Group],
     pub phases: PhasesWanted,
+    /// Share of the host's CPUs that probes may take which can come off.
+    pub max_overhead: f64,
     pub window: Duration,
     pub config: TraceConfig,
     pub duration: Option<Duration>,
@@ -167,7 +174,9 @@ pub fn drive(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DriverError::Runtime)?;
     runtime.block_on(async {
         let sinks = Sinks::open(destinations).map_err(DriverError::Output)?;
-        let session = Session::start(&mission.settings, mission.groups, mission.phases, types)?;
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let budget = Budget::new(mission.max_overhead, cpus);
+        let session = Session::start(&mission.settings, mission.groups, mission.phases, budget, types)?;
         let duration = mission.duration;
         let Whom { subjects, launched, follow, examine, discovery, clusters, mut search, resident } = whom;
         let mut driver = Driver::new(mission, session, sinks, examine)?;
@@ -232,8 +241,6 @@ struct Driver {
     summary: Summary,
     targets: Vec<Pid>,
     clusters: Vec<Watch>,
-    /// Turns that have ended, over all threads: the governor's measure.
-    turns: u64,
     window: Duration,
     mission: Mission,
     lookout: Option<Lookout>,
@@ -267,7 +274,6 @@ impl Driver {
             summary: Summary::default(),
             targets: Vec::new(),
             clusters: Vec::new(),
-            turns: 0,
             window: mission.window,
             live: !mission.quiet && std::io::stderr().is_terminal(),
             lookout: mission.diagnosis.is_some().then(Lookout::default),
@@ -406,8 +412,8 @@ impl Driver {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(DriverError::Runtime)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(DriverError::Runtime)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(DriverError::Runtime)?;
-        let mut early = pin!(sleep_until(begin + EARLY));
-        let mut is_early = true;
+        let mut looks = interval_at(begin + EARLY, GOVERN);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut out = pin!(sleep_until(deadline.unwrap_or_else(|| begin + FOREVER)));
         loop {
             tokio::select! {
@@ -421,10 +427,7 @@ impl Driver {
                     self.reload();
                 }
                 () = &mut out => return Ok(Ending { reason: EndReason::Duration, code: exit::OK }),
-                () = &mut early, if is_early => {
-                    is_early = false;
-                    self.session.govern_early(self.turns, EARLY);
-                }
+                _ = looks.tick() => self.session.govern(),
                 _ = windows.tick() => self.tick().await?,
                 _ = glances.tick(), if self.lookout.is_some() => {
                     self.glance();
@@ -503,7 +506,7 @@ impl Driver {
         let mut tick = self.session.snapshot(monotonic_ns())?;
         tick.self_cost.streams = self.sinks.streams();
         self.close_window(tick).await;
-        self.session.govern(self.turns, self.window);
+        self.session.calibrate();
         Ok(())
     }
 
@@ -564,9 +567,6 @@ impl Driver {
 
     fn take(&mut self, batch: Batch) {
         self.session.count(&batch);
-        if batch.family == family::EVENT_LOOP {
-            self.turns += batch.count;
-        }
         let events = if batch.family == family::PROCESS { lives(&batch) } else { Vec::new() };
         self.feed(Input::Records { family: batch.family, bytes: batch.bytes });
         for event in events {

@@ -9,6 +9,7 @@ mod diagnose;
 mod discover;
 pub mod doctor;
 mod driver;
+mod governor;
 mod heap;
 mod javascript;
 pub mod launch;

@@ -24,6 +24,7 @@ use crate::{
         flamegraph, folded, pprof, speedscope,
         text::{self, Style},
     },
+    govern::SHARE,
     probe::attach::Settings,
     report::{
         Body, Record,
@@ -160,6 +161,7 @@ fn mission(args: &ProfileArgs) -> Mission {
         // Whether a thread of the pool waits for work, or is kept from it.
         groups: if measure == Measure::OnCpu { &[Group::Gc] } else { &[Group::Gc, Group::Pool] },
         phases: PhasesWanted::Never,
+        max_overhead: SHARE,
         window: args.window,
         config,
         duration: args.duration,

@@ -13,10 +13,10 @@ use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
 use zerocopy::FromBytes;
 
-use super::{allocator::Allocations, cost};
+use super::{allocator::Allocations, cost, governor::Governor};
 use crate::{
     core::{HitCost, Tick},
-    govern::{Action, PhaseDuty},
+    govern::{Action, Budget},
     intake::{Batch, Intake, IntakeError},
     limits::FILES_IDLE_MAX,
     probe::{
@@ -37,9 +37,6 @@ const BATCHES_MAX: usize = 16;
 /// From a `uv_work_t` back to the vtable word of the `node::ThreadPoolWork` around it: vtable, environment, request. The same in
 /// Node.js 16 to 26.
 const THREAD_POOL_WORK_VTABLE_BACK: u32 = 16;
-
-/// What a uprobe hit costs until it is measured: more than on most machines.
-const UPROBE_COST: Duration = Duration::from_micros(2);
 
 /// Probes of one file, ready to be attached.
 #[derive(Clone, Debug)]
@@ -97,8 +94,7 @@ pub struct Session {
     users: BTreeMap<Pid, Vec<(u64, u64)>>,
     /// Uprobes that every file gets.
     groups: &'static [Group],
-    duty: Option<PhaseDuty>,
-    requests: Requests,
+    governor: Governor,
     /// Attached on suspicion.
     demanded: Vec<Group>,
     received: [u64; family::COUNT],
@@ -106,10 +102,6 @@ pub struct Session {
     allocations: Allocations,
     hit_cost: Option<HitCost>,
     calibrated: bool,
-    /// The phase probes were last attached or detached, or counted, then.
-    phases_marked: MonoNs,
-    phases_seen_ns: u64,
-    turns_at_tick: u64,
     polls: Polls,
     pub batches: mpsc::Receiver<Batch>,
     pub degraded: Vec<Degraded>,
@@ -122,6 +114,7 @@ impl Session {
         settings: &Settings,
         groups: &'static [Group],
         phases: PhasesWanted,
+        budget: Budget,
         types: TypesAhead,
     ) -> Result<Self, SessionError> {
         let mut degraded = Vec::new();
@@ -146,11 +139,6 @@ impl Session {
         let (to_core, batches) = mpsc::channel(BATCHES_MAX);
         let (flush, requests) = mpsc::channel(1);
         tokio::spawn(Intake::take(&mut probes)?.run(to_core, requests));
-        let duty = match phases {
-            PhasesWanted::Never => None,
-            PhasesWanted::Auto => Some(PhaseDuty::new(UPROBE_COST, false)),
-            PhasesWanted::Always => Some(PhaseDuty::new(UPROBE_COST, true)),
-        };
         Ok(Self {
             way: probes.way(),
             probes: Some(probes),
@@ -159,17 +147,13 @@ impl Session {
             files: Vec::new(),
             users: BTreeMap::new(),
             groups,
-            duty,
-            requests: Requests::new(groups.contains(&Group::Requests)),
+            governor: Governor::new(groups, phases, budget, monotonic_ns()),
             demanded: Vec::new(),
             received: [0; family::COUNT],
             flush,
             allocations: Allocations::default(),
             hit_cost: None,
             calibrated: false,
-            phases_marked: monotonic_ns(),
-            phases_seen_ns: 0,
-            turns_at_tick: 0,
             polls: Polls::default(),
             batches,
             degraded,
@@ -203,22 +187,13 @@ impl Session {
             return Ok(());
         }
         if let Some(probes) = &mut self.probes {
-            // Probes on requests come and go.
-            for group in self.groups.iter().filter(|group| **group != Group::Requests) {
-                file.attach(*group, probes)?;
+            let always = self.groups.iter().copied().filter(|group| !self.governor.governs(*group));
+            let now = always.chain(self.governor.attached()).chain(self.demanded.iter().copied());
+            for group in now {
+                file.attach(group, probes)?;
             }
-            if self.duty.as_ref().is_some_and(PhaseDuty::is_attached) {
-                file.attach(Group::Phases, probes)?;
-                if self.files.is_empty() {
-                    self.phases_marked = monotonic_ns();
-                }
-            }
-            for group in &self.demanded {
-                file.attach(*group, probes)?;
-            }
-            if self.requests.is_attached() {
-                file.attach(Group::Requests, probes)?;
-                self.requests.mark(monotonic_ns(), !self.files.is_empty());
+            if self.files.is_empty() {
+                self.governor.begin(monotonic_ns());
             }
         }
         self.files.push(file);
@@ -333,17 +308,16 @@ impl Session {
     pub fn snapshot(&mut self, now: MonoNs) -> Result<Tick, SessionError> {
         let snapshot = self.maps.snapshot(now)?;
         self.shed_polls(&snapshot.threads);
-        self.mark_phases(snapshot.now);
-        self.requests.mark(snapshot.now, self.requests.is_attached() && !self.files.is_empty());
-        self.requests.hits =
-            usize::try_from(id::MESSAGE_DONE).ok().and_then(|at| snapshot.hits.get(at)).copied().unwrap_or(0);
+        if !self.files.is_empty() {
+            self.governor.mark(snapshot.now);
+        }
         self.allocations.count(&snapshot.hits, self.hit_cost);
-        let phases_seen_ns = std::mem::take(&mut self.phases_seen_ns);
         let hits = (0..).zip(&snapshot.hits).filter(|(_, hits)| **hits > 0).map(|(slot, hits)| (slot, *hits)).collect();
         Ok(Tick {
             now: snapshot.now,
-            phases_seen_ns,
-            requests_seen_ns: std::mem::take(&mut self.requests.seen_ns),
+            phases_seen_ns: self.governor.take_seen_ns(Group::Phases),
+            requests_seen_ns: self.governor.take_seen_ns(Group::Requests),
+            pool_seen_ns: self.governor.take_seen_ns(Group::Pool),
             threads: snapshot.threads,
             works: snapshot.works,
             run_queue: snapshot.run_queue,
@@ -366,20 +340,19 @@ impl Session {
         }
     }
 
-    /// Attaches or detaches phase probes as their budget has it; `turns` is the running total.
-    pub fn govern(&mut self, turns: u64, window: Duration) {
-        self.calibrate();
-        self.decide(turns, window);
-        self.decide_requests(window);
-    }
-
-    fn decide_requests(&mut self, window: Duration) {
-        let now = monotonic_ns();
-        let action = self.requests.decide(window);
-        if action != Action::Keep {
-            self.requests.mark(now, action == Action::Detach);
-            self.apply(Group::Requests, action);
-            self.requests.mark(monotonic_ns(), false);
+    /// Attaches or detaches probes as their budget has it. Until they have polled once, loops are looked at, too: others that poll a
+    /// hundred thousand times a second shall not pass tracepoints that no target does.
+    pub fn govern(&mut self) {
+        if self.polls == Polls::Unknown {
+            let threads = self.maps.threads();
+            self.shed_polls(&threads);
+        }
+        let Ok(hits) = self.maps.all_hits() else { return };
+        for (group, action) in self.governor.decide(monotonic_ns(), &hits, self.users.len()) {
+            self.apply(group, action);
+            if action == Action::Attach {
+                self.governor.is_back(group, monotonic_ns());
+            }
         }
     }
 
@@ -438,6 +411,10 @@ impl Session {
         if group == Group::Allocations {
             self.allocations.mark(monotonic_ns(), action);
         }
+        if group == Group::Pool {
+            // What is in flight would stay so for ever, or was.
+            self.maps.forget_works();
+        }
         let result = match action {
             Action::Keep => Ok(()),
             Action::Detach => {
@@ -452,35 +429,8 @@ impl Session {
         debug!("{group:?} probes: {action:?}");
     }
 
-    /// The same soon after the start: a loop that turns thousands of times a second shall not carry phase probes for a whole window,
-    /// nor shall others that poll a hundred thousand times a second pass tracepoints that no target does.
-    pub fn govern_early(&mut self, turns: u64, since_start: Duration) {
-        let threads = self.maps.threads();
-        self.shed_polls(&threads);
-        self.decide(turns, since_start);
-        if self.requests.is_attached()
-            && let Ok(hits) = self.maps.hits(id::MESSAGE_DONE)
-        {
-            self.requests.hits = hits;
-            self.decide_requests(since_start);
-        }
-    }
-
-    fn decide(&mut self, turns: u64, window: Duration) {
-        let Some(duty) = &mut self.duty else { return };
-        let ended = turns.saturating_sub(self.turns_at_tick);
-        self.turns_at_tick = turns;
-        let action = duty.step(ended, window);
-        if action == Action::Keep {
-            return;
-        }
-        self.mark_phases_as(monotonic_ns(), action == Action::Detach);
-        self.apply(Group::Phases, action);
-        self.phases_marked = monotonic_ns();
-    }
-
     /// Measures what a hit costs, once: after the first window, as the first record shall not wait for it.
-    fn calibrate(&mut self) {
+    pub fn calibrate(&mut self) {
         // Where it cannot be measured, it is not tried again.
         if std::mem::replace(&mut self.calibrated, true) {
             return;
@@ -488,12 +438,7 @@ impl Session {
         let measured = self.probes.as_mut().and_then(cost::calibrate);
         if let Some(cost) = measured {
             info!("a uprobe hit costs {} ns here", cost.uprobe_ns);
-            if let Some(duty) = &mut self.duty {
-                duty.set_hit_cost(Duration::from_nanos(cost.uprobe_ns));
-            }
-            if let Some(duty) = &mut self.requests.duty {
-                duty.set_hit_cost(Duration::from_nanos(cost.uprobe_ns));
-            }
+            self.governor.set_hit_cost(Duration::from_nanos(cost.uprobe_ns));
         }
         self.hit_cost = measured;
     }
@@ -526,18 +471,6 @@ impl Session {
             probes.detach_tracepoints(idle);
             debug!("tracepoints detached, as no loop polls by them: {idle:?}");
         }
-    }
-
-    fn mark_phases(&mut self, now: MonoNs) {
-        let attached = self.duty.as_ref().is_some_and(PhaseDuty::is_attached) && !self.files.is_empty();
-        self.mark_phases_as(now, attached);
-    }
-
-    fn mark_phases_as(&mut self, now: MonoNs, attached: bool) {
-        if attached {
-            self.phases_seen_ns += now.since(self.phases_marked).0;
-        }
-        self.phases_marked = now;
     }
 
     /// Detaches everything; the maps and what lies in the rings stay.
@@ -580,41 +513,6 @@ pub enum PhasesWanted {
     Auto,
     Always,
     Never,
-}
-
-/// The probe at the end of each request: when it was attached, and what it cost.
-#[derive(Debug)]
-struct Requests {
-    duty: Option<PhaseDuty>,
-    marked: MonoNs,
-    seen_ns: u64,
-    hits: u64,
-    hits_before: u64,
-}
-
-impl Requests {
-    fn new(wanted: bool) -> Self {
-        let duty = wanted.then(|| PhaseDuty::once_each(UPROBE_COST));
-        Self { duty, marked: monotonic_ns(), seen_ns: 0, hits: 0, hits_before: 0 }
-    }
-
-    fn is_attached(&self) -> bool {
-        self.duty.as_ref().is_some_and(PhaseDuty::is_attached)
-    }
-
-    /// Counts the time since the last mark, if the probe was attached in it.
-    fn mark(&mut self, now: MonoNs, was_attached: bool) {
-        if was_attached {
-            self.seen_ns += now.since(self.marked).0;
-        }
-        self.marked = now;
-    }
-
-    fn decide(&mut self, window: Duration) -> Action {
-        let hits = self.hits.saturating_sub(self.hits_before);
-        self.hits_before = self.hits;
-        self.duty.as_mut().map_or(Action::Keep, |duty| duty.step(hits, window))
-    }
 }
 
 fn tracepoint_degraded(skip: &TracepointSkip) -> Degraded {

@@ -114,6 +114,7 @@ fn mission(args: &TraceArgs) -> Mission {
         settings,
         groups: &[Group::Gc, Group::Pool],
         phases: phases(args.phases),
+        max_overhead: args.max_overhead,
         window: args.window,
         config,
         duration: args.duration,

@@ -107,6 +107,8 @@ pub struct Tick {
     pub phases_seen_ns: u64,
     /// Likewise those on HTTP requests.
     pub requests_seen_ns: u64,
+    /// And the thread pool.
+    pub pool_seen_ns: u64,
     /// [`agent_ebpf::state::ThreadState`], one after the other.
     pub threads: Bytes,
     /// Items in flight: [`agent_ebpf::state::WorkKey`] and [`agent_ebpf::state::WorkState`] in turn. Without them queue depth and
@@ -129,6 +131,7 @@ impl Default for Tick {
             now: MonoNs::default(),
             phases_seen_ns: 0,
             requests_seen_ns: 0,
+            pool_seen_ns: 0,
             threads: Bytes::new(),
             works: Bytes::new(),
             run_queue: Vec::new(),

@@ -1,6 +1,6 @@
 //! Requests that become dearer: something that each of them walks through grows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     history::{Point, Process},
@@ -105,13 +105,11 @@ type Requests<'a> = &'a dyn Fn(&Point) -> Option<f64>;
 /// The kind of thread-pool work of which each request takes more and more.
 #[expect(clippy::cast_precision_loss, reason = "figures for trends")]
 fn dearest_work(process: &Process, thresholds: &Thresholds, busy: Requests<'_>) -> Option<(String, Trend)> {
-    let kinds: BTreeMap<&(WorkKind, String), u64> =
-        process.windows.iter().flat_map(|point| &point.pool).fold(BTreeMap::new(), |mut sums, (kind, n)| {
-            *sums.entry(kind).or_default() += n;
-            sums
-        });
-    let trends = kinds.into_keys().filter_map(|kind| {
-        let series = process.series(|point| Some(point.pool.get(kind).copied().unwrap_or(0) as f64 / busy(point)?));
+    let kinds: BTreeSet<&(WorkKind, String)> =
+        process.windows.iter().flat_map(|point| &point.pool).flat_map(BTreeMap::keys).collect();
+    let trends = kinds.into_iter().filter_map(|kind| {
+        let series =
+            process.series(|point| Some(point.pool.as_ref()?.get(kind).copied().unwrap_or(0.0) / busy(point)?));
         let trend = Trend::of(&smooth(&series))?;
         let holds = trend.span_s >= thresholds.span_s
             && series.len() as f64 >= thresholds.windows

@@ -59,6 +59,9 @@ impl Connections {
     }
 }
 
+/// Of a window, what has to be seen to stand for all of it.
+const SEEN_LEAST: f64 = 0.1;
+
 /// One window.
 #[derive(Debug, Default)]
 pub struct Point {
@@ -75,8 +78,8 @@ pub struct Point {
     pub idle_ns: f64,
     pub loops_ns: f64,
     pub turns: u64,
-    /// Finished items of the thread pool.
-    pub pool: BTreeMap<(WorkKind, String), u64>,
+    /// Finished items of the thread pool; where it was watched for a part of the window, from that part. `None` where it was not.
+    pub pool: Option<BTreeMap<(WorkKind, String), f64>>,
     /// Samples, most first.
     pub profile: Profile,
 }
@@ -170,9 +173,12 @@ impl Process {
         }
         let counted: u64 = window.loops.iter().map(|of_loop| of_loop.requests).sum();
         let seen_s = window.requests_seen_ns as f64 / 1e9;
-        let requests = (seen_s > 0.2 * length_s).then(|| counted as f64 * length_s / seen_s);
+        let requests = (seen_s > SEEN_LEAST * length_s).then(|| counted as f64 * length_s / seen_s);
         let loops = window.loops.iter().filter(|of_loop| matches!(of_loop.role, Role::Main | Role::Worker));
         let pool = window.thread_pool.iter().flat_map(|pool| &pool.work);
+        let pool_seen_s = window.pool_seen_ns.unwrap_or(window.duration_ns) as f64 / 1e9;
+        let scaled = |count: u64| count as f64 * length_s / pool_seen_s;
+        let pool = pool.map(|work| ((work.kind, work.operation.clone()), scaled(work.count))).collect();
         let point = Point {
             at_s: self.wall_s,
             time: time.to_owned(),
@@ -183,7 +189,7 @@ impl Process {
             loops_ns: length_s * 1e9 * loops.clone().count() as f64,
             on_cpu_ns: loops.clone().map(|of_loop| of_loop.ledger.on_cpu_ns as f64).sum(),
             turns: loops.map(|of_loop| of_loop.turns).sum(),
-            pool: pool.map(|work| ((work.kind, work.operation.clone()), work.count)).collect(),
+            pool: (pool_seen_s > SEEN_LEAST * length_s).then_some(pool),
             profile: Profile::default(),
         };
         if self.windows.len() == HISTORY_WINDOWS_MAX {

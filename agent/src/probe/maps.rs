@@ -3,7 +3,7 @@
 use std::{mem::size_of, os::fd::AsFd};
 
 use agent_ebpf::{
-    abi::family,
+    abi::{family, thread_pool::source},
     spec::HITS_COUNT,
     state::{
         AliveKey, Cluster, FamilyCounters, MainLoop, RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target,
@@ -257,10 +257,27 @@ impl Maps {
         Ok(families)
     }
 
-    /// How often a probe was hit by now.
-    pub fn hits(&self, slot: u64) -> Result<u64, MapsError> {
-        let Ok(slot) = usize::try_from(slot) else { return Ok(0) };
-        Ok(self.tallies()?.iter().filter_map(|tally| tally.hits.get(slot)).sum())
+    /// How often each probe was hit by now.
+    pub fn all_hits(&self) -> Result<Vec<u64>, MapsError> {
+        let mut hits = vec![0; HITS_COUNT as usize];
+        for tally in self.tallies()? {
+            for (sum, count) in hits.iter_mut().zip(tally.hits) {
+                *sum += count;
+            }
+        }
+        Ok(hits)
+    }
+
+    /// Forgets the items that are in flight in thread pools.
+    pub fn forget_works(&mut self) {
+        let is_pools =
+            |item: &Raw<WORK>| WorkState::read_from_bytes(item).is_ok_and(|item| item.source != source::IO_URING);
+        let works: Vec<_> =
+            self.works.iter().flatten().filter(|(_, item)| is_pools(item)).map(|(key, _)| key).collect();
+        for key in works {
+            // It may have ended meanwhile.
+            let _ = self.works.remove(&key);
+        }
     }
 
     /// One a CPU.

@@ -164,6 +164,10 @@ pub struct Window {
     /// Of which the ends of HTTP requests were watched.
     #[serde(default)]
     pub requests_seen_ns: u64,
+    /// Of which the thread pool was watched: its items and its queue are those of that time. `None` in records of versions that
+    /// watched it all the time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool_seen_ns: Option<u64>,
     /// Threads that turn an event loop: the main thread first.
     pub loops: Vec<LoopWindow>,
     /// All other threads.

@@ -43,6 +43,7 @@ pub struct TargetSummary {
     pub duration_ns: u64,
     pub phases_seen_ns: u64,
     pub requests_seen_ns: u64,
+    pub pool_seen_ns: u64,
     /// End of the last window.
     pub last_time: String,
     /// The main thread first.
@@ -212,12 +213,22 @@ impl TargetSummary {
     }
 
     fn window(&mut self, time: &str, window: &Window) {
-        let Window { duration_ns, phases_seen_ns, requests_seen_ns, loops, threads, thread_pool, gc, run_queue } =
-            window;
+        let Window {
+            duration_ns,
+            phases_seen_ns,
+            requests_seen_ns,
+            pool_seen_ns,
+            loops,
+            threads,
+            thread_pool,
+            gc,
+            run_queue,
+        } = window;
         self.windows += 1;
         self.duration_ns = self.duration_ns.saturating_add(*duration_ns);
         self.phases_seen_ns = self.phases_seen_ns.saturating_add(*phases_seen_ns);
         self.requests_seen_ns = self.requests_seen_ns.saturating_add(*requests_seen_ns);
+        self.pool_seen_ns = self.pool_seen_ns.saturating_add(pool_seen_ns.unwrap_or(*duration_ns));
         time.clone_into(&mut self.last_time);
         for of_loop in loops {
             let key = (of_loop.role, of_loop.tid);

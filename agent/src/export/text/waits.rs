@@ -38,7 +38,7 @@ pub fn thread_pool(page: &mut Page, target: &TargetSummary) {
     for (kind, of_kind) in by_kind(pool) {
         kind_rows(page, kind, &of_kind);
     }
-    let of = target.duration_ns;
+    let of = target.pool_seen_ns;
     let mean = ratio(pool.queue_len_ns, of);
     let mut line = format!("  queue: {mean:.2} items on average, {} at most", count(pool.queue_len_max));
     if pool.size != 0 {
@@ -50,6 +50,12 @@ pub fn thread_pool(page: &mut Page, target: &TargetSummary) {
         );
     }
     page.line(&line);
+    if ratio(of, target.duration_ns) < 0.995 {
+        let seen = percent(of, target.duration_ns);
+        page.aside(&format!(
+            "  items are those of {seen} of the time: watching all of them would cost too much (--max-overhead)"
+        ));
+    }
 }
 
 fn by_kind(pool: &ThreadPool) -> BTreeMap<WorkKind, Vec<&Work>> {

@@ -1,0 +1,69 @@
+//! How much probes may take from what runs here.
+
+use agent_ebpf::spec::Group;
+
+/// Of the host's CPUs, where nothing else is said.
+pub const SHARE: f64 = 0.01;
+
+/// What all groups may take that can come off.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Budget {
+    share: f64,
+    cpus: usize,
+}
+
+impl Budget {
+    /// `share` is of the time of all CPUs of the host: 0.01 is one percent.
+    #[must_use]
+    pub fn new(share: f64, cpus: usize) -> Self {
+        Self { share, cpus }
+    }
+
+    /// CPUs that a group may take on average while so many processes are watched. On a host of many CPUs each process is spared, too: it
+    /// pays no more than twice the share of one CPU.
+    #[must_use]
+    pub fn part(&self, group: Group, targets: usize) -> f64 {
+        const CPUS_A_TARGET: usize = 2;
+        let cpus = self.cpus.min(targets.max(1).saturating_mul(CPUS_A_TARGET));
+        #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+        let all = self.share * cpus as f64;
+        all * weight(group)
+    }
+}
+
+/// Which part of the budget is whose: the pool's probes tell of four moments of an item, which nothing else does.
+fn weight(group: Group) -> f64 {
+    match group {
+        Group::Pool => 0.5,
+        Group::Phases | Group::Requests => 0.125,
+        // They are attached all the time, or on suspicion, which has a limit of its own.
+        Group::Gc
+        | Group::Calibration
+        | Group::Postgres
+        | Group::Makers
+        | Group::Takers
+        | Group::Scopes
+        | Group::Allocators
+        | Group::Allocations
+        | Group::Frees => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(cpus: usize, targets: usize) -> f64 {
+        Budget::new(SHARE, cpus).part(Group::Pool, targets)
+    }
+
+    #[test]
+    fn neither_the_host_nor_a_process_pays_more_than_its_share() {
+        let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-9, "{found} {expected}");
+        close(pool(2, 1), 0.01);
+        close(pool(64, 1), 0.01);
+        close(pool(64, 10), 0.1);
+        close(pool(64, 1000), 0.32);
+        close(pool(1, 0), 0.005);
+    }
+}
