@@ -25,6 +25,8 @@ pub enum Group {
     Phases,
     /// Waits for locks in PostgreSQL: hit only where a backend waits.
     Postgres,
+    /// No uprobes: the tracepoints at the polls of event loops, which turns are told apart by.
+    Polls,
     /// The end of each HTTP request: one hit a request, so sampled in time where they are many.
     Requests,
     /// What makes global handles: up to some hits a request, so on suspicion, for seconds.

@@ -74,7 +74,8 @@ record! {
         pub gc_space: u32,
         pub gc_reason: u32,
         pub gc_collectors: u32,
-        pub reserved: u32,
+        /// Whether polls were watched when the thread last polled: see the map `POLLS`.
+        pub polls_epoch: u32,
         /// The `struct uv__work` that the thread runs, or 0.
         pub work: u64,
         pub turns: u64,

@@ -259,7 +259,7 @@ impl Core {
             seen.entry(Pid(state.tgid)).or_default().extend(process.book.thread(
                 &state,
                 name,
-                tick.now,
+                (tick.now, tick.polls_epoch),
                 &mut self.counters,
             ));
         }
@@ -304,6 +304,7 @@ impl Core {
             phases_ns: tick.phases_seen_ns,
             requests_ns: tick.requests_seen_ns,
             pool_ns: tick.pool_seen_ns,
+            turns_ns: tick.turns_seen_ns,
         };
         let measure = process.profile();
         let window = build::window(pid, &figures, seen, process.pool_size());

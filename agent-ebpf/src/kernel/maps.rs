@@ -45,6 +45,10 @@ pub static POSTGRES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
 pub static TALLY: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
 
+/// Even while polls are watched and odd while they are not; each change adds one. Only user space writes it.
+#[map]
+pub static POLLS: Array<u32> = Array::with_max_entries(1, 0);
+
 #[map]
 pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(4096, 0);
 #[map]

@@ -73,6 +73,7 @@ pub fn of_target(tgid: u32, tid: u32) -> Option<&'static mut ThreadState> {
     state.phase = phase::UNSPLIT;
     state.first_ns = now;
     state.mark_ns = now;
+    state.polls_epoch = polls_epoch();
     if tid == tgid
         && let Some(main) = maps::MAIN_LOOPS.get_ptr(&tgid)
     {
@@ -118,7 +119,9 @@ pub fn charge(state: &mut ThreadState, now: u64) {
     if state.flags & flag::GC_JOB != 0 {
         state.ledger.gc_ns += spent;
     }
-    let phase = state.phase as usize;
+    // Between polls that are not watched, nothing tells of phases either.
+    let phase =
+        if state.flags & flag::LOOP != 0 && polls_unseen(state) { phase::UNSPLIT } else { state.phase } as usize;
     if phase < phase::COUNT {
         state.ledger.on_cpu_ns[phase] += spent;
     }
@@ -136,9 +139,26 @@ pub fn class(state: &ThreadState) -> u32 {
     }
 }
 
-/// Waits for work as it should: in poll, or on the pool's queue. Its stack says nothing.
+/// How often it has changed whether polls are watched.
+#[inline(always)]
+pub fn polls_epoch() -> u32 {
+    maps::POLLS.get(0).copied().unwrap_or(0)
+}
+
+/// The thread's polls are not watched, or it has not polled yet since they are again.
+#[inline(always)]
+pub fn polls_unseen(state: &ThreadState) -> bool {
+    let epoch = polls_epoch();
+    epoch & 1 == 1 || epoch != state.polls_epoch
+}
+
+/// Waits for work as it should: in poll, or on the pool's queue. Its stack says nothing. While its polls are not watched, a loop is taken
+/// to wait for the next event.
 #[inline(always)]
 pub fn is_idle(state: &ThreadState) -> bool {
     const BLOCKING_POLL: u32 = flag::IN_POLL | flag::POLL_MAY_BLOCK;
+    if state.flags & flag::LOOP != 0 && polls_unseen(state) {
+        return true;
+    }
     state.flags & BLOCKING_POLL == BLOCKING_POLL || (state.flags & flag::POOL != 0 && state.work == 0)
 }

@@ -15,7 +15,7 @@ use agent_ebpf::{
 
 use super::{
     emit::{header, now_ns, send},
-    thread::charge,
+    thread::{charge, polls_epoch, polls_unseen},
 };
 
 /// Longest stretch between an empty poll and the next one that can still be the same turn's: libuv does a handful of
@@ -33,6 +33,17 @@ pub fn enter_poll(state: &mut ThreadState, fd: i32, timeout_ms: i32, polls_by: u
     }
     let now = now_ns();
     charge(state, now);
+    let epoch = polls_epoch();
+    if epoch & 1 == 1 {
+        // The last ones before the tracepoint is gone.
+        return;
+    }
+    if state.polls_epoch != epoch {
+        // Nobody knows how many turns there were since the last poll that was seen.
+        state.polls_epoch = epoch;
+        state.phase = phase::UNSPLIT;
+        state.flags &= !(flag::IN_TURN | flag::POLL_WAS_EMPTY | flag::PHASES | flag::SPLIT);
+    }
     let mut same_turn = false;
     if state.flags & flag::POLL_WAS_EMPTY != 0 {
         same_turn = timeout_ms != 0
@@ -58,6 +69,11 @@ pub fn enter_poll(state: &mut ThreadState, fd: i32, timeout_ms: i32, polls_by: u
 #[inline(always)]
 pub fn leave_poll(state: &mut ThreadState, events: i64) {
     if state.flags & flag::IN_POLL == 0 {
+        return;
+    }
+    if polls_unseen(state) {
+        // It was entered unseen, or is left so.
+        state.flags &= !(flag::IN_POLL | flag::POLL_MAY_BLOCK);
         return;
     }
     let now = now_ns();

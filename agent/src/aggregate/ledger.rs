@@ -78,6 +78,17 @@ pub struct OpenTurn {
     pub ledger: Ledger,
 }
 
+/// What the kernel half goes by of a thread whose polls are not watched: nobody knows of its turn whether it goes on, and in which
+/// phase it is.
+#[must_use]
+pub fn unwatched(mut state: ThreadState) -> ThreadState {
+    if state.flags & flag::LOOP != 0 {
+        state.flags &= !(flag::IN_TURN | flag::POLL_WAS_EMPTY);
+        state.phase = phase::UNSPLIT;
+    }
+    state
+}
+
 /// `None` if the thread has not begun a turn.
 #[must_use]
 pub fn open_turn(state: &ThreadState, now: MonoNs) -> Option<OpenTurn> {

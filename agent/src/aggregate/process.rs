@@ -158,14 +158,16 @@ impl ProcessBook {
         self.ended.push(book.close(tid, exit.flags, &Reading { at, ledger: exit.ledger }));
     }
 
-    /// The window's look at a thread's state.
+    /// The window's look at a thread's state, when it is, and the kernel half's count of changes in what it watches of polls.
     pub fn thread(
         &mut self,
         state: &ThreadState,
         name: Option<&str>,
-        now: MonoNs,
+        (now, polls_epoch): (MonoNs, u32),
         counters: &mut Counters,
     ) -> Option<ThreadFigures> {
+        let is_watched = state.polls_epoch == polls_epoch && polls_epoch.is_multiple_of(2);
+        let state = &if is_watched { *state } else { ledger::unwatched(*state) };
         let tid = Tid(state.tid);
         let first = MonoNs(state.first_ns);
         if self.threads.len() >= THREADS_MAX && !self.threads.contains_key(&tid) {

@@ -110,6 +110,7 @@ impl Allocations {
             | Group::Makers
             | Group::Takers
             | Group::Scopes
+            | Group::Polls
             | Group::Allocators => true,
         }
     }

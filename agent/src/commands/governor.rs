@@ -13,8 +13,15 @@ use crate::{
 /// What a uprobe hit costs until it is measured: more than on most machines.
 const UPROBE_COST: Duration = Duration::from_micros(2);
 
+/// What a turn costs: two tracepoints, and a record that is sent.
+const TURN_COST: Duration = Duration::from_nanos(800);
+
 /// All that can come off; phases are told apart, as they have a switch of their own.
-const GOVERNED: [Group; 2] = [Group::Pool, Group::Requests];
+const GOVERNED: [Group; 3] = [Group::Polls, Group::Pool, Group::Requests];
+
+/// CPUs that a group may take which is attached on suspicion, and for how long it is not attached again where it took more.
+const SUSPICION_MOST: f64 = 0.05;
+const REFUSED: Duration = Duration::from_mins(1);
 
 /// One group.
 #[derive(Debug)]
@@ -32,24 +39,34 @@ pub struct Governor {
     budget: Budget,
     hit_cost: Duration,
     groups: Vec<Governed>,
+    /// When it was last looked, and the hits by then.
+    last: (MonoNs, Vec<u64>),
+    /// Groups that were too dear, and since when.
+    refused: Vec<(Group, MonoNs)>,
 }
 
 impl Governor {
     pub fn new(groups: &[Group], phases: PhasesWanted, budget: Budget, now: MonoNs) -> Self {
         let governed = |group, always| Governed { group, duty: Duty::new(now, 0, always), marked: now, seen_ns: 0 };
+        let is_wanted = |group: &Group| *group == Group::Polls || groups.contains(group);
         let mut all: Vec<Governed> =
-            GOVERNED.into_iter().filter(|group| groups.contains(group)).map(|group| governed(group, false)).collect();
+            GOVERNED.into_iter().filter(is_wanted).map(|group| governed(group, false)).collect();
         match phases {
             PhasesWanted::Never => {}
             PhasesWanted::Auto => all.push(governed(Group::Phases, false)),
             PhasesWanted::Always => all.push(governed(Group::Phases, true)),
         }
-        Self { budget, hit_cost: UPROBE_COST, groups: all }
+        Self { budget, hit_cost: UPROBE_COST, groups: all, last: (now, Vec::new()), refused: Vec::new() }
     }
 
     /// A hit was measured to cost this; on a busy machine too much is measured, as everything else only adds.
     pub fn set_hit_cost(&mut self, hit_cost: Duration) {
         self.hit_cost = hit_cost.min(UPROBE_COST);
+    }
+
+    /// Whether a group is attached.
+    pub fn is_attached(&self, group: Group) -> bool {
+        self.attached().any(|attached| attached == group)
     }
 
     /// Those that are attached now.
@@ -81,11 +98,16 @@ impl Governor {
         governed.map_or(0, |governed| std::mem::take(&mut governed.seen_ns))
     }
 
-    /// What is to be attached or detached; `hits` are the totals by probe, `targets` how many processes are watched.
-    pub fn decide(&mut self, now: MonoNs, hits: &[u64], targets: usize) -> Vec<(Group, Action)> {
-        let (budget, hit_cost) = (self.budget, self.hit_cost);
+    /// What is to be attached or detached; `hits` are the totals by probe, `turns` those of all loops, `targets` how many processes are
+    /// watched.
+    pub fn decide(&mut self, now: MonoNs, hits: &[u64], turns: u64, targets: usize) -> Vec<(Group, Action)> {
+        let budget = self.budget;
+        let uprobe_cost = self.hit_cost;
         let step = |governed: &mut Governed| {
-            let (group, hits) = (governed.group, hits_of(governed.group, hits));
+            let group = governed.group;
+            // Others that poll pass the tracepoints in a tenth of the time.
+            let (hits, hit_cost) =
+                if group == Group::Polls { (turns, TURN_COST) } else { (hits_of(group, hits), uprobe_cost) };
             let was_attached = governed.duty.is_attached();
             let action = governed.duty.step(now, hits, hit_cost, budget.part(group, targets));
             if was_attached {
@@ -94,6 +116,31 @@ impl Governor {
             (action != Action::Keep).then_some((group, action))
         };
         self.groups.iter_mut().filter_map(step).collect()
+    }
+
+    /// Of groups that are attached on suspicion, for seconds, those that cost too much even so. What makes handles and what frees them
+    /// is of use together only.
+    pub fn too_dear(&mut self, now: MonoNs, hits: &[u64], demanded: &[Group]) -> Vec<Group> {
+        let (before, then) = std::mem::replace(&mut self.last, (now, hits.to_vec()));
+        let span = Duration::from_nanos(now.since(before).0).as_secs_f64();
+        let is_dear = |group: &Group| {
+            let groups: &[Group] = match group {
+                Group::Makers | Group::Takers => &[Group::Makers, Group::Takers],
+                other => std::slice::from_ref(other),
+            };
+            let sum = |hits: &[u64]| groups.iter().map(|group| hits_of(*group, hits)).sum::<u64>();
+            let hits = u32::try_from(sum(hits).saturating_sub(sum(&then))).unwrap_or(u32::MAX);
+            span > 0.0 && f64::from(hits) * self.hit_cost.as_secs_f64() / span > SUSPICION_MOST
+        };
+        let dear: Vec<Group> = demanded.iter().copied().filter(is_dear).collect();
+        self.refused.extend(dear.iter().map(|group| (*group, now)));
+        dear
+    }
+
+    /// A group was not too dear of late.
+    pub fn allows(&mut self, group: Group, now: MonoNs) -> bool {
+        self.refused.retain(|(_, since)| now.since(*since).0 < REFUSED.as_nanos().try_into().unwrap_or(u64::MAX));
+        self.refused.iter().all(|(refused, _)| *refused != group)
     }
 
     /// A group has just been attached.

@@ -264,7 +264,7 @@ impl Session {
     /// Tells the kernel half of threads that sleep.
     pub fn add_threads(&mut self, asleep: &[ThreadState]) {
         for state in asleep {
-            self.maps.add_thread(state);
+            self.maps.add_thread(*state);
         }
     }
 
@@ -318,6 +318,8 @@ impl Session {
             phases_seen_ns: self.governor.take_seen_ns(Group::Phases),
             requests_seen_ns: self.governor.take_seen_ns(Group::Requests),
             pool_seen_ns: self.governor.take_seen_ns(Group::Pool),
+            turns_seen_ns: self.governor.take_seen_ns(Group::Polls),
+            polls_epoch: self.maps.polls_epoch(),
             threads: snapshot.threads,
             works: snapshot.works,
             run_queue: snapshot.run_queue,
@@ -347,12 +349,29 @@ impl Session {
             let threads = self.maps.threads();
             self.shed_polls(&threads);
         }
-        let Ok(hits) = self.maps.all_hits() else { return };
-        for (group, action) in self.governor.decide(monotonic_ns(), &hits, self.users.len()) {
+        let (Ok(hits), Ok(families)) = (self.maps.all_hits(), self.maps.families()) else { return };
+        let turns = families.get(family::EVENT_LOOP as usize).map_or(0, |family| family.emitted);
+        for (group, action) in self.governor.decide(monotonic_ns(), &hits, turns, self.users.len()) {
             self.apply(group, action);
             if action == Action::Attach {
                 self.governor.is_back(group, monotonic_ns());
             }
+        }
+        self.drop_suspicions(&hits);
+    }
+
+    /// Detaches what is attached on suspicion and takes too much.
+    fn drop_suspicions(&mut self, hits: &[u64]) {
+        let demanded = self.demanded.iter().copied().filter(|group| SUSPICIONS.contains(group)).collect::<Vec<_>>();
+        let dear = self.governor.too_dear(monotonic_ns(), hits, &demanded);
+        for group in &dear {
+            self.demanded.retain(|kept| kept != group);
+            self.apply(*group, Action::Detach);
+            info!("{group:?} probes are hit too often here: they are left out for a while");
+        }
+        if dear.iter().any(|group| matches!(group, Group::Makers | Group::Takers)) {
+            // What was seen to be made may be gone by now, unseen.
+            self.maps.forget_handles();
         }
     }
 
@@ -371,7 +390,10 @@ impl Session {
     /// Attaches probes that are on suspicion only, or detaches them.
     pub fn demand(&mut self, wanted: &[(Group, bool)]) {
         for &(group, is_wanted) in wanted {
-            let is_wanted = is_wanted && self.allocations.allow(group) && self.has(group);
+            let is_wanted = is_wanted
+                && self.allocations.allow(group)
+                && self.governor.allows(group, monotonic_ns())
+                && self.has(group);
             let is_attached = self.demanded.contains(&group);
             if is_wanted && !is_attached {
                 self.demanded.push(group);
@@ -401,6 +423,9 @@ impl Session {
     }
 
     fn apply(&mut self, group: Group, action: Action) {
+        if group == Group::Polls {
+            return self.apply_polls(action);
+        }
         let Some(probes) = &mut self.probes else { return };
         if action == Action::Attach
             && let Err(error) = probes.load_uprobe(group)
@@ -445,11 +470,32 @@ impl Session {
 
     /// A program that is new here may poll either way. Those that a process starts, if they are followed, are seen too late for that.
     fn watch_all_polls(&mut self, follow: bool) {
-        self.polls = if follow { Polls::Kept } else { Polls::Unknown };
+        self.polls = if follow { Polls::All } else { Polls::Unknown };
+        if self.governor.is_attached(Group::Polls) {
+            self.attach_polls();
+        }
+    }
+
+    fn attach_polls(&mut self) {
         let Some(probes) = &mut self.probes else { return };
-        if let Err(error) = probes.attach_again(&[BY_WAIT, BY_PWAIT].concat()) {
+        if let Err(error) = probes.attach_again(self.polls.programs()) {
             warn!("polls are not seen: {error}");
         }
+    }
+
+    /// Turns come off as a whole where there are more of them than anybody can be told of.
+    fn apply_polls(&mut self, action: Action) {
+        // First of all the kernel half learns of it: what a loop waits for in between is the next event.
+        if let Err(error) = self.maps.change_polls() {
+            warn!("{error}");
+            return;
+        }
+        if action == Action::Attach {
+            self.attach_polls();
+        } else if let Some(probes) = &mut self.probes {
+            probes.detach_tracepoints(Polls::All.programs());
+        }
+        debug!("polls: {action:?}");
     }
 
     /// Tracepoints of the call by which no loop polls come off: every poll of every other process would pass them.
@@ -460,13 +506,13 @@ impl Session {
         let states =
             threads.chunks_exact(size_of::<ThreadState>()).filter_map(|state| ThreadState::read_from_bytes(state).ok());
         let seen = states.fold(0, |seen, state| seen | state.flags);
-        let idle: &[&str] = match (seen & flag::POLLS_BY_WAIT != 0, seen & flag::POLLS_BY_PWAIT != 0) {
-            (true, false) => &BY_PWAIT,
-            (false, true) => &BY_WAIT,
+        let (kept, idle): (Polls, &[&str]) = match (seen & flag::POLLS_BY_WAIT != 0, seen & flag::POLLS_BY_PWAIT != 0) {
+            (true, false) => (Polls::ByWait, &BY_PWAIT),
+            (false, true) => (Polls::ByPwait, &BY_WAIT),
             (false, false) => return,
-            (true, true) => &[],
+            (true, true) => (Polls::All, &[]),
         };
-        self.polls = Polls::Kept;
+        self.polls = kept;
         if let Some(probes) = &mut self.probes {
             probes.detach_tracepoints(idle);
             debug!("tracepoints detached, as no loop polls by them: {idle:?}");
@@ -479,9 +525,13 @@ impl Session {
     }
 }
 
+/// Groups that come on suspicion, but for those with a limit of their own.
+const SUSPICIONS: [Group; 4] = [Group::Makers, Group::Takers, Group::Scopes, Group::Allocators];
+
 /// Programs on the two calls by which loops poll.
 const BY_WAIT: [&str; 2] = ["enter_epoll_wait", "exit_epoll_wait"];
 const BY_PWAIT: [&str; 2] = ["enter_epoll_pwait", "exit_epoll_pwait"];
+const BY_EITHER: [&str; 4] = [BY_WAIT[0], BY_WAIT[1], BY_PWAIT[0], BY_PWAIT[1]];
 
 /// Which of those are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -489,8 +539,20 @@ enum Polls {
     /// Both: no loop has polled yet.
     #[default]
     Unknown,
-    /// Those that are needed.
-    Kept,
+    /// Both, as both are needed.
+    All,
+    ByWait,
+    ByPwait,
+}
+
+impl Polls {
+    fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Unknown | Self::All => &BY_EITHER,
+            Self::ByWait => &BY_WAIT,
+            Self::ByPwait => &BY_PWAIT,
+        }
+    }
 }
 
 /// The kernel's types, read while something else is done: they take as long as all symbols of a Node.js.

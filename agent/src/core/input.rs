@@ -109,6 +109,10 @@ pub struct Tick {
     pub requests_seen_ns: u64,
     /// And the thread pool.
     pub pool_seen_ns: u64,
+    /// And polls, which turns are told apart by.
+    pub turns_seen_ns: u64,
+    /// See [`agent_ebpf::state::ThreadState::polls_epoch`].
+    pub polls_epoch: u32,
     /// [`agent_ebpf::state::ThreadState`], one after the other.
     pub threads: Bytes,
     /// Items in flight: [`agent_ebpf::state::WorkKey`] and [`agent_ebpf::state::WorkState`] in turn. Without them queue depth and
@@ -131,7 +135,9 @@ impl Default for Tick {
             now: MonoNs::default(),
             phases_seen_ns: 0,
             requests_seen_ns: 0,
-            pool_seen_ns: 0,
+            pool_seen_ns: u64::MAX,
+            turns_seen_ns: u64::MAX,
+            polls_epoch: 0,
             threads: Bytes::new(),
             works: Bytes::new(),
             run_queue: Vec::new(),

@@ -73,8 +73,13 @@ struct TickHead {
     now: MonoNs,
     phases_seen_ns: u64,
     requests_seen_ns: u64,
-    #[serde(default)]
+    /// Recordings of versions that watched them all the time do not say so.
+    #[serde(default = "all")]
     pool_seen_ns: u64,
+    #[serde(default = "all")]
+    turns_seen_ns: u64,
+    #[serde(default)]
+    polls_epoch: u32,
     threads_len: usize,
     works_len: usize,
     run_queue_len: usize,
@@ -83,6 +88,10 @@ struct TickHead {
     kernel_counters: Vec<u64>,
     thread_names: Vec<(Tid, String)>,
     self_cost: SelfCost,
+}
+
+fn all() -> u64 {
+    u64::MAX
 }
 
 #[derive(Serialize, Deserialize)]
@@ -194,6 +203,8 @@ impl<W: Write> Writer<W> {
             phases_seen_ns: tick.phases_seen_ns,
             requests_seen_ns: tick.requests_seen_ns,
             pool_seen_ns: tick.pool_seen_ns,
+            turns_seen_ns: tick.turns_seen_ns,
+            polls_epoch: tick.polls_epoch,
             threads_len: tick.threads.len(),
             works_len: tick.works.len(),
             run_queue_len: tick.run_queue.len(),
@@ -345,6 +356,8 @@ fn parse_tick(mut payload: Bytes) -> Result<Tick, &'static str> {
         phases_seen_ns: head.phases_seen_ns,
         requests_seen_ns: head.requests_seen_ns,
         pool_seen_ns: head.pool_seen_ns,
+        turns_seen_ns: head.turns_seen_ns,
+        polls_epoch: head.polls_epoch,
         threads,
         works,
         run_queue,

@@ -31,9 +31,11 @@ impl Budget {
     }
 }
 
-/// Which part of the budget is whose: the pool's probes tell of four moments of an item, which nothing else does.
+/// Which part of the budget is whose. Turns are the frame of everything: they may take all of it, the details on top of that, each for
+/// itself, less.
 fn weight(group: Group) -> f64 {
     match group {
+        Group::Polls => 1.0,
         Group::Pool => 0.5,
         Group::Phases | Group::Requests => 0.125,
         // They are attached all the time, or on suspicion, which has a limit of its own.

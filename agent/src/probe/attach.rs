@@ -94,6 +94,7 @@ impl Way {
             | Group::Allocators
             | Group::Takers
             | Group::Scopes
+            | Group::Polls
             | Group::Allocations
             | Group::Frees => true,
         };

@@ -7,10 +7,10 @@ use agent_ebpf::{
     spec::HITS_COUNT,
     state::{
         AliveKey, Cluster, FamilyCounters, MainLoop, RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target,
-        ThreadState, WorkKey, WorkState, counter, target_flag,
+        ThreadState, WorkKey, WorkState, counter, site, target_flag,
     },
 };
-use aya::maps::{HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
 use bytes::{BufMut, Bytes, BytesMut};
 use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
@@ -93,6 +93,7 @@ pub struct Maps {
     scrutiny: HashMap<MapData, u32, Raw<SCRUTINY>>,
     sites: HashMap<MapData, Raw<SITE_KEY>, Raw<SITE>>,
     alive: HashMap<MapData, Raw<ALIVE_KEY>, u64>,
+    polls: Array<MapData, u32>,
 }
 
 impl Maps {
@@ -109,6 +110,7 @@ impl Maps {
             scrutiny: take(probes, "SCRUTINY")?,
             sites: take(probes, "SITES")?,
             alive: take(probes, "ALIVE")?,
+            polls: take(probes, "POLLS")?,
         })
     }
 
@@ -157,9 +159,10 @@ impl Maps {
     }
 
     /// Adds the state of a thread that the kernel half has not seen; its own is the better one.
-    pub fn add_thread(&mut self, state: &ThreadState) {
+    pub fn add_thread(&mut self, mut state: ThreadState) {
         /// From `linux/bpf.h`: fail where the key is there.
         const BPF_NOEXIST: u64 = 1;
+        state.polls_epoch = self.polls_epoch();
         let mut value = [0; THREAD];
         value.copy_from_slice(state.as_bytes());
         let _ = self.threads.insert(&state.tid, &value, BPF_NOEXIST);
@@ -268,6 +271,18 @@ impl Maps {
         Ok(hits)
     }
 
+    /// How often it has changed whether polls are watched.
+    #[must_use]
+    pub fn polls_epoch(&self) -> u32 {
+        self.polls.get(&0, 0).unwrap_or(0)
+    }
+
+    /// Polls are watched from now on, or not any more.
+    pub fn change_polls(&mut self) -> Result<(), MapsError> {
+        let epoch = self.polls_epoch().wrapping_add(1);
+        self.polls.set(0, &epoch, 0).map_err(|source| MapsError::Access { name: "POLLS", source })
+    }
+
     /// Forgets the items that are in flight in thread pools.
     pub fn forget_works(&mut self) {
         let is_pools =
@@ -277,6 +292,20 @@ impl Maps {
         for key in works {
             // It may have ended meanwhile.
             let _ = self.works.remove(&key);
+        }
+    }
+
+    /// Forgets the global handles that were seen to be made, and where.
+    pub fn forget_handles(&mut self) {
+        let is_handle =
+            |key: &Raw<ALIVE_KEY>| AliveKey::read_from_bytes(key).is_ok_and(|key| key.kind == site::GLOBAL_HANDLE);
+        for key in self.alive.keys().flatten().filter(is_handle).collect::<Vec<_>>() {
+            let _ = self.alive.remove(&key);
+        }
+        let is_site =
+            |key: &Raw<SITE_KEY>| SiteKey::read_from_bytes(key).is_ok_and(|key| key.kind == site::GLOBAL_HANDLE);
+        for key in self.sites.keys().flatten().filter(is_site).collect::<Vec<_>>() {
+            let _ = self.sites.remove(&key);
         }
     }
 

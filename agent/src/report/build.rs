@@ -26,6 +26,7 @@ pub struct Seen {
     pub phases_ns: u64,
     pub requests_ns: u64,
     pub pool_ns: u64,
+    pub turns_ns: u64,
 }
 
 #[must_use]
@@ -46,6 +47,7 @@ pub fn window(pid: Pid, figures: &ProcessFigures, seen: Seen, pool_size: u32) ->
         phases_seen_ns: seen.phases_ns.min(duration_ns),
         requests_seen_ns: seen.requests_ns.min(duration_ns),
         pool_seen_ns: Some(seen.pool_ns.min(duration_ns)),
+        turns_seen_ns: Some(seen.turns_ns.min(duration_ns)),
         loops,
         threads,
         thread_pool: figures.pool.as_ref().map(|pool| thread_pool(pool, pool_size)),

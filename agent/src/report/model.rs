@@ -168,6 +168,9 @@ pub struct Window {
     /// watched it all the time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool_seen_ns: Option<u64>,
+    /// Of which polls were watched: turns, and what is said of them, are those of that time. `None` as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turns_seen_ns: Option<u64>,
     /// Threads that turn an event loop: the main thread first.
     pub loops: Vec<LoopWindow>,
     /// All other threads.

@@ -44,6 +44,7 @@ pub struct TargetSummary {
     pub phases_seen_ns: u64,
     pub requests_seen_ns: u64,
     pub pool_seen_ns: u64,
+    pub turns_seen_ns: u64,
     /// End of the last window.
     pub last_time: String,
     /// The main thread first.
@@ -218,6 +219,7 @@ impl TargetSummary {
             phases_seen_ns,
             requests_seen_ns,
             pool_seen_ns,
+            turns_seen_ns,
             loops,
             threads,
             thread_pool,
@@ -228,6 +230,7 @@ impl TargetSummary {
         self.duration_ns = self.duration_ns.saturating_add(*duration_ns);
         self.phases_seen_ns = self.phases_seen_ns.saturating_add(*phases_seen_ns);
         self.requests_seen_ns = self.requests_seen_ns.saturating_add(*requests_seen_ns);
+        self.turns_seen_ns = self.turns_seen_ns.saturating_add(turns_seen_ns.unwrap_or(*duration_ns));
         self.pool_seen_ns = self.pool_seen_ns.saturating_add(pool_seen_ns.unwrap_or(*duration_ns));
         time.clone_into(&mut self.last_time);
         for of_loop in loops {

@@ -24,6 +24,7 @@ mod daemon;
 mod diagnose;
 mod event_loop;
 mod gc;
+mod govern;
 mod harness;
 mod identity;
 mod js;

@@ -173,6 +173,7 @@ fn tick(main: &Thread, rings: &Rings, now: u64, second: u64, run_queue: u64) -> 
         now: MonoNs(now),
         phases_seen_ns: if second == 1 { 1000 * MS } else { 400 * MS },
         pool_seen_ns: 1000 * MS,
+        turns_seen_ns: 1000 * MS,
         threads: Bytes::from(threads),
         run_queue: vec![
             (RunQueueKey { tgid: PID, class: 1, bucket: bucket(30_000) }, run_queue),

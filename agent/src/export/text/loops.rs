@@ -124,7 +124,7 @@ pub fn render(page: &mut Page, summary: &Summary, target: &TargetSummary) {
         if at == 0 {
             page.aside("  █ JavaScript  ▓ GC  ▒ blocked  ░ waiting for a CPU  · idle");
         }
-        turns(page, of_loop);
+        turns(page, target, of_loop);
     }
     let hidden = quiet.len() + busy.len().saturating_sub(LOOPS_SHOWN);
     if hidden != 0 {
@@ -165,8 +165,10 @@ fn account(page: &mut Page, target: &TargetSummary, of_loop: &LoopWindow) {
 }
 
 /// How the loop turned.
-fn turns(page: &mut Page, of_loop: &LoopWindow) {
+fn turns(page: &mut Page, target: &TargetSummary, of_loop: &LoopWindow) {
     let ledger = &of_loop.ledger;
+    let seen = ratio(target.turns_seen_ns, target.duration_ns);
+    let seen_ns = scaled(ledger.wall_ns, seen);
     table(page, "Event loop");
     row(page, "delay", &of_loop.delay);
     row(page, "callbacks in a turn", &of_loop.turn_busy);
@@ -174,17 +176,34 @@ fn turns(page: &mut Page, of_loop: &LoopWindow) {
         "  utilization {:.1} %; {} ({}), {} slow; {}, {} off CPU",
         of_loop.utilization * 100.0,
         plural(of_loop.turns, "turn", "turns"),
-        rate(of_loop.turns, ledger.wall_ns),
+        rate(of_loop.turns, seen_ns),
         count(of_loop.slow_turns),
         plural(of_loop.events, "event", "events"),
         plural(ledger.switches, "switch", "switches"),
     ));
+    if seen < 0.995 {
+        page.aside(&format!(
+            "  turns are those of {} of the time: to watch all of them would cost too much (--max-overhead)",
+            percent(target.turns_seen_ns, target.duration_ns)
+        ));
+    }
     if of_loop.sync_fs != 0 {
         page.line(&format!(
             "  {} on this thread",
             plural(of_loop.sync_fs, "synchronous file request", "synchronous file requests")
         ));
     }
+}
+
+/// A part of a time.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rate that is rounded, and no more than all of it"
+)]
+fn scaled(ns: u64, part: f64) -> u64 {
+    (ns as f64 * part) as u64
 }
 
 fn phases_seen(target: &TargetSummary) -> String {

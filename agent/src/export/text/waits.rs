@@ -53,7 +53,7 @@ pub fn thread_pool(page: &mut Page, target: &TargetSummary) {
     if ratio(of, target.duration_ns) < 0.995 {
         let seen = percent(of, target.duration_ns);
         page.aside(&format!(
-            "  items are those of {seen} of the time: watching all of them would cost too much (--max-overhead)"
+            "  items are those of {seen} of the time: to watch all of them would cost too much (--max-overhead)"
         ));
     }
 }

@@ -1,0 +1,109 @@
+//! What is dear is watched for a part of the time, whatever a target does, and what is cheap all the time.
+
+use crate::{
+    harness::{VERSION, Workload, bench, close, say, trace},
+    records::{Records, assert_closed, list, number, sum, text},
+};
+
+const SECONDS: f64 = 12.0;
+
+/// Hits that the budget's part of the pool is worth, a second, on a machine with two CPUs where a hit costs a third of a microsecond:
+/// fewer where it costs more.
+const POOL_HITS_MAX: f64 = 30_000.0;
+/// And that of phases.
+const PHASE_HITS_MAX: f64 = 10_000.0;
+
+const POOL: [&str; 12] = [
+    "work_submit",
+    "queue_work",
+    "fs_work",
+    "getaddrinfo_work",
+    "getnameinfo_work",
+    "random_work",
+    "node_work",
+    "async_send",
+    "fs_done",
+    "getaddrinfo_done",
+    "getnameinfo_done",
+    "queue_done",
+];
+/// What is worth the budget, and a good part of what the loop does.
+const POLL_HITS_MAX: f64 = 100_000.0;
+const POLLS: [&str; 4] = ["enter_epoll_wait", "exit_epoll_wait", "enter_epoll_pwait", "exit_epoll_pwait"];
+const PHASES: [&str; 7] =
+    ["run_timers", "timers_done", "run_idle", "run_prepare", "io_poll", "run_check", "check_done"];
+
+/// Hits a second of some probes, after the first second, in which it is found out what they cost.
+fn hits_a_second(records: &Records, probes: &[&str]) -> f64 {
+    let later: Vec<_> = records.of_type("agent").skip(1).collect();
+    let hits = |record: &&serde_json::Value| -> f64 {
+        let named = list(record, "probes").iter().filter(|probe| probes.contains(&text(probe, "probe")));
+        named.map(|probe| number(probe, "hits")).sum()
+    };
+    let seconds: f64 = later.iter().map(|record| number(record, "duration_ns") / 1e9).sum();
+    later.iter().map(hits).sum::<f64>() / seconds
+}
+
+/// How much of the time was seen of something.
+fn seen(records: &Records, key: &str) -> f64 {
+    let sum = |key: &str| records.of_type("window").map(|window| number(window, key)).sum::<f64>();
+    sum(key) / sum("duration_ns")
+}
+
+#[test]
+fn a_pool_that_never_rests_is_watched_now_and_then() {
+    let Some(bench) = bench() else { return };
+    let mut workload = Workload::start(VERSION, "hot_pool.js", &[]);
+    let records = trace(&bench, &mut workload, SECONDS, &[]);
+    let truths = workload.truths();
+    let log = list(&truths, "log");
+    let (first, last) = (&log[0], &log[log.len() - 1]);
+    let of = |entry: &serde_json::Value, at: usize| entry[at].as_f64().unwrap();
+    let items = (of(last, 1) - of(first, 1)) / (of(last, 0) - of(first, 0)) * 1e9;
+    let (hits, share) = (hits_a_second(&records, &POOL), seen(&records, "pool_seen_ns"));
+    say(&format!(
+        "measured hot pool: {items:.0} items a second, pool probes hit {hits:.0} times, {share:.3} of the time seen"
+    ));
+    assert!(items * 4.0 > 3.0 * POOL_HITS_MAX, "no load that would be dear: {items} items a second");
+    assert!(hits < POOL_HITS_MAX, "{hits} hits a second");
+    assert!((0.001..0.5).contains(&share), "{share} of the time seen");
+    // Such a pool gets less done while it is watched, which is why it is not for long.
+    let pools = records.of_type("window").filter_map(|window| window.get("thread_pool"));
+    let counted: f64 = pools.flat_map(|pool| list(pool, "work")).map(|work| number(work, "count")).sum();
+    let seconds = share * records.of_type("window").map(|window| number(window, "duration_ns") / 1e9).sum::<f64>();
+    close("hot pool: items a second while seen", items / 2.0, counted / seconds, 0.49 * items);
+}
+
+#[test]
+fn a_loop_that_turns_as_often_as_it_can_is_watched_now_and_then() {
+    let Some(bench) = bench() else { return };
+    let mut workload = Workload::start(VERSION, "hot_loop.js", &[]);
+    let records = trace(&bench, &mut workload, SECONDS, &[]);
+    let windows = records.loop_windows("main");
+    let turned = number(&workload.truths(), "turns_a_second");
+    let share = seen(&records, "turns_seen_ns");
+    let turns = sum(&windows, "turns") / (SECONDS * share);
+    let (polls, hits) = (hits_a_second(&records, &POLLS), hits_a_second(&records, &PHASES));
+    say(&format!("measured hot loop: polls hit {polls:.0} a second, phases {hits:.0}, {share:.3} of the time seen"));
+    assert!(turned > 3.0 * POLL_HITS_MAX, "no load that would be dear: {turned} turns a second");
+    assert!(polls < POLL_HITS_MAX && hits < PHASE_HITS_MAX, "{polls} polls, {hits} phases a second");
+    assert!((0.001..0.5).contains(&share), "{share} of the time seen");
+    // It turns more slowly while it is watched, which is why it is not for long.
+    close("hot loop: turns a second while seen", turned / 2.0, turns, 0.49 * turned);
+    // What there is without turns: it hardly waited, and nothing is wrong with it.
+    close("hot loop: idle (%)", 0.0, sum(&windows, "idle_ns") / sum(&windows, "wall_ns") * 100.0, 10.0);
+    assert_eq!(records.of_type("warning").filter(|warning| text(warning, "code") == "loop_stuck").count(), 0);
+    assert_eq!(records.of_type("slow_turn").count(), 0);
+    assert_closed("hot loop", &windows);
+}
+
+#[test]
+fn what_is_cheap_is_watched_all_the_time_and_so_is_what_may_cost_anything() {
+    let Some(bench) = bench() else { return };
+    let mut workload = Workload::start(VERSION, "mixed.js", &[]);
+    let records = trace(&bench, &mut workload, 3.0, &[]);
+    close("pool_seen_ns of the time, little to do", 1.0, seen(&records, "pool_seen_ns"), 0.02);
+    let mut workload = Workload::start(VERSION, "hot_pool.js", &[]);
+    let records = trace(&bench, &mut workload, 2.0, &["--max-overhead", "100%"]);
+    close("pool_seen_ns of the time, much to do", 1.0, seen(&records, "pool_seen_ns"), 0.02);
+}
