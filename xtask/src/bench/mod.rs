@@ -137,8 +137,8 @@ Written by `cargo xtask bench`. Ratios of halves next to each other, with a tool
 steady load; median and 95 % confidence interval of the median, which fewer than six pairs do not give. A half with a tool is compared
 with the mean of the two around it; *null* compares neighbours without any tool, one with one: what it shows is noise, and an interval
 that holds 1 shows no cost, nor its absence beyond its own width. Attaching and detaching happens between the halves and is not part
-of them. The agent's phase probes are attached through all of a half shorter than a second, as they begin attached; in a longer trace they
-are attached for a part of it. The bpftrace script sees epoll and the scheduler only, less than the agent does. *First record*: from
+of them. By then the agent's governor has looked at what its probes cost and those that were too dear rest, as they do for most of a
+longer trace. The bpftrace script sees epoll and the scheduler only, less than the agent does. *First record*: from
 the start of the agent until its file holds a record of something in the kernel.
 ";
 

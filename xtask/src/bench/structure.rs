@@ -19,8 +19,8 @@ pub const HEAD: &str = "\
 Scheduler programs see every process of the machine, so a busy \
 neighbour raises their part. What the kernel spends on reaching a tracepoint's program is not in the sum: as long as any system call \
 has a tracepoint, every call of every process takes its slow way, by so much longer as the column *each system call* says (the fastest \
-of some hundred runs of ten thousand `getpid`, with the agent and without). Phase probes are attached \
-for a part of the time only; *phases seen* is their share of what was counted here.\n\n\
+of some hundred runs of ten thousand `getpid`, with the agent and without). Probes that would be \
+dear are attached for a part of the time only; *phases seen* is the share of those on phases in what was counted here.\n\n\
 | case | phases seen | uprobe hits/s | traps | other program runs/s | an empty run | BPF programs | of that: stacks and scheduler | sum, of one core | each system call | agent's own CPU | its memory |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n";
 
 /// How long programs are counted: most rests of the phase probes are shorter than this.
