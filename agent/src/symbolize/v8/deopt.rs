@@ -3,9 +3,10 @@
 //! A position in optimised code says which inlining it is in; each inlining has a position in the function around it and the
 //! index of its own `SharedFunctionInfo` among the code's literals (`DeoptimizationData`, `src/objects/deoptimization-data.h`).
 //!
-//! The same data have a row for each call after which the code may have to be left, with the bytecode of the call. Positions that
-//! Maglev notes of calls in loops are those of the loop at times; the bytecode never lies. And once code is to be left, V8 has its
-//! callees return to an exit at its end, one for each such call: of those, too, the row tells where the call was.
+//! The same data have a row for each call after which the code may have to be left, with the bytecode of the call and where its
+//! translation begins. Positions that Maglev notes of calls in loops are those of the loop at times, and may lack what was inlined
+//! there; bytecode and translation never lie. And once code is to be left, V8 has its callees return to an exit at its end, one for
+//! each such call: of those, too, the row tells where the call was.
 
 use super::{
     code::{Code, Kind},
@@ -13,6 +14,7 @@ use super::{
     heap::{Heap, Object, Refusal, Tagged},
     layout::fixed,
     positions::{Position, position_at},
+    translations::{Translated, translated},
 };
 use crate::{
     limits::{V8_INLINING_DEPTH_MAX, V8_TABLE_BYTES_MAX},
@@ -35,7 +37,11 @@ struct Call {
     pc: u64,
     /// In the innermost function there.
     bytecode_offset: Option<u32>,
+    translation: u32,
 }
+
+/// Where translations are among the data; always the first.
+const DEOPT_TRANSLATIONS: u32 = 0;
 
 /// Of `Deoptimizer::kEagerDeoptExitSize` and `kLazyDeoptExitSize`, on x64.
 const EXIT_BYTES: u32 = 4;
@@ -45,6 +51,7 @@ const EXIT_BYTES: u32 = 4;
 struct Row {
     /// Negative before the first one.
     bytecode_offset: Option<u32>,
+    translation: u32,
     at: u32,
 }
 
@@ -61,6 +68,9 @@ impl<M: Memory> Heap<M> {
         let data = Tagged(code.words.get(self.layout.code.deopt as usize / 8).copied().unwrap_or(0)).object()?;
         let outer = self.function_of_code(data)?;
         let call = self.call_at(data, code, pc).ok();
+        if let Some(all) = call.and_then(|call| self.translated(data, outer, call).ok()) {
+            return Ok(all);
+        }
         let Ok(mut position) = self.position_in_code(code, call.map_or(pc, |call| call.pc)) else {
             return Ok(vec![At { function: outer, position: None }]);
         };
@@ -75,14 +85,33 @@ impl<M: Memory> Heap<M> {
             position = around;
         }
         // A row's bytecode is that of the innermost function.
-        let exact = call.filter(|_| all.is_empty()).and_then(|call| self.position_of_call(outer, call));
+        let exact = call.filter(|_| all.is_empty()).and_then(|call| self.position_of_call(outer, call.bytecode_offset));
         all.push(At { function: outer, position: exact.or(position.offset()) });
         Ok(all)
     }
 
-    fn position_of_call(&self, function: Object, call: Call) -> Option<u32> {
+    /// The functions that a call's translation names, innermost first, if that fits all else that is known of it.
+    fn translated(&self, data: Object, outer: Object, call: Call) -> Result<Vec<At>, Refusal> {
+        if !self.layout.deopt.are_translations_known {
+            return Err(Refusal::Absent);
+        }
+        let table = self.byte_array(self.element(data, DEOPT_TRANSLATIONS)?.object()?, V8_TABLE_BYTES_MAX)?;
+        let frames = translated(&table, call.translation)?;
+        if frames.last().is_none_or(|innermost| innermost.bytecode_offset != call.bytecode_offset) {
+            return Err(Refusal::Damaged);
+        }
+        let at = |frame: &Translated| {
+            let function = self.literal(data, frame.function)?;
+            Ok(At { function, position: self.position_of_call(function, frame.bytecode_offset) })
+        };
+        let frames = frames.iter().rev().filter(|frame| !frame.is_builtin);
+        let all: Vec<At> = frames.map(at).collect::<Result<_, _>>()?;
+        if all.last().is_some_and(|last| last.function == outer) { Ok(all) } else { Err(Refusal::Damaged) }
+    }
+
+    fn position_of_call(&self, function: Object, bytecode_offset: Option<u32>) -> Option<u32> {
         let Ok(Body::Bytecode(bytecode)) = self.body(function) else { return None };
-        self.position_in_bytecode(bytecode, call.bytecode_offset?).ok()?.offset()
+        self.position_in_bytecode(bytecode, bytecode_offset?).ok()?.offset()
     }
 
     /// The call that an address lies in, or that leads to the exit that it lies before.
@@ -104,7 +133,7 @@ impl<M: Memory> Heap<M> {
         };
         let row = row.ok_or(Refusal::Absent)?;
         let pc = code.start + u64::from(returns.checked_sub(1).ok_or(Refusal::OutOfRange)?);
-        Ok(Call { pc, bytecode_offset: row.bytecode_offset })
+        Ok(Call { pc, bytecode_offset: row.bytecode_offset, translation: row.translation })
     }
 
     /// The rows of calls; of those that leave the code where it stands there is only the number.
@@ -128,7 +157,9 @@ impl<M: Memory> Heap<M> {
             self.bytes(data.field(at.ok_or(Refusal::OutOfRange)?)?, (end - begin) as usize * 8, V8_TABLE_BYTES_MAX)?;
         let small = |word: &[u8; 8]| Tagged(u64::from_le_bytes(*word)).smi().and_then(|smi| u32::try_from(smi).ok());
         let rows = bytes.as_chunks::<8>().0.as_chunks::<{ ROW_WORDS as usize }>().0.iter();
-        let lazy = rows.map(|[bytecode, _, at]| Some(Row { bytecode_offset: small(bytecode), at: small(at)? }));
+        let lazy = rows.map(|[bytecode, translation, at]| {
+            Some(Row { bytecode_offset: small(bytecode), translation: small(translation)?, at: small(at)? })
+        });
         let lazy_exits = eager.checked_mul(EXIT_BYTES).and_then(|bytes| exits.checked_add(bytes));
         Ok(Rows {
             eager,
@@ -174,8 +205,13 @@ impl<M: Memory> Heap<M> {
         let around = Position::from_raw(u64::try_from(entry & u128::from(u64::MAX)).unwrap_or(0));
         let function = u32::try_from(entry >> 64 & u128::from(u32::MAX)).unwrap_or(0).cast_signed();
         let Ok(function) = u32::try_from(function) else { return Ok((around, None)) };
+        Ok((around, Some(self.literal(data, function)?)))
+    }
+
+    /// A function among the code's literals.
+    fn literal(&self, data: Object, index: u32) -> Result<Object, Refusal> {
         let literals = self.element(data, self.layout.deopt.literals)?.object()?;
-        let function = self.element(literals, function)?.object()?;
-        Ok((around, Some(self.expect(function, self.layout.types.function_info)?)))
+        let function = self.element(literals, index)?.object()?;
+        self.expect(function, self.layout.types.function_info)
     }
 }

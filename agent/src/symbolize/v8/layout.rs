@@ -76,6 +76,8 @@ pub struct Deopt {
     pub literals: u32,
     pub function: u32,
     pub inlining: u32,
+    /// Operations of [`translations`](super::translations) are those that are known.
+    pub are_translations_known: bool,
 }
 
 /// `ScopeInfo`.

@@ -37,6 +37,7 @@ mod safepoints;
 pub mod script;
 pub mod strings;
 pub mod suspended;
+pub mod translations;
 pub mod trial;
 
 use code::Codes;

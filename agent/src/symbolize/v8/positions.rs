@@ -48,14 +48,20 @@ impl Vlq<'_> {
     pub fn unsigned(&mut self) -> Result<u64, Refusal> {
         let mut value = 0;
         for shift in (0..u64::BITS).step_by(7) {
-            let (byte, rest) = self.0.split_first().ok_or(Refusal::Damaged)?;
-            self.0 = rest;
+            let byte = self.byte()?;
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
                 return Ok(value);
             }
         }
         Err(Refusal::Damaged)
+    }
+
+    /// What is no integer.
+    pub fn byte(&mut self) -> Result<u8, Refusal> {
+        let (byte, rest) = self.0.split_first().ok_or(Refusal::Damaged)?;
+        self.0 = rest;
+        Ok(*byte)
     }
 
     pub fn zigzag(&mut self) -> Result<i64, Refusal> {

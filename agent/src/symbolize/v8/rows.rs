@@ -37,7 +37,7 @@ const V9_4: Layout = Layout {
     },
     bytecode_data: 54,
     bytecode_positions: 32,
-    deopt: Deopt { literals: 2, function: 6, inlining: 7 },
+    deopt: Deopt { literals: 2, function: 6, inlining: 7, are_translations_known: false },
     scope_info: ScopeInfo {
         first_vars: 3,
         positions_first: false,
@@ -94,7 +94,7 @@ const V10_0: Layout = Layout {
     },
     bytecode_data: 56,
     bytecode_positions: 32,
-    deopt: Deopt { literals: 2, function: 6, inlining: 7 },
+    deopt: Deopt { literals: 2, function: 6, inlining: 7, are_translations_known: false },
     scope_info: ScopeInfo {
         first_vars: 3,
         positions_first: false,
@@ -151,7 +151,7 @@ const V11_1: Layout = Layout {
     },
     bytecode_data: 54,
     bytecode_positions: 32,
-    deopt: Deopt { literals: 2, function: 6, inlining: 7 },
+    deopt: Deopt { literals: 2, function: 6, inlining: 7, are_translations_known: false },
     scope_info: ScopeInfo {
         first_vars: 3,
         positions_first: false,
@@ -208,7 +208,7 @@ const V12_3: Layout = Layout {
     },
     bytecode_data: 64,
     bytecode_positions: 24,
-    deopt: Deopt { literals: 2, function: 6, inlining: 7 },
+    deopt: Deopt { literals: 2, function: 6, inlining: 7, are_translations_known: false },
     scope_info: ScopeInfo {
         first_vars: 3,
         positions_first: false,
@@ -265,7 +265,7 @@ const V13_4: Layout = Layout {
     },
     bytecode_data: 64,
     bytecode_positions: 24,
-    deopt: Deopt { literals: 3, function: 7, inlining: 8 },
+    deopt: Deopt { literals: 3, function: 7, inlining: 8, are_translations_known: true },
     scope_info: ScopeInfo {
         first_vars: 5,
         positions_first: true,
@@ -322,7 +322,7 @@ const V14_1: Layout = Layout {
     },
     bytecode_data: 64,
     bytecode_positions: 24,
-    deopt: Deopt { literals: 3, function: 7, inlining: 8 },
+    deopt: Deopt { literals: 3, function: 7, inlining: 8, are_translations_known: true },
     scope_info: ScopeInfo {
         first_vars: 5,
         positions_first: true,

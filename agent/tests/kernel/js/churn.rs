@@ -75,12 +75,9 @@ impl Checker<'_> {
     fn stack(&mut self, stack: &Stack, window_end: f64) {
         // An address in no mapping any more is of some function, too: of which is not known.
         let on_stack = stack.frames.iter().take_while(|frame| frame.kind != "async");
-        let frames: Vec<&Frame> = on_stack.filter(|frame| frame.is_js() || frame.kind == "unknown").collect();
+        let frames: Vec<&Frame> = on_stack.filter(|frame| frame.is_js()).collect();
         for (index, frame) in frames.iter().enumerate() {
             self.frames += 1;
-            if frame.kind == "unknown" {
-                continue;
-            }
             if frame.is_unknown() {
                 continue;
             }
@@ -88,8 +85,7 @@ impl Checker<'_> {
             // Of code that is said not to be known, what was inlined into it is not known either.
             let caller = frames.get(index + 1).copied().filter(|caller| caller.tier.is_some() && frame.tier.is_some());
             if let Some(because) = self.contradiction(frame, caller, window_end) {
-                let all: Vec<_> = stack.frames.iter().map(shown).collect();
-                self.wrong.push(format!("{}: {because}; in {}", shown(frame), all.join(" < ")));
+                self.wrong.push(format!("{frame}: {because}; in {stack}"));
             }
         }
     }
@@ -155,12 +151,6 @@ fn called_by(made: &Made, caller: &Frame) -> bool {
                 && (caller.start_line || caller.line.is_none_or(|line| line == at))
         },
     )
-}
-
-fn shown(frame: &Frame) -> String {
-    let (file, tier) = (frame.file.as_deref().unwrap_or("?"), frame.tier.as_deref().unwrap_or("?"));
-    let how = if frame.inlined { "inlined" } else { tier };
-    format!("{} {}:{} ({how})", frame.name, file.rsplit('/').next().unwrap_or_default(), frame.line.unwrap_or(0))
 }
 
 fn check(bench: &Bench, version: &str, seconds: &str) {

@@ -1,6 +1,6 @@
 //! Stacks as the records have them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde_json::Value;
 
@@ -34,14 +34,19 @@ impl Frame {
         }
     }
 
-    /// Of a program that V8 runs, not of V8 itself.
+    /// Of a program that V8 runs, not of V8 itself, as far as is known.
     pub fn is_js(&self) -> bool {
-        matches!(self.kind.as_str(), "js" | "wasm")
+        matches!(self.kind.as_str(), "js" | "wasm") || self.is_nowhere()
     }
 
-    /// Nothing is claimed of it, but that JavaScript ran there.
+    /// Nothing is claimed of it, but that JavaScript may have run there.
     pub fn is_unknown(&self) -> bool {
-        self.kind == "js" && self.file.is_none() && self.name.starts_with('[')
+        self.kind == "js" && self.file.is_none() && self.name.starts_with('[') || self.is_nowhere()
+    }
+
+    /// An address in no mapping any more: of code that is gone.
+    fn is_nowhere(&self) -> bool {
+        self.kind == "unknown" && self.name.starts_with("0x")
     }
 }
 
@@ -65,6 +70,21 @@ impl Stack {
 
     pub fn has(&self, name: &str) -> bool {
         self.frames.iter().any(|frame| frame.name.contains(name))
+    }
+}
+
+impl fmt::Display for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (file, tier) = (self.file.as_deref().unwrap_or("?"), self.tier.as_deref().unwrap_or(&self.kind));
+        let how = if self.inlined { "inlined" } else { tier };
+        write!(f, "{} {}:{} ({how})", self.name, file.rsplit('/').next().unwrap_or_default(), self.line.unwrap_or(0))
+    }
+}
+
+impl fmt::Display for Stack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let frames: Vec<String> = self.frames.iter().map(ToString::to_string).collect();
+        f.write_str(&frames.join(" < "))
     }
 }
 

@@ -150,21 +150,26 @@ fn judge(frame: &Frame, site: &Site) -> Verdict {
     }
 }
 
-/// Wrappers around WebAssembly are frames of their own, which V8's call sites do not have.
-fn without_wrappers(stack: &Stack) -> Vec<&Frame> {
+/// Wrappers around WebAssembly are frames of their own, which V8's call sites do not have, and may be unknown as any may: with as
+/// many unknown frames kept on the inner and the outer side of each run of WebAssembly.
+fn without_wrappers(stack: &Stack, inner: usize, outer: usize) -> Vec<&Frame> {
     let frames: Vec<&Frame> = stack.js().collect();
     let is_wasm = |frame: &&&Frame| frame.kind == "wasm" || frame.is_unknown();
     let mut kept: Vec<&Frame> = Vec::new();
     let mut rest = frames.as_slice();
     while let [first, others @ ..] = rest {
-        let run = rest.iter().take_while(is_wasm).count();
-        if let Some(wasm) = rest[..run].iter().find(|frame| frame.kind == "wasm") {
-            kept.push(wasm);
-            rest = &rest[run..];
-        } else {
+        let (run, after) = rest.split_at(rest.iter().take_while(is_wasm).count());
+        let (Some(begin), Some(last)) =
+            (run.iter().position(|frame| frame.kind == "wasm"), run.iter().rposition(|frame| frame.kind == "wasm"))
+        else {
             kept.push(first);
             rest = others;
-        }
+            continue;
+        };
+        kept.extend(run.iter().take(begin.min(inner)));
+        kept.push(run[begin]);
+        kept.extend(run[last + 1..].iter().rev().take(outer).rev());
+        rest = after;
     }
     kept
 }
@@ -240,15 +245,16 @@ pub struct Tally {
     pub spots: BTreeSet<String>,
     /// Told apart, worst first.
     complaints: BTreeSet<(std::cmp::Reverse<Verdict>, String)>,
+    /// Stacks with a frame that is wrong, whole.
+    wrong: BTreeSet<String>,
 }
 
 impl Tally {
     /// Adds a stack that was taken at one of the spots. Which one is for the frames to say: the one of which most are equal.
     pub fn add(&mut self, stack: &Stack, truths: &[Truth]) {
-        let frames = without_wrappers(stack);
-        let equal = |truth: &&Truth| {
+        let equal = |(truth, frames): &(&Truth, Vec<&Frame>)| {
             let sites = truth.on_stack();
-            let judged = judge_all(&frames, &sites);
+            let judged = judge_all(frames, &sites);
             let likeness: usize =
                 judged.iter().filter(|judged| judged.2.is_some()).map(|judged| judged.0.likeness()).sum();
             // Of two that are as like, the one with fewer others; of those, the one with as many async frames that agree, and as
@@ -259,12 +265,18 @@ impl Tally {
             let others = sites.len().abs_diff(frames.len());
             (likeness, std::cmp::Reverse(others), likeness_of(&aligned, &awaiting), std::cmp::Reverse(missing))
         };
-        let truth = truths.iter().max_by_key(equal).unwrap();
+        let ways: Vec<Vec<&Frame>> =
+            [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(inner, outer)| without_wrappers(stack, inner, outer)).into();
+        let pairs = truths.iter().flat_map(|truth| ways.iter().map(move |frames| (truth, frames.clone())));
+        let (truth, frames) = pairs.max_by_key(equal).unwrap();
         self.stacks += 1;
         self.spots.insert(truth.spot.clone());
         for (verdict, site, frame) in judge_all(&frames, &truth.on_stack()) {
             *self.verdicts.entry(verdict).or_default() += 1;
             self.complain(&truth.spot, verdict, site, frame.as_ref());
+            if verdict == Verdict::Wrong {
+                self.wrong.insert(stack.to_string());
+            }
         }
         for frame in &frames {
             if let Some(tier) = &frame.tier {
@@ -294,14 +306,7 @@ impl Tally {
             return;
         }
         let site = site.map_or_else(|| "no frame".to_owned(), ToString::to_string);
-        let frame = frame.map_or_else(
-            || "no frame".to_owned(),
-            |frame| {
-                let (file, tier) = (frame.file.as_deref().unwrap_or("?"), frame.tier.as_deref().unwrap_or("?"));
-                let how = if frame.inlined { "inlined" } else { tier };
-                format!("{} {file}:{} ({how})", frame.name, frame.line.unwrap_or(0))
-            },
-        );
+        let frame = frame.map_or_else(|| "no frame".to_owned(), ToString::to_string);
         self.complaints.insert((std::cmp::Reverse(verdict), format!("{verdict:?} at `{spot}`: {site} -> {frame}")));
     }
 
@@ -317,10 +322,20 @@ impl Tally {
         self.verdicts.values().sum()
     }
 
-    /// Percent of the frames that await, in V8's account, that are the same in the agent's.
+    fn awaiting(&self) -> usize {
+        self.async_verdicts.values().sum::<usize>() + self.async_missing
+    }
+
+    /// Percent of the frames that await, in V8's account, that are the same in the agent's, of those that are not unknown there.
     pub fn async_share(&self) -> f64 {
-        let all = self.async_verdicts.values().sum::<usize>() + self.async_missing;
-        self.count_async(Verdict::Equal) as f64 / (all as f64).max(1.0) * 100.0
+        let known = self.awaiting() - self.count_async(Verdict::Unknown);
+        self.count_async(Verdict::Equal) as f64 / (known as f64).max(1.0) * 100.0
+    }
+
+    /// Percent of the frames that await that are not unknown.
+    pub fn async_known_share(&self) -> f64 {
+        let unknown = self.count_async(Verdict::Unknown);
+        100.0 - unknown as f64 / (self.awaiting() as f64).max(1.0) * 100.0
     }
 
     /// Percent of those that have a name in V8's description of their code: a name that is computed is a property of the
@@ -329,11 +344,12 @@ impl Tally {
         self.count(Verdict::Equal) as f64 / ((self.frames() - self.count(Verdict::Unnamed)) as f64).max(1.0) * 100.0
     }
 
-    /// The first differences, one a line.
+    /// The first differences, one a line, and the stacks of those that are wrong.
     pub fn complaints(&self) -> String {
         const SHOWN: usize = 40;
-        let lines = self.complaints.iter().take(SHOWN);
-        lines.fold(String::new(), |text, (_, line)| text + "\n  " + line)
+        let stacks = self.wrong.iter().take(SHOWN).map(|stack| format!("in {stack}"));
+        let lines = self.complaints.iter().take(SHOWN).map(|(_, line)| line.clone()).chain(stacks);
+        lines.fold(String::new(), |text, line| text + "\n  " + &line)
     }
 }
 
