@@ -256,6 +256,9 @@ pub const LOOP_HANDLES_MAX: usize = 65_536;
 /// Windows of a process that rules look back on: an hour of seconds; with its memory and samples about 4 KiB each.
 pub const HISTORY_WINDOWS_MAX: usize = 3600;
 
+/// Constructors that are kept of each census that is taken while a heap grows.
+pub const CENSUS_KEPT_MAX: usize = 100;
+
 /// Stacks of a process that rules may name: 16 384 x 40 frames x 8 B = 5 MiB, as frames are shared.
 pub const HISTORY_STACKS_MAX: usize = 16_384;
 

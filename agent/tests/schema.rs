@@ -7,10 +7,11 @@ mod synthetic;
 use std::collections::BTreeSet;
 
 use agent::report::{
-    Body, Record, heap,
+    Body, Record,
+    heap::{self, Constructor},
     model::{
-        AgentCost, Evidence, Finding, Growth, Heap, LoopHandles, Measure, Memory, OnCpuStack, Process, Resident,
-        SCHEMA_VERSION, Severity, Site, SiteKind, SlowTurn, StackId, StreamAccount, Warning,
+        AgentCost, Evidence, Finding, Growth, Heap, HeapCount, LoopHandles, Measure, Memory, OnCpuStack, Process,
+        Resident, SCHEMA_VERSION, Severity, Site, SiteKind, SlowTurn, StackId, StreamAccount, Warning,
     },
 };
 use serde_json::{Value, json};
@@ -83,6 +84,15 @@ fn memory() -> Memory {
         loops: vec![LoopHandles { tid: 7, handles: [("tcp".to_owned(), 1)].into(), partial: false }],
         sites: vec![Site { kind: SiteKind::GlobalHandle, stack: StackId(1), made: 2, gone: 1, strong: 1, weak: 0 }],
         allocations_seen_ns: 1,
+        census: Some(Box::new(HeapCount {
+            age_ns: 1,
+            duration_ns: 1,
+            objects: 2,
+            object_bytes: 3,
+            stray_share: 0.5,
+            complete: true,
+            constructors: vec![Constructor { name: "A".into(), place: Some("a.js:1".into()), objects: 1, bytes: 2 }],
+        })),
     }
 }
 

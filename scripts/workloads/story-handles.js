@@ -1,7 +1,7 @@
 'use strict';
 // The first story: an HTTP server of which something grows with each request.
 //
-//   node story-handles.js global|scope|native|watcher|udp|socket|js [--healthy]
+//   node story-handles.js global|scope|native|watcher|udp|socket|js|session|timer [--healthy]
 //
 // With --healthy, the same work done right: what is made is given back, caches have a limit, bursts are freed. Its port follows
 // READY; `truth` on standard input is answered with one line of JSON, and the end of standard input ends it.
@@ -90,6 +90,31 @@ function remember() {
   };
 }
 
+// F: a little for each request, so that the heap is hardly ever collected as a whole: sessions that are never closed.
+class Session {
+  constructor(id) {
+    this.id = id;
+    this.seen = new Array(100).fill(id);
+  }
+}
+
+function openSession() {
+  const sessions = new Map();
+  return function handler(id) {
+    sessions.set(id, new Session(id));
+    if (healthy && sessions.size > CACHE_MAX) sessions.delete(sessions.keys().next().value);
+  };
+}
+
+// G: a timer for each request, which holds what the request held.
+function setTimer() {
+  return function handler(id) {
+    const answer = { id, text: new Array(100).fill(id) };
+    const timer = setInterval(() => answer.id, 3_600_000);
+    if (healthy) clearInterval(timer);
+  };
+}
+
 const handlers = {
   global: () => referTo(addon()),
   scope: () => insideOneScope(addon()),
@@ -98,6 +123,8 @@ const handlers = {
   udp: () => openHandle(() => dgram.createSocket('udp4')),
   socket: openSocket,
   js: remember,
+  session: openSession,
+  timer: setTimer,
 };
 const handler = handlers[kind]();
 

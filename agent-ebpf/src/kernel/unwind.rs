@@ -328,12 +328,15 @@ fn describe(walk: &mut UserBuffer, frame: &mut UserFrame) {
         }
         return;
     }
-    let function = walk.words[word::FUNCTION];
+    let mut function = walk.words[word::FUNCTION];
     if context & 3 != 1 || function & 3 != 1 {
         return;
     }
     if !is_function(walk, function) {
-        return;
+        function = moved_to(function);
+        if !is_function(walk, function) {
+            return;
+        }
     }
     frame.object = read_u64(function - 1 + walk.function_shared);
     let offset = walk.words[word::BYTECODE_OFFSET];
@@ -354,6 +357,13 @@ pub fn type_of(object: u64) -> u16 {
         return 0;
     }
     read_u64(map - 1 + INSTANCE_TYPE) as u16
+}
+
+/// Where an object is now that is just being moved: its first word is the new address then, without a tag. 0 if it is not.
+#[inline(always)]
+fn moved_to(object: u64) -> u64 {
+    let word = read_u64(object - 1);
+    if word & 3 == 0 { word | 1 } else { 0 }
 }
 
 /// The object is a function.

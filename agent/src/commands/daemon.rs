@@ -109,6 +109,7 @@ fn mission(config: &Config) -> Mission {
         source_maps: config.trace.source_maps.clone(),
         pg_connection: None,
         diagnosis: Some(Diagnosis::default()),
+        counts_objects: false,
         doing: "tracing",
         live: |_, _, _| None,
     }

@@ -161,6 +161,7 @@ fn mission(args: &DiagnoseArgs, thresholds: Thresholds) -> Mission {
         source_maps: None,
         pg_connection: args.pg_connection.clone(),
         diagnosis: Some(Diagnosis::new(thresholds)),
+        counts_objects: true,
         doing: "looking at",
         live: |_, _, _| None,
     }

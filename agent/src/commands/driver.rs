@@ -129,6 +129,8 @@ pub struct Mission {
     pub pg_connection: Option<PathBuf>,
     /// What is wrong is said as it ends; then it is looked at what processes hold, too.
     pub diagnosis: Option<Diagnosis>,
+    /// Live objects are counted where a heap grows, which costs seconds of CPU for a large one.
+    pub counts_objects: bool,
     /// What is done to a process, in a word for people.
     pub doing: &'static str,
     /// One line about a record, where somebody watches.
@@ -280,7 +282,7 @@ impl Driver {
             governed: Instant::now(),
             window: mission.window,
             live: !mission.quiet && std::io::stderr().is_terminal(),
-            lookout: mission.diagnosis.is_some().then(Lookout::default),
+            lookout: mission.diagnosis.is_some().then(|| Lookout::new(mission.counts_objects)),
             mission,
             examine,
             discovery: None,

@@ -7,72 +7,32 @@ use std::{
     time::Instant,
 };
 
-use agent_ebpf::spec::Component;
-
-use super::driver::{nanoseconds, say, style};
+use super::{
+    census::{ATTEMPTS_MAX, Counter, HeapError, constructors},
+    driver::{nanoseconds, say, style},
+};
 use crate::{
-    census::{self, Census, mark::Tally, roots::Region, shapes::Types},
+    census::mark::Tally,
     cli::{Format, HeapArgs, HeapCommand, HeapDiffArgs, HeapViewArgs, ProfileFormat, exit},
     export::text::{self, Style},
     limits::LINE_BYTES_MAX,
-    report::heap::{self, Constructor, Heap, Line, Whole},
-    symbolize::v8::{
-        heap::Heap as V8Heap,
-        layout::{Layout, NoLayout},
-    },
-    target::{
-        malloc,
-        memory::LiveMemory,
-        node::{NodeError, NodeTarget},
-        procfs::{self, ProcError},
-        regions::{self, PageMap},
-        v8::FunctionLayout,
-    },
+    report::heap::{self, Heap, Line, Whole},
     units::{Pid, WallNs},
 };
 
-/// Times that a census is taken where too much was moved meanwhile.
-const ATTEMPTS_MAX: u32 = 3;
-
-/// A share of pointers to no object from which it is taken again.
-const STRAY_SHARE_MAX: f64 = 0.01;
-
-/// Stacks of threads are as large as this at most, by any usual limit.
-const STACK_BYTES_MAX: u64 = 16 << 20;
-
-/// What lies below the stack pointer and is still in use (System V ABI).
-const RED_ZONE_BYTES: u64 = 128;
-
 #[derive(Debug, thiserror::Error)]
-enum HeapError {
+enum Failure {
     #[error(transparent)]
-    Node(#[from] NodeError),
-    #[error(transparent)]
-    Process(#[from] ProcError),
-    #[error(transparent)]
-    Layout(#[from] NoLayout),
-    #[error("the heap of process {0} cannot be counted: its file names no types of V8 (stripped of v8dbg_* symbols?)")]
-    NoTypes(Pid),
-    #[error("may not read the memory of process {0}: run as root, or with CAP_SYS_PTRACE")]
-    Denied(Pid),
-    #[error(
-        "no page of a V8 heap in process {0}: it has just started, or its V8 keeps pages in a way that is not known"
-    )]
-    NoPages(Pid),
-    #[error("process {0} ended while it was read")]
-    Ended(Pid),
+    Heap(#[from] HeapError),
     #[error("{0}")]
-    Other(String),
+    Output(String),
 }
 
-impl HeapError {
+impl Failure {
     fn code(&self) -> u8 {
         match self {
-            Self::Node(NodeError::Process(ProcError::Denied { .. }))
-            | Self::Process(ProcError::Denied { .. })
-            | Self::Denied(_) => exit::NOT_ALLOWED,
-            Self::Node(_) | Self::Process(_) | Self::Layout(_) | Self::NoTypes(_) | Self::Ended(_) => exit::NO_TARGET,
-            Self::NoPages(_) | Self::Other(_) => exit::FAILED,
+            Self::Heap(error) => error.code(),
+            Self::Output(_) => exit::FAILED,
         }
     }
 }
@@ -81,7 +41,7 @@ impl HeapError {
 #[must_use]
 pub fn run(args: &HeapArgs) -> u8 {
     let done = match (&args.command, args.pid) {
-        (Some(HeapCommand::Diff(args)), _) => diff(args).map_err(HeapError::Other),
+        (Some(HeapCommand::Diff(args)), _) => diff(args).map_err(Failure::Output),
         (None, Some(pid)) => count(args, Pid(pid)),
         // The command line is not taken without one of them.
         (None, None) => Ok(()),
@@ -95,55 +55,19 @@ pub fn run(args: &HeapArgs) -> u8 {
     }
 }
 
-fn count(args: &HeapArgs, pid: Pid) -> Result<(), HeapError> {
-    let target = NodeTarget::inspect(pid)?;
-    let incarnation = procfs::incarnation(pid);
-    let version = target.node.v8_version().ok_or(NoLayout::NoVersion)?;
-    let file = target.node.holder(Component::V8).ok_or(NoLayout::NoVersion)?;
-    let [major, minor, build, _] = version;
-    let layout = Layout::of_file([major, minor, build], &file.elf)?;
-    let types = Types::read(&file.elf, version).ok_or(HeapError::NoTypes(pid))?;
-    let shared = FunctionLayout::read(&file.elf, version).ok_or(HeapError::NoTypes(pid))?.shared;
-    let node_version = target.node.node_version().map(|version| version.to_string());
+fn count(args: &HeapArgs, pid: Pid) -> Result<(), Failure> {
+    let counter = Counter::of(pid)?;
     let started = Instant::now();
     let time = now().to_string();
-    let v8 = V8Heap::new(LiveMemory::of(pid), layout);
     let mut progress = Progress::new(args, started);
-    let (mut best, mut attempts) = (None::<Census>, 0);
-    while attempts < ATTEMPTS_MAX && (attempts == 0 || started.elapsed() < args.timeout) {
-        attempts += 1;
-        let pages = PageMap::of(pid);
-        let subject = census::Subject {
-            heap: &v8,
-            types: types.clone(),
-            shared,
-            regions: regions_of(pid, &v8.memory)?,
-            present: Box::new(move |at| pages.present(at)),
-        };
-        let census = census::take(&subject, &mut |tally| progress.go_on(tally));
-        progress.clear();
-        if procfs::incarnation(pid) != incarnation || !procfs::is_alive(pid) {
-            return Err(HeapError::Ended(pid));
-        }
-        if best.as_ref().is_none_or(|best| census.stray_share() < best.stray_share()) {
-            best = Some(census);
-        }
-        if best.as_ref().is_some_and(|best| best.stray_share() < STRAY_SHARE_MAX) {
-            break;
-        }
-    }
-    let census = best.ok_or(HeapError::NoPages(pid))?;
-    if census.tally.read_bytes == 0 {
-        return Err(if procfs::is_refused(pid) { HeapError::Denied(pid) } else { HeapError::Ended(pid) });
-    }
-    if census.pages == 0 || census.tally.objects == 0 {
-        return Err(HeapError::NoPages(pid));
-    }
+    let taken = counter.count(ATTEMPTS_MAX, args.timeout, &mut |tally| progress.go_on(tally));
+    progress.clear();
+    let (census, attempts) = taken?;
     let whole = Whole {
         schema_version: heap::SCHEMA_VERSION,
         time,
         pid: pid.0,
-        node_version,
+        node_version: counter.node_version,
         duration_ns: nanoseconds(started.elapsed()),
         heap_bytes: census.heap_bytes,
         read_bytes: census.tally.read_bytes,
@@ -153,39 +77,8 @@ fn count(args: &HeapArgs, pid: Pid) -> Result<(), HeapError> {
         attempts,
         complete: !census.tally.cut_short,
     };
-    let constructors = census.by_constructor.into_iter().map(|(constructor, count)| Constructor {
-        name: constructor.name,
-        place: constructor.place,
-        objects: count.objects,
-        bytes: count.bytes,
-    });
-    let heap = Heap::new(whole, constructors.collect());
-    write(&args.view, &heap.lines(), |style| text::heap(&heap, args.view.top, style)).map_err(HeapError::Other)
-}
-
-/// The process's private memory; of stacks, and of what the C library manages, only what is in use.
-fn regions_of(pid: Pid, memory: &LiveMemory) -> Result<Vec<Region>, ProcError> {
-    let pointers: Vec<u64> = procfs::threads(pid)?
-        .into_iter()
-        .filter_map(|thread| regions::stack_pointer(pid, thread.tid))
-        .map(|at| at.0.saturating_sub(RED_ZONE_BYTES) / 8 * 8)
-        .collect();
-    let readable = regions::readable(pid)?.into_iter().map(|region| {
-        let mut range = region.range;
-        let used = pointers.iter().find(|at| range.contains(at)).filter(|_| {
-            region.kind == regions::Kind::Stack || (region.anonymous && range.end - range.start <= STACK_BYTES_MAX)
-        });
-        if let Some(used) = used {
-            range.start = *used;
-        }
-        let free = if region.anonymous && region.writable {
-            malloc::free(memory, &range, region.kind == regions::Kind::Brk)
-        } else {
-            Vec::new()
-        };
-        Region { range, writable: region.writable, free }
-    });
-    Ok(readable.collect())
+    let heap = Heap::new(whole, constructors(census));
+    write(&args.view, &heap.lines(), |style| text::heap(&heap, args.view.top, style)).map_err(Failure::Output)
 }
 
 /// Tells how far it is, and when it is too late.

@@ -1,6 +1,9 @@
 //! Looks at what processes hold: memory, V8's heaps, handles. From outside, by reading.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use agent_ebpf::{
     spec::Group,
@@ -8,7 +11,7 @@ use agent_ebpf::{
 };
 use zerocopy::FromBytes;
 
-use super::session::Session;
+use super::{counting::HeapWatch, session::Session};
 use crate::{
     diagnose,
     govern::{Suspicion, Watch},
@@ -30,6 +33,9 @@ pub struct Lookout {
     processes: BTreeMap<Pid, Watched>,
     /// Windows until sites are read again; each of them is two system calls.
     sites_in: u32,
+    /// Live objects are counted where a heap grows.
+    counts_objects: bool,
+    is_ending: bool,
 }
 
 struct Watched {
@@ -43,6 +49,7 @@ struct Watched {
     /// What the kernel half was told.
     scrutiny: Scrutiny,
     suspicions: Suspicions,
+    objects: HeapWatch,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,13 +153,12 @@ impl Suspicions {
 /// Sites are totals since the trace began: they are read once in so many windows, and in the last.
 const SITES_WINDOWS: u32 = 4;
 
-impl Default for Lookout {
-    fn default() -> Self {
-        Self { processes: BTreeMap::new(), sites_in: SITES_WINDOWS }
-    }
-}
-
 impl Lookout {
+    #[must_use]
+    pub fn new(counts_objects: bool) -> Self {
+        Self { processes: BTreeMap::new(), sites_in: SITES_WINDOWS, counts_objects, is_ending: false }
+    }
+
     pub fn add(&mut self, pid: Pid, heaps: Option<HeapReader>) {
         let mut watched = Watched {
             heaps,
@@ -161,6 +167,7 @@ impl Lookout {
             sought_scopes: false,
             scrutiny: NO_SCRUTINY,
             suspicions: Suspicions::default(),
+            objects: HeapWatch::default(),
         };
         if let Some(event_loop) = watched.heaps.as_mut().and_then(HeapReader::default_loop) {
             watched.learn(pid.0, event_loop);
@@ -175,6 +182,7 @@ impl Lookout {
     /// The next look is the last.
     pub fn end(&mut self) {
         self.sites_in = 1;
+        self.is_ending = true;
     }
 
     /// A look at the heaps alone, some times a window: at those that were collected meanwhile, as else they only grow.
@@ -215,7 +223,26 @@ impl Lookout {
             .processes
             .iter_mut()
             .filter_map(|(pid, watched)| Some((*pid, watched.look(*pid, &of(*pid, &sites), &alive, seen_ns)?)));
-        memories.collect()
+        let mut memories: Vec<(Pid, Memory)> = memories.collect();
+        if self.counts_objects {
+            self.count_objects(&mut memories);
+        }
+        memories
+    }
+
+    /// Has live objects counted where heaps grow, beside all else, and takes in what was counted meanwhile.
+    fn count_objects(&mut self, memories: &mut [(Pid, Memory)]) {
+        let looked = Instant::now();
+        for (pid, memory) in memories.iter() {
+            if let Some(watched) = self.processes.get_mut(pid) {
+                watched.objects.step(*pid, memory, self.is_ending);
+            }
+        }
+        for (pid, memory) in memories {
+            if let Some(watched) = self.processes.get_mut(pid) {
+                memory.census = watched.objects.counted(looked, self.is_ending).map(Box::new);
+            }
+        }
     }
 
     /// Attaches and detaches what is only on suspicion, after a look.

@@ -2,8 +2,10 @@
 
 mod allocator;
 mod asleep;
+mod census;
 mod clusters;
 mod cost;
+mod counting;
 pub mod daemon;
 mod diagnose;
 mod discover;

@@ -169,6 +169,7 @@ fn mission(args: &ProfileArgs) -> Mission {
         source_maps: args.source_maps.clone(),
         pg_connection: None,
         diagnosis: None,
+        counts_objects: false,
         doing: "profiling",
         live: progress,
     }

@@ -122,6 +122,7 @@ fn mission(args: &TraceArgs) -> Mission {
         source_maps: args.source_maps.clone(),
         pg_connection: args.pg_connection.clone(),
         diagnosis: Some(Diagnosis::default()),
+        counts_objects: false,
         doing: "tracing",
         live: |record, _, style| text::live_line(record, style),
     }

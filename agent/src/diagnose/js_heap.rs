@@ -1,8 +1,9 @@
-//! Objects that JavaScript keeps: what full collections leave grows from one to the next.
+//! Objects that JavaScript keeps: what full collections leave grows from one to the next; where they are too few, what is alive by a
+//! census does. Censuses name what grows in either case.
 
 use super::{
     history::Process,
-    sites,
+    objects, sites,
     thresholds::Thresholds,
     trend::{Trend, round},
 };
@@ -49,7 +50,17 @@ fn survived(pair: (&Collection, &Collection)) -> f64 {
     if came <= 0.0 { 0.0 } else { (after.left - before.left) / came }
 }
 
-pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
+/// What stays, and how it is known.
+struct Kept {
+    series: Vec<(f64, f64)>,
+    trend: Trend,
+    /// Collections or censuses.
+    count: f64,
+    told: String,
+}
+
+/// By what full collections left.
+fn by_collections(process: &Process, thresholds: &Thresholds) -> Option<Kept> {
     let collections = collections(process);
     let series: Vec<(f64, f64)> = collections.iter().map(|collection| (collection.at_s, collection.left)).collect();
     let survivals: Vec<f64> = collections.iter().zip(collections.iter().skip(1)).map(survived).collect();
@@ -58,17 +69,47 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
     let count = series.len() as f64;
     // Two collections tell less than a line of them, so there must be no doubt that most of what came between them stayed.
     let least = if series.len() < 3 { thresholds.survival * 4.0 } else { thresholds.survival };
-    let holds = trend.span_s >= thresholds.span_s * 0.5
+    let holds = grows(&trend, thresholds)
         && count >= thresholds.full_collections
-        && trend.gained() >= thresholds.heap_bytes.max(thresholds.heap_share * trend.first)
-        && trend.r2 >= thresholds.r2
-        && trend.goes_on(thresholds.still_growing)
         && keep_coming(&collections, process.windows.back().map_or(0.0, |point| point.at_s))
         && survivals.iter().all(|share| *share >= 0.0)
         && survivals.last().is_some_and(|share| *share >= least);
-    if !holds {
-        return None;
-    }
+    let told = format!(
+        "{} full collections left {} at first and {} at last, each more than the one before; {:.0} % of what came before the last one \
+         stayed",
+        series.len(),
+        bytes(trend.first),
+        bytes(trend.last),
+        survivals.last().unwrap_or(&0.0) * 100.0
+    );
+    holds.then_some(Kept { series, trend, count, told })
+}
+
+/// By what is alive at each census: where collections are too few.
+fn by_censuses(process: &Process, thresholds: &Thresholds) -> Option<Kept> {
+    let series = objects::live_bytes(process);
+    let trend = Trend::of(&series)?;
+    let told = format!(
+        "live objects, counted {} times from outside, were {} at first and {} at last",
+        series.len(),
+        bytes(trend.first),
+        bytes(trend.last)
+    );
+    #[expect(clippy::cast_precision_loss, reason = "censuses")]
+    let count = series.len() as f64;
+    grows(&trend, thresholds).then_some(Kept { series, trend, count, told })
+}
+
+fn grows(trend: &Trend, thresholds: &Thresholds) -> bool {
+    trend.span_s >= thresholds.span_s * 0.5
+        && trend.gained() >= thresholds.heap_bytes.max(thresholds.heap_share * trend.first)
+        && trend.r2 >= thresholds.r2
+        && trend.goes_on(thresholds.still_growing)
+}
+
+pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
+    let Kept { series, trend, count, told } =
+        by_collections(process, thresholds).or_else(|| by_censuses(process, thresholds))?;
     let requests = process.requests_between(&series);
     let limit = limit(process);
     let seconds_left = limit.map(|limit| (limit - trend.last).max(0.0) / trend.slope);
@@ -78,19 +119,10 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
     };
     let per_request =
         if requests > 0.0 { format!(", {} a request", bytes(trend.gained() / requests)) } else { String::new() };
-    let mut evidence = vec![Evidence {
-        text: format!(
-            "{} full collections left {} at first and {} at last, each more than the one before; {:.0} % of what came before the last \
-             one stayed",
-            series.len(),
-            bytes(trend.first),
-            bytes(trend.last),
-            survivals.last().unwrap_or(&0.0) * 100.0
-        ),
-        value: Some(trend.last),
-        unit: Some("bytes".to_owned()),
-        stack: None,
-    }];
+    let mut evidence =
+        vec![Evidence { text: told, value: Some(trend.last), unit: Some("bytes".to_owned()), stack: None }];
+    let growers = objects::growers(process);
+    evidence.extend(growers.iter().map(objects::Grower::evidence));
     if let (Some(seconds), Some(limit)) = (seconds_left, limit) {
         let text = format!("at this pace the heap is at its limit of {} in {}", bytes(limit), time(seconds));
         evidence.push(Evidence { text, value: Some(round(seconds)), unit: Some("s".to_owned()), stack: None });
@@ -99,13 +131,22 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
     let (allocators, names) = sites::allocators(process, &makers);
     evidence.extend(allocators);
     let mut next = Vec::new();
+    if growers.iter().any(objects::Grower::is_timer) {
+        next.push(
+            "timers are set and neither fire nor are cleared: look for setTimeout and setInterval at each request"
+                .to_owned(),
+        );
+    }
     if let Some(name) = names.first() {
         next.push(format!("look at {name} first: what does it make that is put where it stays?"));
     }
-    next.extend([
+    next.push(
         "look for a Map, an array or a cache without a limit, and for listeners and closures that are added at each request".to_owned(),
-        "two heap snapshots some minutes apart, compared by constructor, name what is kept and by whom".to_owned(),
-    ]);
+    );
+    if growers.is_empty() {
+        next.push("two censuses some minutes apart (`agent heap`, `agent heap diff`) name what is kept".to_owned());
+    }
+    next.push("two heap snapshots, compared by constructor, name by whom it is kept".to_owned());
     Some(Finding {
         code: "memory.js_heap".to_owned(),
         severity,

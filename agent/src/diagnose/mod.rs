@@ -8,6 +8,7 @@ mod counts;
 pub mod history;
 mod js_heap;
 mod native;
+mod objects;
 pub mod postgres;
 mod sites;
 #[cfg(test)]

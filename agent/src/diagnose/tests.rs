@@ -6,7 +6,10 @@ use super::{
     js_heap, native,
     thresholds::Thresholds,
 };
-use crate::report::model::{Finding, Heap, Memory};
+use crate::report::{
+    heap::Constructor,
+    model::{Finding, Heap, HeapCount, Memory},
+};
 
 const MB: u64 = 1_000_000;
 
@@ -78,6 +81,56 @@ fn a_heap_that_fills_up_or_waits_to_be_collected_is_none() {
     assert!(heap(|second| (30 + u64::from(second.min(30))) * MB, 60).is_none());
     // The same, and as it makes no garbage then, nothing is collected any more.
     assert!(heap(|second| (30 + u64::from(second.min(20))) * MB, 26).is_none());
+}
+
+/// A heap that is never collected as a whole, and counted each tenth second: so many sessions, of a hundred bytes each, beside the rest.
+fn counted(sessions: impl Fn(u32) -> u64) -> Option<Finding> {
+    let process = minute(|second| {
+        let sessions = sessions(second);
+        let of = |name: &str, place: Option<&str>, objects, bytes| Constructor {
+            name: name.to_owned(),
+            place: place.map(str::to_owned),
+            objects,
+            bytes,
+        };
+        let census = HeapCount {
+            object_bytes: 30 * MB + sessions * 1000,
+            complete: true,
+            constructors: vec![
+                of("(array)", None, 1000 + sessions, 20 * MB + sessions * 900),
+                of("Object", None, 5000, 10 * MB),
+                of("Session", Some("app.js:3"), sessions, sessions * 100),
+            ],
+            ..HeapCount::default()
+        };
+        let heap = Heap { used_bytes: Some(90 * MB), limit_bytes: Some(4000 * MB), ..Heap::default() };
+        let census = (second % 10 == 5).then(|| Box::new(census));
+        let memory = Memory { heaps: vec![heap], census, ..Memory::default() };
+        Point { requests: Some(200.0), memory: Some(memory), ..Point::default() }
+    });
+    js_heap::rule(&process, &Thresholds::default())
+}
+
+#[test]
+fn objects_that_are_more_at_each_census_are_a_finding_where_nothing_is_collected() {
+    let found = counted(|second| 200 * u64::from(second));
+    assert_eq!(found.as_ref().map(|finding| finding.code.as_str()), Some("memory.js_heap"));
+    let lines = found.iter().flat_map(|finding| &finding.evidence).map(|line| line.text.as_str());
+    assert_eq!(
+        lines.take(3).collect::<Vec<_>>(),
+        [
+            "live objects, counted 6 times from outside, were 31 MB at first and 41 MB at last",
+            "Session (app.js:3): 1000 objects at first and 11000 at last, 1.00 a request, 1.00 MB more",
+            "(array): 2000 objects at first and 12000 at last, 1.00 a request, 9.00 MB more",
+        ]
+    );
+}
+
+#[test]
+fn objects_that_are_no_more_in_the_end_are_none() {
+    assert!(counted(|_| 9000).is_none());
+    assert!(counted(|second| 300 * u64::from(second.min(30))).is_none());
+    assert!(counted(|second| if (10..40).contains(&second) { 20_000 } else { 2000 }).is_none());
 }
 
 fn resident(bytes: impl Fn(u32) -> u64) -> Option<Finding> {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use account::{AgentCost, End, EndReason, FamilyAccount, ProbeHits, StreamAccount};
 pub use finding::{Evidence, Finding, Growth, Severity};
-pub use memory::{Heap, LoopHandles, Memory, Resident, Site, SiteKind};
+pub use memory::{Heap, HeapCount, LoopHandles, Memory, Resident, Site, SiteKind};
 pub use postgres::{
     Advice, BackendKind, BackendState, PgAwait, PgBackend, PgClient, PgClientLock, PgCluster, PgDeadlock, PgHolder,
     PgLink, PgLock, PgLockName, PgQueued, PgRoot, PgWaiter, PgWaits, PgWaitsFor, PgWindow,

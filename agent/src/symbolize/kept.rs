@@ -46,6 +46,10 @@ impl Entry {
 }
 
 impl Asked {
+    /// A frame that is known to be there, and nothing else of it.
+    pub const LOST: Self =
+        Self { seen: Seen { pc: u64::MAX, object: 0, bytecode_offset: 0, live: None }, has_called: true };
+
     /// A function that is not on the stack.
     #[must_use]
     pub fn suspended(UserFrame { object, bytecode_offset, .. }: UserFrame) -> Self {

@@ -3,7 +3,7 @@
 //! Between two instructions, a frame may not be set up yet or be torn down already. Then the frame pointer is still, or again, that
 //! of the caller: the walk took the words of the caller's frame for those of the innermost one, and went on to the caller's
 //! caller. The caller's return address lies at the top of the stack then; it is put in where the instructions around the address
-//! leave no doubt, and left out otherwise.
+//! leave no doubt. Where it is known to be missing and cannot be had, a frame of which nothing is known stands in its place.
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
@@ -33,18 +33,26 @@ impl Symbolizer {
             // The walk went by its tables.
             return;
         }
+        let mut is_of_another = false;
         let caller = match self.is_bare(pid, first.seen.pc, &mapping, trust) {
             Some(depth) => leaf.words.get(depth).copied(),
-            None if is_run_time => None,
+            None if is_run_time => {
+                is_of_another = self.is_of_another(pid, first.seen, mapping.start, trust);
+                if is_of_another { self.frameless_caller(pid, leaf, first.seen, trust) } else { None }
+            }
             None => self.frameless_caller(pid, leaf, first.seen, trust),
         };
         let caller = caller.filter(|caller| self.mapping(pid, caller.wrapping_sub(1)).is_some());
-        if let Some(caller) = caller {
+        if caller.is_some() || is_of_another {
             let own = Seen { object: 0, bytecode_offset: 0, ..first.seen };
             if let Some(place) = asked.first_mut() {
                 place.seen = own;
             }
-            asked.insert(1, Asked { seen: Seen { pc: caller.saturating_sub(1), ..first.seen }, has_called: true });
+            let caller = caller.map_or(Asked::LOST, |caller| Asked {
+                seen: Seen { pc: caller.saturating_sub(1), ..first.seen },
+                has_called: true,
+            });
+            asked.insert(1, caller);
         } else if !is_run_time
             && first.seen.bytecode_offset != 0
             && let Some(place) = asked.first_mut()
@@ -81,6 +89,11 @@ impl Symbolizer {
         not_set_up(&code)
     }
 
+    /// The frame at the frame pointer is that of another function than the one whose code is at the address.
+    fn is_of_another(&mut self, pid: Pid, seen: Seen, mapped: UserAddr, trust: Trust) -> bool {
+        trust.may_read() && self.v8(pid).is_some_and(|v8| v8.is_code_of_another(seen, mapped))
+    }
+
     /// Builtins without a frame, in the middle of them: a word on the stack that returns into the very function in whose frame
     /// the frame pointer is.
     fn frameless_caller(&mut self, pid: Pid, leaf: &Leaf, seen: Seen, trust: Trust) -> Option<u64> {
@@ -101,18 +114,40 @@ impl Symbolizer {
     }
 }
 
-/// The frame is gone: what follows returns or goes on to another function.
+/// The frame is gone, and the return address lies on top: what follows returns or goes on to another function.
 fn is_torn_down(before: &[u8], after: &[u8]) -> bool {
     const POP_RBP: u8 = 0x5d;
-    let Some(next) = Decoder::new(64, after, DecoderOptions::NONE).iter().next() else { return false };
-    if matches!(next.flow_control(), FlowControl::Return) {
+    if returns_from_here(after) {
         return true;
     }
+    let Some(next) = Decoder::new(64, after, DecoderOptions::NONE).iter().next() else { return false };
     // `pop rbp` after `mov rsp, rbp`, or before a jump to another function.
     let popped = before.last() == Some(&POP_RBP)
         && (before.ends_with(&[0x48, 0x89, 0xec, POP_RBP]) || before.ends_with(&[0x48, 0x8b, 0xe5, POP_RBP]));
     let jumps = matches!(next.flow_control(), FlowControl::UnconditionalBranch | FlowControl::IndirectBranch);
     popped || before.last() == Some(&POP_RBP) && jumps
+}
+
+/// A return follows, with nothing before it that changes the stack: V8's code first asks how many arguments there are to be taken off, and
+/// where they are more than the function has, takes them off below the return address.
+fn returns_from_here(after: &[u8]) -> bool {
+    let mut decoder = Decoder::new(64, after, DecoderOptions::NONE);
+    let mut next = || if decoder.can_decode() { decoder.decode() } else { Instruction::default() };
+    let mut instruction = next();
+    if instruction.mnemonic() == Mnemonic::Pop {
+        let (address, arguments, back) = (instruction, next(), next());
+        let is_dropped = matches!(arguments.mnemonic(), Mnemonic::Lea | Mnemonic::Add)
+            && arguments.op0_register() == Register::RSP
+            && back.mnemonic() == Mnemonic::Push
+            && back.op0_register() == address.op0_register();
+        return is_dropped && next().flow_control() == FlowControl::Return;
+    }
+    while matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test)
+        || instruction.flow_control() == FlowControl::ConditionalBranch
+    {
+        instruction = next();
+    }
+    instruction.flow_control() == FlowControl::Return
 }
 
 /// Where the return address is, in words, after the first instructions of a function if they have not set up a frame; `None` if
@@ -189,6 +224,12 @@ mod tests {
         assert!(is_torn_down(&[], &[0xc2, 0x08, 0x00]));
         // mov rsp, rbp; pop rbp | pop rcx
         assert!(is_torn_down(&[0x48, 0x89, 0xec, 0x5d], &[0x59]));
+        // mov rsp, rbp; pop rbp; cmp r9, 3 | jg +3; ret 24
+        assert!(is_torn_down(&[0x48, 0x89, 0xec, 0x5d, 0x49, 0x83, 0xf9, 0x03], &[0x7f, 0x03, 0xc2, 0x18, 0x00]));
+        // pop r10; lea rsp, [rsp + r9 * 8]; push r10; ret
+        assert!(is_torn_down(&[0x90], &[0x41, 0x5a, 0x4a, 0x8d, 0x24, 0xcc, 0x41, 0x52, 0xc3]));
+        assert!(!is_torn_down(&[0x90], &[0x41, 0x5a, 0xc3]), "a register is put back first");
+        assert!(!is_torn_down(&[0x90], &[0x7f, 0x03, 0x5d, 0xc3]), "the frame is still there");
         // pop rbp | jmp
         assert!(is_torn_down(&[0x41, 0x5c, 0x5d], &[0xe9, 0, 0, 0, 0]));
         assert!(!is_torn_down(&[0x5d], &[0x90]));

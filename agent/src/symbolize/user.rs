@@ -138,6 +138,10 @@ impl Symbolizer {
     /// Names one frame; `heap` says whether that of V8 may be read.
     fn answer(&mut self, pid: Pid, asked: Asked, heap: bool) -> Answer {
         let at = asked.seen.pc;
+        if asked == Asked::LOST {
+            let name = "[unknown]".to_owned();
+            return Answer::passing(Frame { name, kind: FrameKind::Unknown, ..Frame::default() });
+        }
         if asked.is_suspended() {
             return self.suspended(pid, asked, heap);
         }
@@ -196,6 +200,10 @@ impl Symbolizer {
     /// Names code that V8 brought along.
     fn builtin(&mut self, pid: Pid, asked: Asked, symbol: Frame, heap: bool) -> Answer {
         let seen = asked.seen;
+        // The interpreter runs a function, also where that could not be read, as it was just being moved.
+        if seen.object == 0 && is_interpreter(&symbol.name) {
+            return Answer::passing(javascript());
+        }
         if heap && let Some(v8) = self.v8(pid) {
             match v8.builtin(seen, symbol.clone()) {
                 Ok(decoded) => return decoded.into(),

@@ -296,8 +296,10 @@ fn objects_that_javascript_keeps_are_found_and_who_makes_them_named() {
     let stories = start(&[
         handles(OLD, &["js"], 300),
         handles(NEW, &["js"], 300),
+        handles(NEW, &["session"], 300),
+        handles(OLD, &["timer"], 300),
         handles(OLD, &["global", "--healthy"], 200),
-        handles(NEW, &["scope", "--healthy"], 200),
+        handles(NEW, &["session", "--healthy"], 200),
     ]);
     let diagnosis = diagnose(&bench, &stories, 30, &[]);
     for story in &stories[..2] {
@@ -305,7 +307,15 @@ fn objects_that_javascript_keeps_are_found_and_who_makes_them_named() {
         assert!(number(get(finding, "growth"), "per_request") > 1000.0, "{finding}");
         diagnosis.names(story, finding, "handler");
     }
-    for story in &stories[2..] {
+    // One for each request; a request or two are counted in a window, and the object in the next one.
+    for (story, name) in stories[2..4].iter().zip(["Session (", "Timeout (node:"]) {
+        let finding = diagnosis.only(story, "memory.js_heap");
+        let line = list(finding, "evidence").iter().map(|line| text(line, "text")).find(|line| line.starts_with(name));
+        let each =
+            line.and_then(|line| line.split(", ").find_map(|part| part.strip_suffix(" a request")?.parse().ok()));
+        close(&format!("{}: objects of {name} a request", story.name), 1.0, each.unwrap_or(f64::NAN), 0.1);
+    }
+    for story in &stories[4..] {
         diagnosis.silence(story.server.pid(), &story.name);
     }
 }
@@ -316,6 +326,7 @@ fn what_is_given_back_is_no_finding() {
     let stories = start(&[
         handles(OLD, &["native", "--healthy"], 200),
         handles(NEW, &["js", "--healthy"], 200),
+        handles(NEW, &["timer", "--healthy"], 200),
         handles(NEW, &["udp", "--healthy"], 200),
         handles(OLD, &["socket", "--healthy"], 100),
         express(NEW, &["express5", "static", "--healthy"], 50),

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::StackId;
+use crate::report::heap::Constructor;
 
 /// A process's memory and handles at the end of a window, read from outside.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
     pub resident: Resident,
     /// V8's heaps, one an isolate: the main thread's first.
@@ -20,6 +21,26 @@ pub struct Memory {
     /// For how long it was watched who allocates native memory.
     #[serde(skip_serializing_if = "is_zero", default)]
     pub allocations_seen_ns: u64,
+    /// Live objects, where a heap grew and they were counted in this window.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub census: Option<Box<HeapCount>>,
+}
+
+/// Live objects of a process by constructor, as `agent heap` counts them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HeapCount {
+    /// From its begin to the end of the window.
+    pub age_ns: u64,
+    pub duration_ns: u64,
+    /// Of all constructors, also of those that are not listed.
+    pub objects: u64,
+    pub object_bytes: u64,
+    /// Pointers to what was no object any more, of all that were followed: from 0 to 1.
+    pub stray_share: f64,
+    /// All that can be reached was looked at.
+    pub complete: bool,
+    /// Those with the most bytes.
+    pub constructors: Vec<Constructor>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]

@@ -65,7 +65,7 @@ struct Rows {
 impl<M: Memory> Heap<M> {
     /// The functions at an address in optimised code, innermost first: all but the last are inlined.
     pub fn optimised(&self, code: &Code, pc: u64) -> Result<Vec<At>, Refusal> {
-        let data = Tagged(code.words.get(self.layout.code.deopt as usize / 8).copied().unwrap_or(0)).object()?;
+        let data = self.deopt_data(code)?;
         let outer = self.function_of_code(data)?;
         let call = self.call_at(data, code, pc).ok();
         if let Some(all) = call.and_then(|call| self.translated(data, outer, call).ok()) {
@@ -88,6 +88,15 @@ impl<M: Memory> Heap<M> {
         let exact = call.filter(|_| all.is_empty()).and_then(|call| self.position_of_call(outer, call.bytecode_offset));
         all.push(At { function: outer, position: exact.or(position.offset()) });
         Ok(all)
+    }
+
+    fn deopt_data(&self, code: &Code) -> Result<Object, Refusal> {
+        Tagged(code.words.get(self.layout.code.deopt as usize / 8).copied().unwrap_or(0)).object()
+    }
+
+    /// The function that optimised code is of.
+    pub fn function_of(&self, code: &Code) -> Result<Object, Refusal> {
+        self.function_of_code(self.deopt_data(code)?)
     }
 
     /// The functions that a call's translation names, innermost first, if that fits all else that is known of it.

@@ -22,7 +22,7 @@ use super::{
     proof::Proof,
 };
 use crate::{
-    limits::{V8_BYTECODES_MAX, V8_TABLE_BYTES_MAX},
+    limits::{PROLOGUE_LOOKED_AT_BYTES, V8_BYTECODES_MAX, V8_TABLE_BYTES_MAX},
     report::model::{Frame, FrameKind, Tier},
     target::memory::Memory,
     units::UserAddr,
@@ -216,6 +216,20 @@ impl<M: Memory> V8<M> {
                 .is_ok_and(|all| all.last().is_some_and(|at| at.function == function)),
             Kind::Other => false,
         }
+    }
+
+    /// The address is in optimised code of another function than the frame's, behind the instructions that set a frame up: among them,
+    /// the function's place in the frame is not written yet.
+    pub fn is_code_of_another(&mut self, seen: Seen, mapped: UserAddr) -> bool {
+        self.heap.begin();
+        let Ok(function) = seen.function() else { return false };
+        if self.heap.type_of(function).ok() != Some(self.heap.layout.types.function_info) {
+            return false;
+        }
+        let Ok(code) = self.heap.code_at(seen.pc, mapped, &mut self.codes) else { return false };
+        matches!(code.kind, Kind::Optimised(_))
+            && seen.pc.saturating_sub(code.start) > PROLOGUE_LOOKED_AT_BYTES as u64
+            && self.heap.function_of(&code).is_ok_and(|of_code| of_code != function)
     }
 
     /// The function of a frame that is set up, where nothing more is known of it.

@@ -44,9 +44,9 @@ impl Frame {
         self.kind == "js" && self.file.is_none() && self.name.starts_with('[') || self.is_nowhere()
     }
 
-    /// An address in no mapping any more: of code that is gone.
+    /// An address in no mapping any more, of code that is gone; or a frame that is known to be missing.
     fn is_nowhere(&self) -> bool {
-        self.kind == "unknown" && self.name.starts_with("0x")
+        self.kind == "unknown" && (self.name.starts_with("0x") || self.name == "[unknown]")
     }
 }
 
@@ -77,7 +77,9 @@ impl fmt::Display for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (file, tier) = (self.file.as_deref().unwrap_or("?"), self.tier.as_deref().unwrap_or(&self.kind));
         let how = if self.inlined { "inlined" } else { tier };
-        write!(f, "{} {}:{} ({how})", self.name, file.rsplit('/').next().unwrap_or_default(), self.line.unwrap_or(0))
+        let begins = if self.start_line { "from " } else { "" };
+        let file = file.rsplit('/').next().unwrap_or_default();
+        write!(f, "{} {file}:{begins}{} ({how})", self.name, self.line.unwrap_or(0))
     }
 }
 

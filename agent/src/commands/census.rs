@@ -1,0 +1,237 @@
+//! Counting the objects of a live process.
+
+use std::{
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use agent_ebpf::spec::Component;
+
+use super::driver::nanoseconds;
+use crate::{
+    census::{self, Census, mark::Tally, roots::Region, shapes::Types},
+    cli::exit,
+    limits::CENSUS_KEPT_MAX,
+    report::{heap::Constructor, model::HeapCount},
+    symbolize::v8::{
+        heap::Heap as V8Heap,
+        layout::{Layout, NoLayout},
+    },
+    target::{
+        malloc,
+        memory::LiveMemory,
+        node::{NodeError, NodeTarget},
+        procfs::{self, Incarnation, ProcError},
+        regions::{self, PageMap},
+        v8::FunctionLayout,
+    },
+    units::Pid,
+};
+
+/// Times that a census is taken where too much was moved meanwhile.
+pub const ATTEMPTS_MAX: u32 = 3;
+
+/// A share of pointers to no object from which it is taken again.
+const STRAY_SHARE_MAX: f64 = 0.01;
+
+/// Stacks of threads are as large as this at most, by any usual limit.
+const STACK_BYTES_MAX: u64 = 16 << 20;
+
+/// What lies below the stack pointer and is still in use (System V ABI).
+const RED_ZONE_BYTES: u64 = 128;
+
+#[derive(Debug, thiserror::Error)]
+pub enum HeapError {
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error(transparent)]
+    Process(#[from] ProcError),
+    #[error(transparent)]
+    Layout(#[from] NoLayout),
+    #[error("the heap of process {0} cannot be counted: its file names no types of V8 (stripped of v8dbg_* symbols?)")]
+    NoTypes(Pid),
+    #[error("may not read the memory of process {0}: run as root, or with CAP_SYS_PTRACE")]
+    Denied(Pid),
+    #[error(
+        "no page of a V8 heap in process {0}: it has just started, or its V8 keeps pages in a way that is not known"
+    )]
+    NoPages(Pid),
+    #[error("process {0} ended while it was read")]
+    Ended(Pid),
+}
+
+impl HeapError {
+    #[must_use]
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Node(NodeError::Process(ProcError::Denied { .. }))
+            | Self::Process(ProcError::Denied { .. })
+            | Self::Denied(_) => exit::NOT_ALLOWED,
+            Self::Node(_) | Self::Process(_) | Self::Layout(_) | Self::NoTypes(_) | Self::Ended(_) => exit::NO_TARGET,
+            Self::NoPages(_) => exit::FAILED,
+        }
+    }
+}
+
+/// What counting a process's objects takes to know; it is read once.
+pub struct Counter {
+    pid: Pid,
+    incarnation: Option<Incarnation>,
+    v8: V8Heap<LiveMemory>,
+    types: Types,
+    shared: u32,
+    pub node_version: Option<String>,
+}
+
+impl Counter {
+    pub fn of(pid: Pid) -> Result<Self, HeapError> {
+        let target = NodeTarget::inspect(pid)?;
+        let incarnation = procfs::incarnation(pid);
+        let version = target.node.v8_version().ok_or(NoLayout::NoVersion)?;
+        let file = target.node.holder(Component::V8).ok_or(NoLayout::NoVersion)?;
+        let [major, minor, build, _] = version;
+        let layout = Layout::of_file([major, minor, build], &file.elf)?;
+        let types = Types::read(&file.elf, version).ok_or(HeapError::NoTypes(pid))?;
+        let shared = FunctionLayout::read(&file.elf, version).ok_or(HeapError::NoTypes(pid))?.shared;
+        let node_version = target.node.node_version().map(|version| version.to_string());
+        Ok(Self { pid, incarnation, v8: V8Heap::new(LiveMemory::of(pid), layout), types, shared, node_version })
+    }
+
+    /// The best of some censuses, and how many there were; `go_on` is asked now and then.
+    pub fn count(
+        &self,
+        attempts_max: u32,
+        time: Duration,
+        go_on: &mut dyn FnMut(&Tally) -> bool,
+    ) -> Result<(Census, u32), HeapError> {
+        let (pid, started) = (self.pid, Instant::now());
+        let (mut best, mut attempts) = (None::<Census>, 0);
+        while attempts < attempts_max && (attempts == 0 || started.elapsed() < time) {
+            attempts += 1;
+            let pages = PageMap::of(pid);
+            let subject = census::Subject {
+                heap: &self.v8,
+                types: self.types.clone(),
+                shared: self.shared,
+                regions: regions_of(pid, &self.v8.memory)?,
+                present: Box::new(move |at| pages.present(at)),
+            };
+            let census = census::take(&subject, go_on);
+            if procfs::incarnation(pid) != self.incarnation || !procfs::is_alive(pid) {
+                return Err(HeapError::Ended(pid));
+            }
+            if best.as_ref().is_none_or(|best| census.stray_share() < best.stray_share()) {
+                best = Some(census);
+            }
+            if best.as_ref().is_some_and(|best| best.stray_share() < STRAY_SHARE_MAX) {
+                break;
+            }
+        }
+        let census = best.ok_or(HeapError::NoPages(pid))?;
+        if census.tally.read_bytes == 0 {
+            return Err(if procfs::is_refused(pid) { HeapError::Denied(pid) } else { HeapError::Ended(pid) });
+        }
+        if census.pages == 0 || census.tally.objects == 0 {
+            return Err(HeapError::NoPages(pid));
+        }
+        Ok((census, attempts))
+    }
+}
+
+/// Far behind what else runs.
+const PRIORITY: i32 = 10;
+
+/// A census that is being taken, on a thread of its own that gives way to all others.
+pub struct Counting {
+    pub begun: Instant,
+    thread: JoinHandle<Result<Counted, HeapError>>,
+}
+
+/// What came of it.
+pub struct Counted {
+    pub counter: Counter,
+    pub count: Result<HeapCount, HeapError>,
+    pub took: Duration,
+}
+
+impl Counting {
+    /// Takes that long at most, once the process is known.
+    pub fn start(pid: Pid, known: Option<Counter>, time: Duration) -> std::io::Result<Self> {
+        let thread = std::thread::Builder::new().name("census".to_owned()).spawn(move || {
+            // A priority is a thread's own on Linux, and it is no harm if this one has none.
+            let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), PRIORITY);
+            let counter = known.map_or_else(|| Counter::of(pid), Ok)?;
+            let started = Instant::now();
+            let census = counter.count(1, time, &mut |_| started.elapsed() < time);
+            let took = started.elapsed();
+            Ok(Counted { counter, count: census.map(|(census, _)| summed_up(census, took)), took })
+        })?;
+        Ok(Self { begun: Instant::now(), thread })
+    }
+
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits for its end. `None` if it panicked.
+    #[must_use]
+    pub fn end(self) -> Option<Result<Counted, HeapError>> {
+        self.thread.join().ok()
+    }
+}
+
+/// The constructors with the most bytes, and the sum of all.
+fn summed_up(census: Census, took: Duration) -> HeapCount {
+    let (stray_share, complete) = (census.stray_share(), !census.tally.cut_short);
+    let mut constructors = constructors(census);
+    let (objects, bytes) =
+        constructors.iter().fold((0, 0), |(objects, bytes), one| (objects + one.objects, bytes + one.bytes));
+    constructors.sort_by_key(|one| std::cmp::Reverse((one.bytes, one.objects)));
+    constructors.truncate(CENSUS_KEPT_MAX);
+    HeapCount {
+        age_ns: 0,
+        duration_ns: nanoseconds(took),
+        objects,
+        object_bytes: bytes,
+        stray_share,
+        complete,
+        constructors,
+    }
+}
+
+#[must_use]
+pub fn constructors(census: Census) -> Vec<Constructor> {
+    let all = census.by_constructor.into_iter().map(|(constructor, count)| Constructor {
+        name: constructor.name,
+        place: constructor.place,
+        objects: count.objects,
+        bytes: count.bytes,
+    });
+    all.collect()
+}
+
+/// The process's private memory; of stacks, and of what the C library manages, only what is in use.
+fn regions_of(pid: Pid, memory: &LiveMemory) -> Result<Vec<Region>, ProcError> {
+    let pointers: Vec<u64> = procfs::threads(pid)?
+        .into_iter()
+        .filter_map(|thread| regions::stack_pointer(pid, thread.tid))
+        .map(|at| at.0.saturating_sub(RED_ZONE_BYTES) / 8 * 8)
+        .collect();
+    let readable = regions::readable(pid)?.into_iter().map(|region| {
+        let mut range = region.range;
+        let used = pointers.iter().find(|at| range.contains(at)).filter(|_| {
+            region.kind == regions::Kind::Stack || (region.anonymous && range.end - range.start <= STACK_BYTES_MAX)
+        });
+        if let Some(used) = used {
+            range.start = *used;
+        }
+        let free = if region.anonymous && region.writable {
+            malloc::free(memory, &range, region.kind == regions::Kind::Brk)
+        } else {
+            Vec::new()
+        };
+        Region { range, writable: region.writable, free }
+    });
+    Ok(readable.collect())
+}

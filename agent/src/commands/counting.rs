@@ -1,0 +1,104 @@
+//! When live objects are counted: while a heap grows, as its full collections may be too few to tell what stays.
+//!
+//! A census reads the heap from outside and costs the process nothing but memory bandwidth, and the agent some seconds of CPU for a large
+//! heap: the dearer the last one was, the later comes the next.
+
+use std::time::{Duration, Instant};
+
+use log::debug;
+
+use super::{
+    census::{Counted, Counter, Counting},
+    driver::nanoseconds,
+};
+use crate::{
+    report::model::{HeapCount, Memory},
+    units::Pid,
+};
+
+/// A heap that has grown by so much above the least that it had is suspicious.
+const GROWN_BYTES: u64 = 3 << 20;
+const GROWN_SHARE: u64 = 20;
+
+/// The time between two censuses, at least, and as a multiple of what the last one took.
+const PACE: Duration = Duration::from_secs(8);
+const PACE_TIMES: u32 = 10;
+
+/// The first comes when the heap has been seen for so long: what a start leaves is not yet what stays.
+const WINDOWS_LEAST: u32 = 3;
+
+/// Longer than this takes none; and the end of a trace waits no longer for its last one.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The last one tells little if the one before was just now.
+const LAST_AFTER: Duration = Duration::from_secs(2);
+
+/// The heap of one process.
+#[derive(Default)]
+pub struct HeapWatch {
+    windows: u32,
+    least: Option<u64>,
+    state: State,
+}
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Untouched,
+    Counting(Counting),
+    Waiting {
+        counter: Box<Counter>,
+        since: Instant,
+        pace: Duration,
+    },
+    /// It cannot be counted.
+    Refused,
+}
+
+impl HeapWatch {
+    /// Begins to count, if that is due at the end of this window.
+    pub fn step(&mut self, pid: Pid, memory: &Memory, is_ending: bool) {
+        let Some(used) = memory.heaps.iter().filter_map(|heap| heap.used_bytes_min).max() else { return };
+        self.windows = self.windows.saturating_add(1);
+        let least = self.least.map_or(used, |least| least.min(used));
+        self.least = Some(least);
+        let grown = used.saturating_sub(least);
+        let has_grown = self.windows > WINDOWS_LEAST && grown >= GROWN_BYTES && grown >= least / GROWN_SHARE;
+        let is_due = match &self.state {
+            // One census alone tells no growth.
+            State::Untouched => has_grown && !is_ending,
+            State::Waiting { since, .. } if is_ending => since.elapsed() >= LAST_AFTER,
+            State::Waiting { since, pace, .. } => has_grown && since.elapsed() >= *pace,
+            State::Counting(_) | State::Refused => false,
+        };
+        if !is_due {
+            return;
+        }
+        let known = match std::mem::replace(&mut self.state, State::Refused) {
+            State::Waiting { counter, .. } => Some(*counter),
+            _ => None,
+        };
+        match Counting::start(pid, known, PATIENCE) {
+            Ok(counting) => self.state = State::Counting(counting),
+            Err(error) => debug!("objects are not counted, pid={pid}: {error}"),
+        }
+    }
+
+    /// What was counted by the end of a window, which was then; at the end of all it is waited for.
+    pub fn counted(&mut self, looked: Instant, is_ending: bool) -> Option<HeapCount> {
+        let counting = match std::mem::replace(&mut self.state, State::Refused) {
+            State::Counting(counting) if is_ending || counting.is_done() => counting,
+            other => {
+                self.state = other;
+                return None;
+            }
+        };
+        let age = looked.saturating_duration_since(counting.begun);
+        let Counted { counter, count, took } =
+            counting.end()?.map_err(|error| debug!("objects are not counted: {error}")).ok()?;
+        let pace = PACE.max(took.saturating_mul(PACE_TIMES));
+        self.state = State::Waiting { counter: Box::new(counter), since: Instant::now(), pace };
+        let count = count.map_err(|error| debug!("objects are not counted: {error}")).ok()?;
+        Some(HeapCount { age_ns: nanoseconds(age), ..count })
+    }
+}
