@@ -377,6 +377,8 @@ tracepoints! {
 
 /// Slots of the hit counters: uprobes by id, then tracepoints in the order of [`TRACEPOINTS`].
 pub const HITS_TRACEPOINTS: u32 = 64;
+/// The slot of a probe on a function of the agent itself, by which it is measured what a hit costs.
+pub const HITS_CALIBRATION: u32 = 63;
 /// From here on those of PostgreSQL, by id.
 pub const HITS_POSTGRES: u32 = HITS_TRACEPOINTS + 32;
 pub const HITS_COUNT: u32 = HITS_POSTGRES + 8;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use agent_ebpf::spec::Group;
+use agent_ebpf::spec::{Group, HITS_CALIBRATION};
 
 use crate::{
     core::{HitCost, SelfCost},
@@ -14,9 +14,6 @@ const CALLS: u32 = 5_000;
 
 /// Tracepoint programs begin with the same filter but need no trap; where the trap was measured, this is what is left.
 const TRACEPOINT_NS: u64 = 300;
-
-/// Id that no probe has.
-const CALIBRATION_ID: u64 = 63;
 
 // A function of one emulated instruction, as most probed ones begin.
 core::arch::global_asm!(
@@ -39,7 +36,7 @@ unsafe extern "C" {
 pub fn calibrate(probes: &mut Probes) -> Option<HitCost> {
     let (file, offset) = own_offset(agent_calibration as *const () as usize)?;
     let bare = time_calls();
-    probes.attach(Group::Calibration, (0, 0), &file, &[(offset, CALIBRATION_ID)], None).ok()?;
+    probes.attach(Group::Calibration, (0, 0), &file, &[(offset, HITS_CALIBRATION.into())], None).ok()?;
     let with_probe = time_calls();
     probes.detach(Group::Calibration);
     Some(HitCost { uprobe_ns: with_probe.saturating_sub(bare), tracepoint_ns: TRACEPOINT_NS })

@@ -1,7 +1,13 @@
 //! A trace in progress, as seen from below: what is attached, and what the kernel half has counted so far.
 
 use std::{
-    collections::BTreeMap, fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration,
+    collections::BTreeMap,
+    fs::File,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    path::PathBuf,
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
 };
 
 use agent_ebpf::{
@@ -27,8 +33,12 @@ use crate::{
         tracefs,
     },
     report::model::Degraded,
-    target::{procfs::FileIdentity, v8::FunctionLayout},
-    units::{MonoNs, Pid},
+    target::{
+        memory::{LiveMemory, Memory as _},
+        procfs::{self, FileIdentity, Mapping},
+        v8::FunctionLayout,
+    },
+    units::{MonoNs, Pid, UserAddr},
 };
 
 /// Batches that may wait for the core: 16 of 256 KiB.
@@ -62,6 +72,28 @@ impl FileProbes {
     fn attach(&self, group: Group, probes: &mut Probes) -> Result<(), AttachError> {
         let points = self.points.get(&group).map_or(&[][..], Vec::as_slice);
         probes.attach(group, self.identity, &self.path(), points, self.only)
+    }
+
+    /// The process has probes already where these would go, at all places that are looked at: they are in the file's own pages, by
+    /// whatever name it was opened.
+    fn are_in(&self, pid: Pid, groups: &[Group]) -> bool {
+        const LOOKED_AT: usize = 8;
+        let Ok(mappings) = procfs::executable_mappings(pid) else { return false };
+        let memory = LiveMemory::of(pid);
+        let differs = |&(offset, _): &(u64, u64)| {
+            let holds = |mapping: &&Mapping| {
+                let end = mapping.offset + mapping.end.0.saturating_sub(mapping.start.0);
+                mapping.inode == self.identity.1 && (mapping.offset..end).contains(&offset)
+            };
+            let Some(mapping) = mappings.iter().find(holds) else { return false };
+            let (mut own, mut mapped) = ([0], [0]);
+            let at = UserAddr(mapping.start.0 + (offset - mapping.offset));
+            self.file.read_exact_at(&mut own, offset).is_ok()
+                && memory.read_at(at, &mut mapped).is_ok()
+                && own != mapped
+        };
+        let mut points = groups.iter().filter_map(|group| self.points.get(group)).flatten().take(LOOKED_AT).peekable();
+        points.peek().is_some() && points.all(differs)
     }
 
     /// A path that leads to the open file.
@@ -161,9 +193,34 @@ impl Session {
     }
 
     /// Attaches the probes of a process's files.
-    pub fn add_files(&mut self, pid: Pid, files: Vec<FileProbes>) -> Result<(), SessionError> {
+    pub fn add_files(&mut self, pid: Pid, mut files: Vec<FileProbes>) -> Result<(), SessionError> {
+        for file in &mut files {
+            if let Some(known) = self.same_file(pid, file) {
+                file.identity = known;
+            }
+        }
         self.users.insert(pid, files.iter().map(|file| file.identity).collect());
         files.into_iter().try_for_each(|file| self.add_file(file))
+    }
+
+    /// The file by another name, whose probes this process passes already. Images that share a layer show its files on a device each, and
+    /// the kernel puts probes on the one file below: once for each name, if it is asked to.
+    fn same_file(&self, pid: Pid, file: &FileProbes) -> Option<(u64, u64)> {
+        let is_alike = |known: &&FileProbes| {
+            known.identity.1 == file.identity.1 && known.only == file.only && known.points == file.points
+        };
+        let mut alike = self.files.iter().filter(is_alike).peekable();
+        alike.peek()?;
+        if alike.clone().any(|known| known.identity == file.identity) {
+            return None;
+        }
+        file.are_in(pid, &self.attached()).then(|| alike.next().map(|known| known.identity)).flatten()
+    }
+
+    /// Groups whose probes are in all files now.
+    fn attached(&self) -> Vec<Group> {
+        let always = self.groups.iter().copied().filter(|group| !self.governor.governs(*group));
+        always.chain(self.governor.attached()).chain(self.demanded.iter().copied()).collect()
     }
 
     /// Detaches the oldest files that nobody runs any more, but for the last few.
@@ -186,9 +243,8 @@ impl Session {
         if self.files.iter().any(|known| known.identity == file.identity && known.only == file.only) {
             return Ok(());
         }
+        let now = self.attached();
         if let Some(probes) = &mut self.probes {
-            let always = self.groups.iter().copied().filter(|group| !self.governor.governs(*group));
-            let now = always.chain(self.governor.attached()).chain(self.demanded.iter().copied());
             for group in now {
                 file.attach(group, probes)?;
             }

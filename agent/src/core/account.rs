@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use agent_ebpf::{
     abi::family,
-    spec::{HITS_POSTGRES, LIBC_PROBES, POSTGRES_PROBES, PROBES, TRACEPOINTS},
+    spec::{HITS_CALIBRATION, HITS_POSTGRES, LIBC_PROBES, POSTGRES_PROBES, PROBES, TRACEPOINTS},
     state::{FamilyCounters, counter},
 };
 
@@ -119,6 +119,9 @@ fn probes(before: &SelfCost, now: &SelfCost) -> (Vec<ProbeHits>, Option<u64>) {
 }
 
 fn probe_name(slot: u64) -> String {
+    if slot == u64::from(HITS_CALIBRATION) {
+        return "calibration".to_owned();
+    }
     let uprobe =
         PROBES.iter().chain(POSTGRES_PROBES).chain(LIBC_PROBES).find(|probe| probe.id == slot).map(|probe| probe.name);
     let tracepoint = || {

@@ -182,6 +182,19 @@ pub struct Window {
     pub run_queue: Vec<RunQueue>,
 }
 
+impl Window {
+    /// For how long each part was watched that is not always.
+    #[must_use]
+    pub fn watched_ns(&self) -> [(&'static str, u64); 4] {
+        [
+            ("turns", self.turns_seen_ns.unwrap_or(self.duration_ns)),
+            ("phases", self.phases_seen_ns),
+            ("requests", self.requests_seen_ns),
+            ("thread_pool", self.pool_seen_ns.unwrap_or(self.duration_ns)),
+        ]
+    }
+}
+
 /// Where a thread's time went.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerPart {

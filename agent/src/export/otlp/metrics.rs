@@ -46,6 +46,9 @@ fn put_window(window: &model::Window, into: &mut Window) {
     if let Some(pool) = &window.thread_pool {
         put_pool(pool, into);
     }
+    for (part, ns) in window.watched_ns() {
+        into.time("agent.watched.time", ns, &[attribute("agent.watched.part", part)]);
+    }
     for queue in &window.run_queue {
         let attributes = [attribute("agent.thread.class", word(&queue.class))];
         into.histogram("agent.run_queue.latency", &queue.latency, &attributes);

@@ -30,6 +30,10 @@ const TURN: Metric =
 const TURNS: Metric = counter("nodejs_eventloop_turns_total", "Turns of the event loop.");
 const SLOW_TURNS: Metric = counter("nodejs_eventloop_slow_turns_total", "Turns that took longer than the threshold.");
 const THREAD_TIME: Metric = counter("nodejs_thread_time_seconds_total", "Time of threads, by state: all of it.");
+const WATCHED: Metric = counter(
+    "agent_watched_seconds_total",
+    "For how long a part of a process was watched: its figures are of that time. Probes that would be too dear come off for a while.",
+);
 const GC: Metric = histogram("v8js_gc_duration_seconds", "Pauses for garbage collection.");
 const POOL_QUEUE: Metric =
     gauge("nodejs_threadpool_queue_length_max", "Most items that waited for a thread at one time in the last window.");
@@ -105,6 +109,10 @@ fn put_window(into: &mut Registry, pid: u32, window: &Window) {
     }
     if let Some(pool) = &window.thread_pool {
         put_pool(into, pid, pool);
+    }
+    for (part, ns) in window.watched_ns() {
+        let labels = into.labels(pid, &[("part", part)]);
+        into.add(WATCHED, whose, labels, seconds(ns));
     }
 }
 
