@@ -29,7 +29,7 @@ use crate::{
     },
     counters::{Counters, Reason},
     decode::{self, Class, Decoder, Event, Frames, UserFrame, UserFrames},
-    limits::{GC_PAUSES_WINDOW_MAX, SLOW_TURNS_RUN_MAX, TARGETS_MAX},
+    limits::{GC_PAUSES_WINDOW_MAX, SLOW_TURNS_A_SECOND, SLOW_TURNS_AT_FIRST_MAX, TARGETS_MAX},
     report::{
         Body, Record, build,
         model::{End, EndReason, HeapLimit, Measure, SCHEMA_VERSION, StackId, Warning},
@@ -64,6 +64,7 @@ pub struct Core {
     account: Account,
     counters: Counters,
     slow_turns: u64,
+    first_slow_turn: Option<MonoNs>,
     out: Vec<Output>,
 }
 
@@ -355,11 +356,13 @@ impl Core {
     }
 
     fn slow_turn(&mut self, pid: Pid, turn: &SlowTurn) {
-        self.slow_turns += 1;
-        if self.slow_turns > SLOW_TURNS_RUN_MAX {
+        let since = *self.first_slow_turn.get_or_insert(turn.ended);
+        let seconds = turn.ended.since(since).0 / 1_000_000_000;
+        if self.slow_turns >= SLOW_TURNS_AT_FIRST_MAX.saturating_add(seconds.saturating_mul(SLOW_TURNS_A_SECOND)) {
             self.counters.add(Reason::SlowTurnOmitted);
             return;
         }
+        self.slow_turns += 1;
         self.record(turn.ended, pid, Body::SlowTurn(Box::new(build::slow_turn(turn, self.clock))));
         for stay in &turn.stays {
             self.need(stay.group.user_stack);

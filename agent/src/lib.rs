@@ -15,6 +15,7 @@ pub mod intake;
 pub mod kubernetes;
 pub mod limits;
 pub mod postgres;
+pub mod printable;
 pub mod probe;
 pub mod report;
 pub mod symbolize;

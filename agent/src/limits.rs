@@ -47,8 +47,10 @@ pub const RECENT_MAX: usize = 512;
 /// Slow turns that a window reports one by one, longest first.
 pub const SLOW_TURNS_WINDOW_MAX: usize = 16;
 
-/// Slow turns that a run reports one by one: 10 000 lines of about 1 KiB are 10 MiB of output.
-pub const SLOW_TURNS_RUN_MAX: u64 = 10_000;
+/// Slow turns that a run reports one by one, and so many more for each second since the first of them: 10 000 lines of about 1 KiB are
+/// 10 MiB of output, at first and in each hour from then on.
+pub const SLOW_TURNS_AT_FIRST_MAX: u64 = 10_000;
+pub const SLOW_TURNS_A_SECOND: u64 = 3;
 
 /// Stays off CPU, and pauses, that one slow turn lists, longest first.
 pub const SLOW_TURN_PARTS_MAX: usize = 8;

@@ -49,6 +49,7 @@ use crate::{
     govern::Budget,
     intake::Batch,
     limits::TARGETS_MAX,
+    printable::printable,
     probe::{attach::Settings, maps::monotonic_ns, tracefs},
     report::{
         Body, Record,
@@ -323,7 +324,8 @@ impl Driver {
         self.targets.push(pid);
         if !self.mission.quiet {
             let doing = self.mission.doing;
-            say(&format!("agent: {doing} pid {pid} ({}); Ctrl-C ends it with a report", facts.command.join(" ")));
+            let command = printable(&facts.command.join(" "));
+            say(&format!("agent: {doing} pid {pid} ({command}); Ctrl-C ends it with a report"));
         }
         info!("pid={pid} attached by {}", self.session.way.name());
         if let Some(pods) = self.resident.as_mut().and_then(|resident| resident.pods.as_mut()) {
@@ -633,6 +635,7 @@ impl Driver {
         if let Some(lookout) = &mut self.lookout {
             lookout.remove(pid);
         }
+        self.session.ended(pid);
         if let Some(resident) = &mut self.resident {
             resident.forget(pid);
             // Its threads' last states are in the records of their ends; what stays of it would fill the maps in time.

@@ -19,8 +19,11 @@ const TURN_COST: Duration = Duration::from_nanos(800);
 /// All that can come off; phases are told apart, as they have a switch of their own.
 const GOVERNED: [Group; 3] = [Group::Polls, Group::Pool, Group::Requests];
 
-/// CPUs that a group may take which is attached on suspicion, and for how long it is not attached again where it took more.
+/// CPUs that a group may take which is attached on suspicion. One that takes more comes off when it has taken so much in all, which is
+/// some seconds to see who it is, or at once if it takes far more; then it is not attached again for a while.
 const SUSPICION_MOST: f64 = 0.05;
+const SUSPICION_AT_ONCE: f64 = 0.25;
+const SUSPICION_SPENT: Duration = Duration::from_millis(300);
 const REFUSED: Duration = Duration::from_mins(1);
 
 /// One group.
@@ -41,6 +44,8 @@ pub struct Governor {
     groups: Vec<Governed>,
     /// When it was last looked, and the hits by then.
     last: (MonoNs, Vec<u64>),
+    /// What groups on suspicion have taken since they were attached.
+    spent: Vec<(Group, Duration)>,
     /// Groups that were too dear, and since when.
     refused: Vec<(Group, MonoNs)>,
 }
@@ -56,7 +61,14 @@ impl Governor {
             PhasesWanted::Auto => all.push(governed(Group::Phases, false)),
             PhasesWanted::Always => all.push(governed(Group::Phases, true)),
         }
-        Self { budget, hit_cost: UPROBE_COST, groups: all, last: (now, Vec::new()), refused: Vec::new() }
+        Self {
+            budget,
+            hit_cost: UPROBE_COST,
+            groups: all,
+            last: (now, Vec::new()),
+            spent: Vec::new(),
+            refused: Vec::new(),
+        }
     }
 
     /// A hit was measured to cost this; on a busy machine too much is measured, as everything else only adds.
@@ -123,16 +135,24 @@ impl Governor {
     pub fn too_dear(&mut self, now: MonoNs, hits: &[u64], demanded: &[Group]) -> Vec<Group> {
         let (before, then) = std::mem::replace(&mut self.last, (now, hits.to_vec()));
         let span = Duration::from_nanos(now.since(before).0).as_secs_f64();
-        let is_dear = |group: &Group| {
+        let cost = |group: &Group| {
             let groups: &[Group] = match group {
                 Group::Makers | Group::Takers => &[Group::Makers, Group::Takers],
                 other => std::slice::from_ref(other),
             };
             let sum = |hits: &[u64]| groups.iter().map(|group| hits_of(*group, hits)).sum::<u64>();
-            let hits = u32::try_from(sum(hits).saturating_sub(sum(&then))).unwrap_or(u32::MAX);
-            span > 0.0 && f64::from(hits) * self.hit_cost.as_secs_f64() / span > SUSPICION_MOST
+            self.hit_cost * u32::try_from(sum(hits).saturating_sub(sum(&then))).unwrap_or(u32::MAX)
         };
-        let dear: Vec<Group> = demanded.iter().copied().filter(is_dear).collect();
+        let before =
+            |group: &Group| self.spent.iter().find(|(of, _)| of == group).map_or(Duration::ZERO, |(_, spent)| *spent);
+        let spent: Vec<(Group, Duration)> =
+            demanded.iter().map(|group| (*group, before(group) + cost(group))).collect();
+        let is_dear = |(group, spent): &&(Group, Duration)| {
+            let share = cost(group).as_secs_f64() / span;
+            span > 0.0 && (share > SUSPICION_AT_ONCE || share > SUSPICION_MOST && *spent > SUSPICION_SPENT)
+        };
+        let dear: Vec<Group> = spent.iter().filter(is_dear).map(|(group, _)| *group).collect();
+        self.spent = spent;
         self.refused.extend(dear.iter().map(|group| (*group, now)));
         dear
     }

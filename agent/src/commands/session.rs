@@ -345,6 +345,11 @@ impl Session {
         self.release_files();
     }
 
+    /// A process is no more: it has no part of the budget. What was counted of it may still be read.
+    pub fn ended(&mut self, pid: Pid) {
+        self.users.remove(&pid);
+    }
+
     /// Notes that a batch has arrived.
     pub fn count(&mut self, batch: &Batch) {
         if let Some(received) = self.received.get_mut(batch.family as usize) {

@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 
 use super::message::{Level, level, message};
-use crate::report::Record;
+use crate::{printable::printable, report::Record};
 
 #[derive(Serialize)]
 struct Bunyan<'a> {
@@ -31,7 +31,7 @@ pub fn write_record(out: &mut impl Write, record: &Record) -> io::Result<()> {
         hostname: host_name(),
         pid: record.pid,
         time: &record.time,
-        msg: message(&record.body),
+        msg: printable(&message(&record.body)),
         record,
     };
     serde_json::to_writer(&mut *out, &line)?;

@@ -29,7 +29,10 @@ use tokio_rustls::{
 };
 
 use super::{KubernetesConfig, Surroundings, objects::Refusal};
-use crate::limits::{CREDENTIAL_BYTES_MAX, KUBERNETES_LIST_BYTES_MAX};
+use crate::{
+    limits::{CREDENTIAL_BYTES_MAX, KUBERNETES_LIST_BYTES_MAX},
+    printable::is_printable,
+};
 
 /// From the first packet to the head of the answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -115,7 +118,7 @@ impl Api {
         let body = timeout(PATIENCE, Limited::new(response.into_body(), 64 << 10).collect()).await;
         let bytes = body.ok().and_then(Result::ok).map(Collected::to_bytes).unwrap_or_default();
         let Refusal { code: _, message } = serde_json::from_slice(&bytes).unwrap_or_default();
-        let message = message.chars().filter(|c| !c.is_control()).take(MESSAGE_CHARS_MAX).collect();
+        let message = message.chars().filter(|c| is_printable(*c)).take(MESSAGE_CHARS_MAX).collect();
         Err(ApiError::Refused { server: self.server(), code: status.as_u16(), message })
     }
 

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     limits::{ATTRIBUTE_CHARS_MAX, KUBERNETES_OWNERS_MAX, KUBERNETES_PODS_MAX},
+    printable::is_printable,
     target::{container::Container, declared::SERVICE_NAME, identity::Attributes},
 };
 
@@ -193,7 +194,7 @@ fn image_name(image: &str) -> &str {
 }
 
 fn fit(value: &str) -> String {
-    value.chars().filter(|c| !c.is_control()).take(ATTRIBUTE_CHARS_MAX).collect()
+    value.chars().filter(|c| is_printable(*c)).take(ATTRIBUTE_CHARS_MAX).collect()
 }
 
 #[cfg(test)]

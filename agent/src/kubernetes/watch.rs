@@ -20,7 +20,7 @@ use super::{
     objects::{Change, Partial, PodList, Refusal},
     store::{ObjectKey, Store},
 };
-use crate::limits::KUBERNETES_LINE_BYTES_MAX;
+use crate::{limits::KUBERNETES_LINE_BYTES_MAX, printable::is_printable};
 
 /// What went well and what did not, since the beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -188,7 +188,7 @@ impl Watch {
             Some(Change::Refused(Refusal { code: 410, .. })) => return Ok(Some(End::Expired)),
             Some(Change::Refused(Refusal { code, message })) => {
                 let server = "the API server, within a watch,".to_owned();
-                let message = message.chars().filter(|c| !c.is_control()).take(300).collect();
+                let message = message.chars().filter(|c| is_printable(*c)).take(300).collect();
                 return Err(ApiError::Refused { server, code, message });
             }
             None => store.counts.malformed += 1,

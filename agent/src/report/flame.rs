@@ -18,6 +18,7 @@ pub use sums::{Sum, Sums};
 
 pub use super::model::Measure;
 use super::model::Truncated;
+use crate::printable::printable;
 
 /// What of a profile is looked at, and how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,15 +139,15 @@ impl Function {
     /// Name and place, as short as a reader of a graph wants them.
     #[must_use]
     pub fn label(&self) -> String {
-        let mut label = clean(if self.name.is_empty() { "?" } else { &self.name });
+        let mut label = printable(if self.name.is_empty() { "?" } else { &self.name });
         if let Some(file) = &self.file {
             let short = short_file(file);
             let _ = match self.line {
                 Some(line) if self.column.is_some_and(|column| column >= COLUMN_OF_MACHINES) => {
-                    write!(label, " ({}:{line}:{})", clean(short), self.column.unwrap_or(1))
+                    write!(label, " ({}:{line}:{})", printable(short), self.column.unwrap_or(1))
                 }
-                Some(line) => write!(label, " ({}:{line})", clean(short)),
-                None => write!(label, " ({})", clean(short)),
+                Some(line) => write!(label, " ({}:{line})", printable(short)),
+                None => write!(label, " ({})", printable(short)),
             };
         }
         label
@@ -160,11 +161,6 @@ const COLUMN_OF_MACHINES: u32 = 300;
 #[must_use]
 pub fn short_file(file: &str) -> &str {
     if file.starts_with("node:") { file } else { file.rsplit('/').find(|part| !part.is_empty()).unwrap_or(file) }
-}
-
-/// No control characters in foreign text.
-fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// How often a frame comes in a row; stacks that share it may differ there.

@@ -14,6 +14,7 @@ use log::debug;
 
 use crate::{
     limits::{PERF_MAP_ENTRIES_MAX, PERF_MAP_NAME_BYTES_MAX, PERF_MAP_NAMES_BYTES_MAX, PERF_MAP_READ_BYTES_MAX},
+    printable::is_printable,
     report::model::{Frame, FrameKind},
     target::procfs::{FileIdentity, Process},
     units::Pid,
@@ -97,7 +98,7 @@ impl PerfMap {
                 self.names.clear();
             }
             let Ok(at) = u32::try_from(self.names.len()) else { continue };
-            self.names.extend(name.chars().filter(|c| !c.is_control()));
+            self.names.extend(name.chars().filter(|c| is_printable(*c)));
             self.names.push('\n');
             self.code.push(Code { start, bytes, name: at });
         }

@@ -275,8 +275,10 @@ impl Symbolizer {
 }
 
 impl From<Decoded> for Answer {
+    /// Where only a function's begin is known, the code may just have been changing: it is asked again.
     fn from(Decoded { frames, proofs }: Decoded) -> Self {
-        Self { frames, proofs, lasts: true }
+        let lasts = frames.iter().all(|frame| !frame.start_line);
+        Self { frames, proofs, lasts }
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use super::procfs::{self, ProcError};
 use crate::{
     limits::{ATTRIBUTE_CHARS_MAX, DECLARED_ATTRIBUTES_MAX},
+    printable::is_printable,
     units::Pid,
 };
 
@@ -53,7 +54,7 @@ fn is_key(key: &str) -> bool {
 }
 
 fn is_value(value: &str) -> bool {
-    !value.is_empty() && value.chars().count() <= ATTRIBUTE_CHARS_MAX && !value.chars().any(char::is_control)
+    !value.is_empty() && value.chars().count() <= ATTRIBUTE_CHARS_MAX && value.chars().all(is_printable)
 }
 
 fn decoded(text: &str) -> Option<String> {

@@ -11,7 +11,7 @@ use super::{
     package::{self, Package},
     procfs::Process,
 };
-use crate::limits::ATTRIBUTE_CHARS_MAX;
+use crate::{limits::ATTRIBUTE_CHARS_MAX, printable::printable};
 
 /// Attributes by their names in OpenTelemetry's conventions.
 pub type Attributes = BTreeMap<String, String>;
@@ -97,10 +97,7 @@ impl Identity {
 
 /// A name that someone else chose, fit to be shown.
 fn clean(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
-        .take(ATTRIBUTE_CHARS_MAX)
-        .collect()
+    printable(text).chars().take(ATTRIBUTE_CHARS_MAX).collect()
 }
 
 #[cfg(test)]

@@ -329,7 +329,7 @@ pub fn trace(bench: &Bench, workload: &mut Workload, seconds: f64, args: &[&str]
 }
 
 /// A number that was not given before.
-fn fresh() -> u32 {
+pub fn fresh() -> u32 {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)

@@ -7,6 +7,7 @@ pub mod apt;
 mod node;
 mod npm;
 mod python;
+mod readers;
 mod workloads;
 
 use std::{
@@ -95,7 +96,11 @@ fn steps(purpose: Purpose) -> Result<(), Error> {
         node::debian()?;
         let lists = root().join("agent/tests/workloads/apps");
         npm::install("applications for the tests", &lists, &cache().join("apps"))?;
-        python::install("schemas of Kubernetes", &root().join("agent/tests/manifests/requirements.txt"))?;
+        readers::promtool()?;
+        python::install(
+            "schemas of Kubernetes and OpenTelemetry, a collector",
+            &root().join("agent/tests/manifests/requirements.txt"),
+        )?;
     }
     Ok(())
 }

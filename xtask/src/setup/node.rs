@@ -85,7 +85,7 @@ pub fn debian() -> Result<(), Error> {
 }
 
 /// An empty directory: what an interrupted run left there is gone.
-fn fresh(path: &Path) -> Result<PathBuf, Error> {
+pub fn fresh(path: &Path) -> Result<PathBuf, Error> {
     let io = |error| Error::Io { path: path.to_path_buf(), error };
     if path.exists() {
         fs::remove_dir_all(path).map_err(io)?;
@@ -95,7 +95,7 @@ fn fresh(path: &Path) -> Result<PathBuf, Error> {
 }
 
 /// Appears whole or not at all, in place of what is there.
-fn publish(partial: &Path, whole: &Path) -> Result<(), Error> {
+pub fn publish(partial: &Path, whole: &Path) -> Result<(), Error> {
     if whole.exists() {
         fs::remove_dir_all(whole).map_err(|error| Error::Io { path: whole.to_path_buf(), error })?;
     }

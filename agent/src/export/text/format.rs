@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use super::Style;
 use crate::aggregate::histogram::Histogram;
+/// Foreign text (a command line, a thread's name) is no command to the terminal.
+pub use crate::printable::printable as safe;
 
 /// Three digits and a unit: `812 ns`, `1.24 ms`, `81.0 ms`, `12.0 s`.
 #[must_use]
@@ -229,12 +231,6 @@ pub fn cut(text: &str, width: usize) -> String {
     let mut cut: String = text.chars().take(width.saturating_sub(1)).collect();
     cut.push('…');
     cut
-}
-
-/// Control characters in foreign text (a command line, a thread's name) do not reach the terminal.
-#[must_use]
-pub fn safe(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]
