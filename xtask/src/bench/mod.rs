@@ -4,6 +4,7 @@
 //! runs under steady load while a tool is attached and detached in turn. Each time with it is compared with the times
 //! before and after it, and the times without it with each other: that null control says what the noise alone shows.
 
+mod daemon;
 mod postgres;
 mod profile;
 mod server;
@@ -43,6 +44,8 @@ enum What {
     Profile,
     /// Locks of PostgreSQL, under `pgbench`
     Postgres,
+    /// `agent daemon` on 1 to 200 processes
+    Daemon,
 }
 
 #[derive(Args, Debug)]
@@ -82,6 +85,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
         Some(What::Alloc) => vec![Case::Alloc],
         Some(What::Profile) => return profile::bench(args),
         Some(What::Postgres) => return postgres::bench(args),
+        Some(What::Daemon) => return daemon::bench(args),
     };
     let mut table = String::from(HEAD);
     let mut structure = String::from(structure::HEAD);

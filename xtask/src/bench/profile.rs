@@ -84,14 +84,18 @@ fn switches(pid: u32) -> Result<u64, Error> {
 }
 
 /// Node.js running a script of its own; ends when dropped.
-struct Node(Child);
+pub struct Node(Child);
 
 impl Node {
-    fn start(version: &str, script: &str) -> Result<Self, Error> {
+    pub fn start(version: &str, script: &str) -> Result<Self, Error> {
         let node = cache().join("node").join(version).join("bin/node");
         let mut command = Command::new(node);
         command.args(["-e", script]).stdin(Stdio::null()).stdout(Stdio::null());
         command.spawn().map(Self).map_err(|source| Error::io("node", source))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
     }
 }
 
@@ -179,7 +183,7 @@ fn fifty(version: &str) -> Result<String, Error> {
         "setInterval(() => { let sum = 0; for (let i = 0; i < 20000; i++) sum += JSON.stringify({ i }).length; }, 100)";
     let nodes = (0..PROCESSES).map(|_| Node::start(version, work)).collect::<Result<Vec<_>, _>>()?;
     std::thread::sleep(Duration::from_secs(3));
-    let pids: Vec<u32> = nodes.iter().map(|node| node.0.id()).collect();
+    let pids: Vec<u32> = nodes.iter().map(Node::pid).collect();
     let begin = Instant::now();
     let attached = Tool::Profile.attach_all(&pids)?;
     let attach = begin.elapsed();

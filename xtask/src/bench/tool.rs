@@ -28,6 +28,8 @@ pub enum Tool {
     Perf,
     /// V8's own profiler, which the server switches on and off at a signal.
     Inspector,
+    /// `agent daemon` on all processes of the bench of its own.
+    Daemon,
     /// A program on `sched_switch` that does nothing: what the kernel's counting itself takes.
     Empty,
 }
@@ -45,13 +47,14 @@ impl Tool {
             Self::OffCpu => "agent profile --off-cpu",
             Self::Perf => "perf record -F 99 -g",
             Self::Inspector => "V8's profiler",
+            Self::Daemon => "agent daemon",
             Self::Empty => "an empty program",
         }
     }
 
     /// Whether it is the agent, by whichever command.
     fn is_agent(self) -> bool {
-        matches!(self, Self::Agent | Self::Profile | Self::OffCpu)
+        matches!(self, Self::Agent | Self::Profile | Self::OffCpu | Self::Daemon)
     }
 
     /// Starts it on a process and waits until it is in place.
@@ -69,6 +72,15 @@ impl Tool {
                 agent.args(["-v", "trace", "--pid", &pid, "--ndjson"]).arg(ndjson());
                 // What an earlier one left is not this one's first record.
                 let _ = fs::remove_file(ndjson());
+                agent
+            }
+            Self::Daemon => {
+                let config = root().join("target/bench-daemon.toml");
+                fs::write(&config, super::daemon::config())
+                    .map_err(|source| Error::io("target/bench-daemon.toml", source))?;
+                let _ = fs::remove_file(ndjson());
+                let mut agent = Command::new(agent());
+                agent.args(["daemon", "--config"]).arg(config);
                 agent
             }
             Self::Bpftrace => {
@@ -117,6 +129,9 @@ impl Tool {
                 // Said before it attaches them; what `BEGIN` prints is lost now and then.
                 self.wait_for(attached.child.stdout.take(), "Attaching")?;
                 std::thread::sleep(Duration::from_millis(1_500));
+            }
+            Self::Daemon => {
+                self.wait_for(attached.child.stderr.take(), "ready")?;
             }
             // They say nothing on being ready; loading and attaching takes them about half a second.
             Self::Profile | Self::OffCpu => {
@@ -208,6 +223,11 @@ impl Attached {
             std::thread::sleep(Duration::from_millis(2));
         }
         None
+    }
+
+    /// Since its start.
+    pub fn age(&self) -> Duration {
+        self.begin.elapsed()
     }
 
     /// What a uprobe hit costs, in nanoseconds, if the tool has said it by now.
