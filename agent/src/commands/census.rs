@@ -143,7 +143,6 @@ const PRIORITY: i32 = 10;
 
 /// A census that is being taken, on a thread of its own that gives way to all others.
 pub struct Counting {
-    pub begun: Instant,
     thread: JoinHandle<Result<Counted, HeapError>>,
 }
 
@@ -151,6 +150,8 @@ pub struct Counting {
 pub struct Counted {
     pub counter: Counter,
     pub count: Result<HeapCount, HeapError>,
+    /// When the reading began: a process is got to know before that, which may take longer.
+    pub begun: Instant,
     pub took: Duration,
 }
 
@@ -161,12 +162,12 @@ impl Counting {
             // A priority is a thread's own on Linux, and it is no harm if this one has none.
             let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), PRIORITY);
             let counter = known.map_or_else(|| Counter::of(pid), Ok)?;
-            let started = Instant::now();
-            let census = counter.count(1, time, &mut |_| started.elapsed() < time);
-            let took = started.elapsed();
-            Ok(Counted { counter, count: census.map(|(census, _)| summed_up(census, took)), took })
+            let begun = Instant::now();
+            let census = counter.count(1, time, &mut |_| begun.elapsed() < time);
+            let took = begun.elapsed();
+            Ok(Counted { counter, count: census.map(|(census, _)| summed_up(census, took)), begun, took })
         })?;
-        Ok(Self { begun: Instant::now(), thread })
+        Ok(Self { thread })
     }
 
     #[must_use]

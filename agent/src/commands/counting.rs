@@ -7,10 +7,7 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
-use super::{
-    census::{Counted, Counter, Counting},
-    driver::nanoseconds,
-};
+use super::census::{Counted, Counter, Counting};
 use crate::{
     report::model::{HeapCount, Memory},
     units::Pid,
@@ -93,12 +90,15 @@ impl HeapWatch {
                 return None;
             }
         };
-        let age = looked.saturating_duration_since(counting.begun);
-        let Counted { counter, count, took } =
+        let Counted { counter, count, begun, took } =
             counting.end()?.map_err(|error| debug!("objects are not counted: {error}")).ok()?;
         let pace = PACE.max(took.saturating_mul(PACE_TIMES));
         self.state = State::Waiting { counter: Box::new(counter), since: Instant::now(), pace };
         let count = count.map_err(|error| debug!("objects are not counted: {error}")).ok()?;
-        Some(HeapCount { age_ns: nanoseconds(age), ..count })
+        // An object is counted when it is come to, which is in the middle as a mean.
+        let middle = begun.checked_add(took / 2)?;
+        let ns = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
+        let age_ns = ns(looked.saturating_duration_since(middle)) - ns(middle.saturating_duration_since(looked));
+        Some(HeapCount { age_ns, ..count })
     }
 }

@@ -16,6 +16,8 @@ const RECURSION_MIN: usize = 8;
 /// Samples of a function in the last part of the history below which nothing is said of it.
 const SAMPLES_MIN: f64 = 10.0;
 
+const NS_PER_S: f64 = 1e9;
+
 /// How many times more of a request a function must take than at first.
 const GROWN: f64 = 1.3;
 
@@ -35,7 +37,9 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
     };
     let cpu_grows = dearer(&on_cpu_trend, thresholds.cost_ns)
         && on_cpu_trend.r2 >= thresholds.cost_r2
-        && is_busier(process, thresholds);
+        && matters(&on_cpu_trend, process.requests_between(&on_cpu), thresholds)
+        && is_busier(process, thresholds)
+        && !is_all_slower(process);
     if !cpu_grows && items.is_none() {
         return None;
     }
@@ -75,12 +79,43 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
     Some(finding)
 }
 
+/// What is gained is felt: in the latency of a request, or in what the loop has left for others.
+fn matters(trend: &Trend, requests: f64, thresholds: &Thresholds) -> bool {
+    let a_second = requests / trend.span_s;
+    trend.gained() >= thresholds.cost_felt_ns || trend.gained() * a_second / NS_PER_S >= thresholds.cost_load
+}
+
+/// Everything takes longer by the same factor, as on a machine whose neighbours have become busy: a list that grows takes a growing
+/// share of the samples, or of their depth. What too few samples tell, or one function that has been nearly all, is not this.
+fn is_all_slower(process: &Process) -> bool {
+    const SAMPLES_LEAST: f64 = 30.0;
+    /// Standard errors that a share must have grown by: of some dozens that grew by chance, the greatest is less.
+    const ERRORS: f64 = 3.0;
+    const DEEPER: f64 = 1.2;
+    /// A function that holds so much of the time, with hardly a call below it, has no share to gain.
+    const NEARLY_ALL: f64 = 0.6;
+    const CALLS: f64 = 2.0;
+    let Some([before, after]) = thirds(process) else { return false };
+    if before.samples < SAMPLES_LEAST || after.samples < SAMPLES_LEAST {
+        return false;
+    }
+    !after.by_function.iter().any(|(function, now)| {
+        let then = before.by_function.get(function);
+        let (old, new) = (then.map_or(0.0, |then| then.samples), now.samples);
+        let (old_share, new_share) = (old / before.samples, new / after.samples);
+        let both = (old + new) / (before.samples + after.samples);
+        let error = (both * (1.0 - both) * (1.0 / before.samples + 1.0 / after.samples)).sqrt();
+        let is_deeper = now.recurses() && now.depth_of() > DEEPER * then.map_or(0.0, InFunction::depth_of);
+        let is_nearly_all = old_share.min(new_share) >= NEARLY_ALL && now.is_own() && now.below_top() <= CALLS;
+        new_share - old_share > ERRORS * error || is_deeper || is_nearly_all
+    })
+}
+
 /// The loops as a whole have more to do, or all that they can do. Where only requests become fewer, what is done beside them is not
 /// their cost.
 fn is_busier(process: &Process, thresholds: &Thresholds) -> bool {
     /// Share of a CPU that leaves no room for more.
     const BUSY: f64 = 0.8;
-    const NS_PER_S: f64 = 1e9;
     let load = process.series(|point| Some(point.on_cpu_ns / NS_PER_S / point.length_s));
     Trend::of(&smooth(&load)).is_some_and(|trend| {
         trend.last >= BUSY
@@ -138,6 +173,7 @@ fn name((kind, operation): &(WorkKind, String)) -> String {
 #[derive(Default)]
 struct Spent<'a> {
     requests: f64,
+    samples: f64,
     by_function: BTreeMap<(&'a str, Option<&'a str>), InFunction<'a>>,
 }
 
@@ -167,6 +203,19 @@ impl InFunction<'_> {
     fn recurses(&self) -> bool {
         self.depth >= RECURSION_MIN
     }
+
+    #[expect(clippy::cast_precision_loss, reason = "frames of one stack")]
+    fn depth_of(&self) -> f64 {
+        self.depth as f64
+    }
+}
+
+/// The first and the last third. `None` without windows.
+fn thirds(process: &Process) -> Option<[Spent<'_>; 2]> {
+    let points: Vec<&Point> = process.windows.iter().collect();
+    let part = points.len().div_ceil(3);
+    let (head, tail) = (points.get(..part)?, points.get(points.len() - part..)?);
+    Some([spent(process, head), spent(process, tail)])
 }
 
 #[expect(clippy::cast_precision_loss, reason = "nanoseconds of minutes, and frames")]
@@ -178,6 +227,7 @@ fn spent<'a>(process: &'a Process, points: &[&Point]) -> Spent<'a> {
         for (id, samples) in samples {
             let Some(Stack { frames, .. }) = process.stacks.get(&id) else { continue };
             let ns = samples * point.profile.period_ns;
+            spent.samples += samples as f64;
             let mut seen = BTreeMap::<(&str, Option<&str>), (usize, usize, &Frame)>::new();
             for (at, frame) in frames.iter().enumerate().filter(|(_, frame)| frame.kind == FrameKind::Js) {
                 seen.entry((&frame.name, frame.file.as_deref())).or_insert((0, at, frame)).0 += 1;
@@ -212,10 +262,7 @@ fn functions(process: &Process, finding: &mut Finding) {
     const CYCLE_SHOWN: usize = 6;
     /// Of the growth of the function that grows most: its callers grow as much as it does, and tell less.
     const NEARLY_ALL: f64 = 0.8;
-    let points: Vec<&Point> = process.windows.iter().collect();
-    let part = points.len().div_ceil(3);
-    let (Some(head), Some(tail)) = (points.get(..part), points.get(points.len() - part..)) else { return };
-    let (before, after) = (spent(process, head), spent(process, tail));
+    let Some([before, after]) = thirds(process) else { return };
     if before.requests <= 0.0 || after.requests <= 0.0 {
         return;
     }

@@ -256,12 +256,19 @@ impl Process {
     #[must_use]
     pub fn requests_between(&self, series: &[(f64, f64)]) -> f64 {
         let (Some(first), Some(last)) = (series.first(), series.last()) else { return 0.0 };
-        let inside: Vec<&Point> =
-            self.windows.iter().filter(|point| point.at_s > first.0 && point.at_s <= last.0).collect();
-        let counted = inside.iter().filter_map(|point| point.requests);
-        let (sum, of) = counted.fold((0.0, 0usize), |(sum, of), requests| (sum + requests, of + 1));
-        // Windows in which they were not watched had as many as the others.
-        if of == 0 { 0.0 } else { sum * inside.len() as f64 / of as f64 }
+        self.requests_from(first.0, last.0)
+    }
+
+    /// Requests from one second to another, of windows the share that lies between; 0 where they were not counted.
+    #[must_use]
+    pub fn requests_from(&self, from_s: f64, to_s: f64) -> f64 {
+        let counted = self.windows.iter().filter_map(|point| {
+            let inside_s = point.at_s.min(to_s) - (point.at_s - point.length_s).max(from_s);
+            (inside_s > 0.0).then_some((point.requests? * inside_s / point.length_s, inside_s))
+        });
+        let (requests, seen_s) = counted.fold((0.0, 0.0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
+        // The time in which they were not watched, and what is after the last window, had as many as the rest.
+        if seen_s > 0.0 { requests * (to_s - from_s) / seen_s } else { 0.0 }
     }
 
     /// When the first window of a series ended.

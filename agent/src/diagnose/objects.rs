@@ -73,7 +73,7 @@ impl Grower {
 pub fn growers(process: &Process) -> Vec<Grower> {
     let mut all = censuses(process);
     let (Some((from_s, first)), Some((to_s, last))) = (all.next(), all.next_back()) else { return Vec::new() };
-    let requests = process.requests_between(&[(from_s, 0.0), (to_s, 0.0)]);
+    let requests = process.requests_from(from_s, to_s);
     let before =
         |one: &Constructor| first.constructors.iter().find(|old| old.name == one.name && old.place == one.place);
     // Of those that are not listed there is no more than of the last one that is.

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::report::{
     heap::Constructor,
-    model::{Finding, Heap, HeapCount, Memory},
+    model::{Finding, Frame, FrameKind, Heap, HeapCount, Memory, Profile, ProfileStack, Stack, StackId},
 };
 
 const MB: u64 = 1_000_000;
@@ -50,6 +50,50 @@ fn a_load_that_changes_is_no_cost() {
     assert!(cost_of(|_| 100.0, |t| 100.0 + 400.0 * (-t / 5.0).exp()).is_none());
     // Dearer for a while, and no more since.
     assert!(cost_of(|_| 100.0, |t| if t < 20.0 { 100.0 } else { 300.0 }).is_none());
+}
+
+/// A minute of 100 requests a second which cost half as much again at last; `walk` is the share of the samples that a function of its own
+/// has by then.
+fn cost_with_walk(walk: impl Fn(u32) -> u64) -> Option<Finding> {
+    let js = |name: &str| Frame { name: name.to_owned(), kind: FrameKind::Js, ..Frame::default() };
+    let stack = |name: &str| Stack {
+        frames: vec![Frame { file: Some("/srv/app.js".to_owned()), ..js(name) }.into(), js("onRequest").into()],
+        ..Stack::default()
+    };
+    let mut process = minute(|second| {
+        let samples = u64::from(20 + second / 2);
+        let of = |id, samples| ProfileStack { user_stack: Some(id), samples, ..ProfileStack::default() };
+        let walking = samples * walk(second) / 100;
+        let stacks = vec![
+            of(StackId(1), walking),
+            of(StackId(2), (samples - walking) / 2),
+            of(StackId(3), (samples - walking) / 2),
+        ];
+        Point {
+            requests: Some(100.0),
+            on_cpu_ns: f64::from(20 + second / 2) * 1e7,
+            profile: Profile { period_ns: 10_000_000, stacks, ..Profile::default() },
+            ..Point::default()
+        }
+    });
+    process.stacks = [(StackId(1), stack("walk")), (StackId(2), stack("parse")), (StackId(3), stack("answer"))].into();
+    cost::rule(&process, &Thresholds::default())
+}
+
+#[test]
+fn what_makes_everything_slower_is_no_list() {
+    assert!(cost_with_walk(|_| 20).is_none());
+    let found = cost_with_walk(|second| u64::from(10 + second)).unwrap();
+    assert!(found.evidence.iter().any(|line| line.text.starts_with("walk ")), "{found:?}");
+    // It was nearly all from the first.
+    assert!(cost_with_walk(|_| 90).is_some());
+}
+
+#[test]
+fn a_cost_that_nobody_feels_is_no_finding() {
+    let by = |ms: f64| cost_of(|_| 10.0, move |t| 2.0 + t * ms);
+    assert!(by(0.05).is_none());
+    assert!(by(2.0).is_some());
 }
 
 /// A heap of which each tenth second's collection leaves so much, over which the rest piles up until the next.

@@ -59,6 +59,9 @@ thresholds! {
     cost_ratio = 1.5;
     cost_ns = 100_000.0;
     cost_items = 2.0;
+    /// What a request has gained is felt when it is so many nanoseconds, or such a share of a CPU for all of a second.
+    cost_felt_ns = 5e6;
+    cost_load = 0.04;
     /// Share of the variation of a cost that a line must explain, of medians of some windows each: costs are noisy.
     cost_r2 = 0.6;
     /// Requests in a window that make its cost a figure.

@@ -98,6 +98,8 @@ fn start(plots: &[Plot]) -> Vec<Story> {
 /// What `agent diagnose` said of some processes, and all its records.
 struct Diagnosis {
     code: Option<i32>,
+    /// Where its records are.
+    file: PathBuf,
     findings: Vec<Value>,
     records: Vec<Value>,
 }
@@ -131,7 +133,7 @@ fn diagnose_whom(bench: &Bench, whom: &[&str], seconds: u32, args: &[&str]) -> D
     let lines: Vec<Value> = process.out.iter().map(|line| parse(line)).collect();
     let findings = lines.into_iter().filter(|line| text(line, "type") == "finding").collect();
     let records = std::fs::read_to_string(&all).unwrap().lines().map(parse).collect();
-    Diagnosis { code: status.code(), findings, records }
+    Diagnosis { code: status.code(), file: all, findings, records }
 }
 
 fn is_of(record: &Value, pid: u32) -> bool {
@@ -260,8 +262,7 @@ fn what_is_made_for_each_request_and_kept_is_found_and_its_maker_named() {
         }
     }
     // The records alone tell the same again.
-    let records = bench.dir.path().join(format!("{}.ndjson", stories[0].server.pid()));
-    let report = agent_command(&["report", records.to_str().unwrap()]).output().unwrap();
+    let report = agent_command(&["report", diagnosis.file.to_str().unwrap()]).output().unwrap();
     let report = String::from_utf8_lossy(&report.stdout).into_owned();
     for title in ["Global handles are made and not released", "Native memory grows"] {
         assert!(report.contains(title), "{title}: {report}");

@@ -29,8 +29,8 @@ pub struct Memory {
 /// Live objects of a process by constructor, as `agent heap` counts them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HeapCount {
-    /// From its begin to the end of the window.
-    pub age_ns: u64,
+    /// From the middle of the count to the end of the window; negative where that came first, at the end of a trace.
+    pub age_ns: i64,
     pub duration_ns: u64,
     /// Of all constructors, also of those that are not listed.
     pub objects: u64,
