@@ -18,6 +18,9 @@ const SAMPLES_MIN: f64 = 10.0;
 
 const NS_PER_S: f64 = 1e9;
 
+/// A machine whose neighbours have become busy is slower by no more than this.
+const SLOWER_MACHINE: f64 = 2.0;
+
 /// How many times more of a request a function must take than at first.
 const GROWN: f64 = 1.3;
 
@@ -39,7 +42,7 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
         && on_cpu_trend.r2 >= thresholds.cost_r2
         && matters(&on_cpu_trend, process.requests_between(&on_cpu), thresholds)
         && is_busier(process, thresholds)
-        && !is_all_slower(process);
+        && (on_cpu_trend.last > SLOWER_MACHINE * on_cpu_trend.first || !is_all_slower(process));
     if !cpu_grows && items.is_none() {
         return None;
     }
@@ -92,9 +95,10 @@ fn is_all_slower(process: &Process) -> bool {
     /// Standard errors that a share must have grown by: of some dozens that grew by chance, the greatest is less.
     const ERRORS: f64 = 3.0;
     const DEEPER: f64 = 1.2;
-    /// A function that holds so much of the time, with hardly a call below it, has no share to gain.
+    /// A function that holds so much of the time, with few calls below it or with many of its own, has no share to gain, and a stack
+    /// has no room for more of it.
     const NEARLY_ALL: f64 = 0.6;
-    const CALLS: f64 = 2.0;
+    const CALLS: f64 = 4.0;
     let Some([before, after]) = thirds(process) else { return false };
     if before.samples < SAMPLES_LEAST || after.samples < SAMPLES_LEAST {
         return false;
@@ -106,7 +110,8 @@ fn is_all_slower(process: &Process) -> bool {
         let both = (old + new) / (before.samples + after.samples);
         let error = (both * (1.0 - both) * (1.0 / before.samples + 1.0 / after.samples)).sqrt();
         let is_deeper = now.recurses() && now.depth_of() > DEEPER * then.map_or(0.0, InFunction::depth_of);
-        let is_nearly_all = old_share.min(new_share) >= NEARLY_ALL && now.is_own() && now.below_top() <= CALLS;
+        let walks = now.recurses() || now.below_top() <= CALLS;
+        let is_nearly_all = old_share.min(new_share) >= NEARLY_ALL && now.is_own() && walks;
         new_share - old_share > ERRORS * error || is_deeper || is_nearly_all
     })
 }

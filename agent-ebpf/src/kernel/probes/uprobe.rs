@@ -136,10 +136,8 @@ fn probe(ctx: &ProbeContext) -> u32 {
         id::GC_SCAVENGE => state.gc_collectors |= collector::SCAVENGE,
         id::GC_MARK_COMPACT => {
             state.gc_collectors |= collector::MARK_COMPACT;
-            // Of one whose begin was not seen, the end will not be counted either.
-            if state.gc_started_ns != 0 {
-                thread::count_collection(state.tgid, true);
-            }
+            // Also of one whose begin was not seen: a count too many costs a second look, one too few a wrong name.
+            thread::count_collection(state.tgid, true);
         }
         id::GC_MINOR_MARK_SWEEP => state.gc_collectors |= collector::MINOR_MARK_SWEEP,
         id::GC_END => gc_end(state),
@@ -335,12 +333,13 @@ fn enter_job(state: &mut ThreadState, gc_job: u32) {
 
 #[inline(always)]
 fn gc_end(state: &mut ThreadState) {
+    thread::count_collection(state.tgid, state.gc_collectors & collector::MARK_COMPACT != 0);
     if state.gc_started_ns == 0 {
+        state.gc_collectors = 0;
         return;
     }
     let now = now_ns();
     state.ledger.gc_ns += now.wrapping_sub(state.gc_started_ns);
-    thread::count_collection(state.tgid, state.gc_collectors & collector::MARK_COMPACT != 0);
     let state = &*state;
     send::<GcPause>(family::V8, |record| {
         // SAFETY: `record` is a reservation of exactly this type.
