@@ -52,7 +52,7 @@ fn a_load_that_changes_is_no_cost() {
     assert!(cost_of(|_| 100.0, |t| if t < 20.0 { 100.0 } else { 300.0 }).is_none());
 }
 
-/// A minute of 100 requests a second which cost half as much again at last; `walk` is the share of the samples that a function of its own
+/// A minute of 100 requests a second which cost nearly twice as much at last; `walk` is the share of the samples that a function of its own
 /// has by then.
 fn cost_with_walk(walk: impl Fn(u32) -> u64) -> Option<Finding> {
     let js = |name: &str| Frame { name: name.to_owned(), kind: FrameKind::Js, ..Frame::default() };
@@ -61,7 +61,7 @@ fn cost_with_walk(walk: impl Fn(u32) -> u64) -> Option<Finding> {
         ..Stack::default()
     };
     let mut process = minute(|second| {
-        let samples = u64::from(20 + second / 2);
+        let samples = u64::from(20 + second / 3);
         let of = |id, samples| ProfileStack { user_stack: Some(id), samples, ..ProfileStack::default() };
         let walking = samples * walk(second) / 100;
         let stacks = vec![
@@ -71,7 +71,7 @@ fn cost_with_walk(walk: impl Fn(u32) -> u64) -> Option<Finding> {
         ];
         Point {
             requests: Some(100.0),
-            on_cpu_ns: f64::from(20 + second / 2) * 1e7,
+            on_cpu_ns: f64::from(20 + second / 3) * 1e7,
             profile: Profile { period_ns: 10_000_000, stacks, ..Profile::default() },
             ..Point::default()
         }
