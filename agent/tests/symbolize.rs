@@ -179,7 +179,7 @@ fn functions_of_every_version_have_their_names() {
                 }
                 asked += 1;
                 let frame = named(&mut symbolizer, &node, at);
-                assert_eq!(frame.module.as_deref(), Some("node"));
+                assert_eq!(frame.module.as_deref(), Some("node"), "{names:?} {frame:?}");
                 mangled += u32::from(frame.name.starts_with("_Z"));
                 if !agrees(&frame, names) {
                     wrong.push((names.clone(), frame));

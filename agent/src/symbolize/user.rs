@@ -9,7 +9,7 @@ use super::{
     kept::{Asked, Frames, Trust},
     unknown,
     v8::{
-        frames::{Decoded, Seen, is_interpreter},
+        frames::{Decoded, Seen, is_interpreter, is_interpreters_entry},
         proof::Proof,
     },
 };
@@ -201,7 +201,7 @@ impl Symbolizer {
     fn builtin(&mut self, pid: Pid, asked: Asked, symbol: Frame, heap: bool) -> Answer {
         let seen = asked.seen;
         // The interpreter runs a function, also where that could not be read, as it was just being moved.
-        if seen.object == 0 && is_interpreter(&symbol.name) {
+        if seen.object == 0 && is_interpreters_entry(&symbol.name) {
             return Answer::passing(javascript());
         }
         if heap && let Some(v8) = self.v8(pid) {

@@ -317,7 +317,11 @@ fn wasm_frame() -> Frame {
 /// Code of the interpreter itself: it says nothing beside the function that it runs.
 #[must_use]
 pub fn is_interpreter(builtin: &str) -> bool {
-    builtin.ends_with("Handler")
-        || builtin.starts_with("InterpreterEntryTrampoline")
-        || builtin.starts_with("InterpreterEnterAt")
+    builtin.ends_with("Handler") || is_interpreters_entry(builtin)
+}
+
+/// Of it, what calls the code of each bytecode: there returns to it what a function calls.
+#[must_use]
+pub fn is_interpreters_entry(builtin: &str) -> bool {
+    builtin.starts_with("InterpreterEntryTrampoline") || builtin.starts_with("InterpreterEnterAt")
 }
