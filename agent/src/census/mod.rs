@@ -16,6 +16,7 @@
 //! objects that a stale word on a stack still leads to count as alive. Nothing that is read is believed without a check: an
 //! object is what has a Map, a Map is what has the Map of Maps, and no loop is longer than the memory that it walks over.
 
+pub mod fixture;
 pub mod mark;
 pub mod names;
 pub mod pages;

@@ -2,8 +2,8 @@
 //!
 //! A heap is a row of chunks: each begins with its size, whose lowest bit says whether the chunk before is in use. Small chunks that
 //! were freed just now stay marked as used, and are in lists: their first word is a link to another one, mangled with its own place
-//! since 2.32; before, only those in the cache are found, a table in the heap's first chunk. Another allocator has no such rows; then
-//! nothing is found, and all of it counts as used.
+//! since 2.32; before, only those in the cache are found, a table in the heap's first chunk. A cache is a thread's, and holds chunks of
+//! any heap. Another allocator has no such rows; then nothing is found, and all of it counts as used.
 
 use std::ops::Range;
 
@@ -19,6 +19,9 @@ const PREVIOUS_IN_USE: u64 = 1;
 
 /// Address of a chunk to the address of what it was asked for.
 const HEAD_BYTES: u64 = 16;
+
+/// What a chunk uses of the next one's head, which needs it only once this chunk is free.
+const TAIL_BYTES: u64 = 8;
 
 /// `tcache_perthread_struct`: counts and heads of 64 lists.
 const CACHE_BYTES: u64 = 0x290;
@@ -75,9 +78,9 @@ fn walk(memory: &impl Memory, row: Range<u64>) -> Option<Vec<Range<u64>>> {
             return Some(free);
         }
         let [of_next, first_of_next] = head_at(next)?;
-        let is_free = of_next & PREVIOUS_IN_USE == 0 || is_listed(memory, at + HEAD_BYTES, first, bytes, &row);
+        let is_free = of_next & PREVIOUS_IN_USE == 0 || is_listed(memory, at + HEAD_BYTES, first, bytes);
         if is_free && free.len() < MALLOC_FREE_MAX {
-            free.push(at + HEAD_BYTES..next);
+            free.push(at + HEAD_BYTES..next + TAIL_BYTES);
         }
         // The top of an arena's heap ends before the mapping does.
         if of_next == 0 {
@@ -90,16 +93,16 @@ fn walk(memory: &impl Memory, row: Range<u64>) -> Option<Vec<Range<u64>>> {
 }
 
 /// The first word of a chunk is a mangled link, to a chunk of the same size or to none: the chunk waits in a list.
-fn is_listed(memory: &impl Memory, at: u64, first: u64, bytes: u64, row: &Range<u64>) -> bool {
+fn is_listed(memory: &impl Memory, at: u64, first: u64, bytes: u64) -> bool {
     /// The largest chunks of the cache; other lists have smaller ones.
     const LISTED_BYTES_MAX: u64 = 1056;
     let link = first ^ (at >> 12);
     if bytes > LISTED_BYTES_MAX || link == 0 {
         return bytes <= LISTED_BYTES_MAX;
     }
-    // The cache's links lead to what was asked for, the others' to the chunk.
+    // The cache's links lead to what was asked for, the others' to the chunk; the next one may lie in another heap.
     let is_same = |size_at: u64| memory.word_at(UserAddr(size_at)).is_ok_and(|size| size & !FLAGS == bytes);
-    row.contains(&link) && link.is_multiple_of(16) && (is_same(link - 8) || is_same(link + 8))
+    link.is_multiple_of(16) && (is_same(link - 8) || is_same(link + 8))
 }
 
 /// Chunks in a thread's cache.
@@ -116,7 +119,7 @@ fn cached(memory: &impl Memory, cache: u64, row: &Range<u64>, free: &mut Vec<Ran
             if end > row.end || size & !FLAGS != (list + 2) * 16 {
                 break;
             }
-            free.push(at..end);
+            free.push(at..end + TAIL_BYTES);
             // The link is mangled with its own place since 2.32.
             at = next ^ (at >> 12);
         }
@@ -130,7 +133,9 @@ mod tests {
 
     const HEAP: u64 = 0x10_0000;
 
-    /// Chunks of 48 bytes, of which some are free, and one waits in a list.
+    const OTHER_HEAP: u64 = 0x40_0000;
+
+    /// Chunks of 48 bytes, of which some are free, and some wait in lists.
     #[test]
     fn chunks_that_are_free_are_found() {
         let mut words = Vec::new();
@@ -142,6 +147,8 @@ mod tests {
             let first = match chunk {
                 6 => (HEAP + 9 * 48 + HEAD_BYTES) ^ (at >> 12),
                 9 => at >> 12,
+                // This one leads into another heap.
+                14 => (OTHER_HEAP + HEAD_BYTES) ^ (at >> 12),
                 _ => chunk,
             };
             words.extend([0, size, first, 1, 2, 3]);
@@ -151,8 +158,12 @@ mod tests {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let row = HEAP..HEAP + bytes.len() as u64;
         memory.map(UserAddr(HEAP), bytes);
-        let free: Vec<u64> = free(&memory, &row, true).iter().map(|range| (range.start - HEAP) / 48).collect();
-        assert_eq!(free, [3, 6, 9, 20]);
+        memory.map(UserAddr(OTHER_HEAP), [0_u64, 0x31, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect());
+        let free = free(&memory, &row, true);
+        let numbers: Vec<u64> = free.iter().map(|range| (range.start - HEAP) / 48).collect();
+        assert_eq!(numbers, [3, 6, 9, 14, 20]);
+        // With the first word of the next chunk.
+        assert_eq!(free.first(), Some(&(HEAP + 3 * 48 + HEAD_BYTES..HEAP + 4 * 48 + TAIL_BYTES)));
         assert_eq!(super::free(&memory, &(HEAP + 8..row.end), true), []);
         assert_eq!(super::free(&memory, &(row.end..row.end + 4096), true), []);
     }

@@ -1,0 +1,25 @@
+//! Live objects of a heap, and the chunks and handles beside it: of a process that is corrupt, or that lies.
+#![no_main]
+
+use agent::{
+    census::fixture,
+    target::{handles, malloc, memory::Fixture},
+    units::UserAddr,
+};
+
+/// Where a heap of the C library may begin: at a multiple of 64 MiB.
+const ROW: u64 = 64 << 20;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let words: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    let _ = fixture::of(&words);
+    let mut memory = Fixture::default();
+    memory.map(UserAddr(ROW), bytes.to_vec());
+    for is_brk in [true, false] {
+        let _ = malloc::free(&memory, &(ROW..ROW + bytes.len() as u64), is_brk);
+    }
+    for at in (0..bytes.len() as u64).step_by(64).take(16) {
+        let _ = handles::count(&memory, UserAddr(ROW + at));
+        let _ = handles::first(&memory, UserAddr(ROW + at), 100);
+    }
+});
