@@ -101,7 +101,10 @@ impl Core {
                     process.book.pool.learn(vtable, class.as_deref());
                 }
             }
-            Input::Symbolized { stack, frames, truncated } => {
+            Input::Symbolized { stack, frames, truncated, at } => {
+                if let Some(delay) = at.and_then(|at| self.stacks.delay(stack, at)) {
+                    self.account.named(delay);
+                }
                 if let Some((pid, at, body)) = self.stacks.symbolized(stack, frames, truncated) {
                     self.record(at, pid, body);
                 }

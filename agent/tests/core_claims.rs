@@ -290,7 +290,7 @@ fn a_stack_that_no_line_speaks_of_has_no_line() {
     for id in [77, 78] {
         run.record(family::STACK, &synthetic::user_stack(PID, BEGIN, id, &[id]));
         let frame = Frame { name: format!("f{id}"), ..Frame::default() };
-        run.step(Input::Symbolized { stack: StackId(id), frames: vec![Arc::new(frame)], truncated: None });
+        run.step(Input::Symbolized { stack: StackId(id), frames: vec![Arc::new(frame)], truncated: None, at: None });
     }
     run.tick(&[&main], BEGIN + 1000 * MS);
     assert!(stacks_shown(&run).is_empty());
@@ -299,6 +299,25 @@ fn a_stack_that_no_line_speaks_of_has_no_line() {
         run.tick(&[&main], BEGIN + second * 1000 * MS);
     }
     assert_eq!(stacks_shown(&run), [StackId(78)]);
+}
+
+#[test]
+fn how_long_a_stack_waited_for_its_names_is_in_the_books() {
+    let mut run = Run::new();
+    let main = Thread::new(PID, BEGIN);
+    for (id, delay) in [(77, 3 * MS), (78, 5 * MS)] {
+        run.record(family::STACK, &synthetic::user_stack(PID, BEGIN, id, &[id]));
+        let at = Some(MonoNs(BEGIN + delay));
+        run.step(Input::Symbolized { stack: StackId(id), frames: Vec::new(), truncated: None, at });
+    }
+    for second in 1..=2 {
+        run.tick(&[&main], BEGIN + second * 1000 * MS);
+    }
+    let naming = run.records.iter().filter_map(|record| match &record.body {
+        Body::Agent(agent) => Some((agent.naming.count(), agent.naming.min(), agent.naming.max())),
+        _ => None,
+    });
+    assert_eq!(naming.collect::<Vec<_>>(), [(2, 3 * MS, 5 * MS), (0, 0, 0)]);
 }
 
 #[test]
@@ -339,7 +358,12 @@ fn stacks_that_say_the_same_are_one() {
         |line, column| Arc::new(Frame { name: "f".into(), line: Some(line), column: Some(column), ..Frame::default() });
     for (id, line, column) in [(77, 5, 1), (78, 5, 9), (79, 6, 1)] {
         run.record(family::STACK, &synthetic::user_stack(PID, BEGIN, id, &[id]));
-        run.step(Input::Symbolized { stack: StackId(id), frames: vec![frame(line, column)], truncated: None });
+        run.step(Input::Symbolized {
+            stack: StackId(id),
+            frames: vec![frame(line, column)],
+            truncated: None,
+            at: None,
+        });
         run.record(family::SAMPLE, synthetic::sample(PID, BEGIN + id, id).as_bytes());
     }
     run.tick(&[&main], BEGIN + 1000 * MS);

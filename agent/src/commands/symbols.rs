@@ -23,7 +23,7 @@ use crate::{
         source_map::SourceMaps,
         v8::suspended::Place,
     },
-    units::Pid,
+    units::{MonoNs, Pid},
 };
 
 /// Questions that may wait: more stacks than that are new only in the first moments of a trace.
@@ -110,6 +110,7 @@ struct NamedStack {
     pid: Pid,
     stack: StackId,
     named: Named,
+    at: MonoNs,
     /// Of scripts that no stack before this one had.
     references: Vec<Reference>,
 }
@@ -117,12 +118,12 @@ struct NamedStack {
 /// Puts frames back into the sources that their scripts were made of.
 fn map_all(inbox: &Receiver<Vec<NamedStack>>, answers: &UnboundedSender<Input>, directory: Option<&Path>) {
     let mut maps = SourceMaps::new(directory);
-    for NamedStack { pid, stack, named: Named { frames, truncated }, references } in inbox.iter().flatten() {
+    for NamedStack { pid, stack, named: Named { frames, truncated }, at, references } in inbox.iter().flatten() {
         for Reference { file, url } in references {
             maps.refer(pid, &file, &url);
         }
         let frames = frames.into_iter().map(|frame| maps.apply(pid, &frame).map_or(frame, Arc::new)).collect();
-        if answers.send(Input::Symbolized { stack, frames, truncated }).is_err() {
+        if answers.send(Input::Symbolized { stack, frames, truncated, at: Some(at) }).is_err() {
             return;
         }
     }
@@ -146,7 +147,7 @@ fn answer_all(
             Output::NeedSymbols { stack, pid, frames } => {
                 let named = symbolizer.symbolize(pid, &frames);
                 let references = references.of_new(&mut symbolizer, pid, &named.frames);
-                together.push(NamedStack { pid, stack, named, references });
+                together.push(NamedStack { pid, stack, named, at: monotonic_ns(), references });
                 None
             }
             Output::NeedAwaits { pid } => Some(awaits(&mut symbolizer, pid)),
@@ -195,7 +196,7 @@ fn unanswered(question: &Output) -> Option<Input> {
     match question {
         Output::Record(_) => None,
         Output::NeedSymbols { stack, .. } => {
-            Some(Input::Symbolized { stack: *stack, frames: Vec::new(), truncated: None })
+            Some(Input::Symbolized { stack: *stack, frames: Vec::new(), truncated: None, at: None })
         }
         Output::NeedAwaits { pid } => Some(Input::Awaits { pid: *pid, at: monotonic_ns(), awaits: Vec::new() }),
         Output::NeedWorkClass { pid, vtable } => Some(Input::WorkClass { pid: *pid, vtable: *vtable, class: None }),

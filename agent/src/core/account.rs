@@ -10,9 +10,10 @@ use agent_ebpf::{
 
 use super::{FAMILIES, HitCost, SelfCost, Tick};
 use crate::{
+    aggregate::histogram::Histogram,
     counters::Counters,
     report::model::{AgentCost, FamilyAccount, ProbeHits},
-    units::MonoNs,
+    units::{DurationNs, MonoNs},
 };
 
 /// From here on, slots of the kernel half's `HITS` map are tracepoints; below, they are uprobes by id.
@@ -25,6 +26,7 @@ pub struct Account {
     decoded: [u64; FAMILIES],
     received: [u64; FAMILIES],
     families: [FamilyCounters; FAMILIES],
+    naming: Histogram,
 }
 
 impl Default for Account {
@@ -35,6 +37,7 @@ impl Default for Account {
             decoded: [0; FAMILIES],
             received: [0; FAMILIES],
             families: [FamilyCounters { emitted: 0, dropped: 0 }; FAMILIES],
+            naming: Histogram::default(),
         }
     }
 }
@@ -48,6 +51,11 @@ impl Account {
         if let Some(n) = self.decoded.get_mut(family as usize) {
             *n += 1;
         }
+    }
+
+    /// A stack has its names, so long after it was taken.
+    pub fn named(&mut self, delay: DurationNs) {
+        self.naming.record(delay.0);
     }
 
     /// The books as of the last tick.
@@ -92,6 +100,7 @@ impl Account {
             bpf_run_ns: now.bpf_run_ns.map(|ns| ns.saturating_sub(before.bpf_run_ns.unwrap_or(0))),
             probes,
             probe_cost_ns,
+            naming: std::mem::take(&mut self.naming),
             families: self.families(),
             kernel_counters,
             counters: counters.nonzero().map(|(name, n)| (name.to_owned(), n)).collect(),

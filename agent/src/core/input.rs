@@ -41,7 +41,8 @@ pub enum Input {
     /// Answer to [`super::Output::NeedWorkClass`]; `None` if the vtable has no name.
     WorkClass { pid: Pid, vtable: UserAddr, class: Option<String> },
     /// Answer to [`super::Output::NeedSymbols`].
-    Symbolized { stack: StackId, frames: Vec<Arc<Frame>>, truncated: Option<Truncated> },
+    /// `at` is when the names had been found; `None` where nobody looked.
+    Symbolized { stack: StackId, frames: Vec<Arc<Frame>>, truncated: Option<Truncated>, at: Option<MonoNs> },
     /// The trace ends; the driver detached, drained and sent its last tick before.
     Stop { now: MonoNs, reason: EndReason },
 }

@@ -18,7 +18,7 @@ use crate::{
         Body,
         model::{Frame, Stack, StackId, Truncated},
     },
-    units::{MonoNs, Pid},
+    units::{DurationNs, MonoNs, Pid},
 };
 
 #[derive(Debug)]
@@ -78,6 +78,13 @@ impl Stacks {
         };
         self.kept.insert(id, Kept { pid, at, space, needed: false, stage });
         question
+    }
+
+    /// How long it took until a user stack had its names. Those of kernel stacks are looked up when a line speaks of them.
+    #[must_use]
+    pub fn delay(&self, id: StackId, named: MonoNs) -> Option<DurationNs> {
+        let kept = self.kept.get(&id.0).filter(|kept| kept.space == Space::User)?;
+        Some(named.since(kept.at))
     }
 
     /// The stack that is to be spoken of in this one's place: the first that said the same.

@@ -120,6 +120,8 @@ struct Symbolized {
     stack: StackId,
     frames: Vec<Arc<Frame>>,
     truncated: Option<Truncated>,
+    #[serde(default)]
+    at: Option<MonoNs>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -175,8 +177,10 @@ impl<W: Write> Writer<W> {
             Input::WorkClass { pid, vtable, class } => {
                 self.json(tag::WORK_CLASS, &WorkClass { pid: *pid, vtable: *vtable, class: class.clone() })?
             }
-            Input::Symbolized { stack, frames, truncated } => self
-                .json(tag::SYMBOLIZED, &Symbolized { stack: *stack, frames: frames.clone(), truncated: *truncated })?,
+            Input::Symbolized { stack, frames, truncated, at } => self.json(
+                tag::SYMBOLIZED,
+                &Symbolized { stack: *stack, frames: frames.clone(), truncated: *truncated, at: *at },
+            )?,
             Input::Stop { now, reason } => self.json(tag::STOP, &Stop { now: *now, reason: *reason })?,
         };
         let len = u32::try_from(self.frame.len())
@@ -324,8 +328,8 @@ fn parse(tag: u8, payload: Bytes) -> Result<Input, &'static str> {
             Input::WorkClass { pid, vtable, class }
         }
         tag::SYMBOLIZED => {
-            let Symbolized { stack, frames, truncated } = json(&payload)?;
-            Input::Symbolized { stack, frames, truncated }
+            let Symbolized { stack, frames, truncated, at } = json(&payload)?;
+            Input::Symbolized { stack, frames, truncated, at }
         }
         tag::STOP => {
             let Stop { now, reason } = json(&payload)?;

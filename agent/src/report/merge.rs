@@ -138,6 +138,7 @@ pub fn merge_cost(sum: &mut AgentCost, other: &AgentCost) {
         bpf_run_ns,
         probes,
         probe_cost_ns,
+        naming,
         families,
         kernel_counters,
         counters,
@@ -160,6 +161,7 @@ pub fn merge_cost(sum: &mut AgentCost, other: &AgentCost) {
             sum.probes.push(probe.clone());
         }
     }
+    sum.naming.merge(naming);
     sum.families.clone_from(families);
     sum.kernel_counters.clone_from(kernel_counters);
     sum.counters.clone_from(counters);

@@ -229,7 +229,7 @@ fn answer(output: &Output) -> Option<Input> {
                 ],
             };
             let frames = frames.into_iter().map(Arc::new).collect();
-            Some(Input::Symbolized { stack: *stack, frames, truncated: None })
+            Some(Input::Symbolized { stack: *stack, frames, truncated: None, at: None })
         }
         // A process in whose heap no call is suspended.
         Output::NeedAwaits { pid } => Some(Input::Awaits { pid: *pid, at: MonoNs(0), awaits: Vec::new() }),

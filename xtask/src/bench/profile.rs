@@ -15,7 +15,10 @@ use super::{
     structure::{Stats, run_times},
     tool::{Tool, ndjson},
 };
-use crate::run::{Error, cache, root, say};
+use crate::{
+    run::{Error, ask, cache, line_of, root, say},
+    toolchain::host_cargo,
+};
 
 const INTRODUCTION: &str = "\
 # What profiles cost
@@ -46,10 +49,10 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
         eprintln!("{table}");
     }
     let walk = walk(&args.node)?;
-    let fifty = fifty(&args.node)?;
+    let (naming, fifty) = (naming(&args.node)?, fifty(&args.node)?);
     let text = format!(
         "{INTRODUCTION}\nNode.js {}, halves of {} ms. Load average of the machine after each case: {}; switches of the server's threads \
-         in a second of it, with nothing attached: {}.\n\n{table}\n{walk}\n{fifty}",
+         in a second of it, with nothing attached: {}.\n\n{table}\n{walk}\n{naming}\n{fifty}",
         args.node,
         args.half,
         loads.join(", "),
@@ -154,6 +157,50 @@ fn walk(version: &str) -> Result<String, Error> {
         );
     }
     Ok(text)
+}
+
+/// How fast frames are named, and how soon.
+fn naming(version: &str) -> Result<String, Error> {
+    say("names");
+    let mut bench = host_cargo(&["bench", "--quiet", "--package", "agent", "--bench", "naming", "--", version]);
+    let rows = ask(&mut bench).ok_or_else(|| Error::Missing { what: "naming".into(), so: line_of(&bench) })?;
+    let node = Node::start(version, &deep(100))?;
+    std::thread::sleep(Duration::from_secs(1));
+    let attached = Tool::Profile.attach(node.pid())?;
+    std::thread::sleep(SPAN);
+    attached.detach();
+    let (half, most) = waits();
+    Ok(format!(
+        "User stacks of a process, named once by what knows nothing of it yet, symbol tables included, and then twenty times over.\n\n\
+         | Node.js | stacks | frames | frames/s, cold | frames/s, warm |\n|---|---|---|---|---|\n{rows}\n\n\
+         From a sample to its names, of stacks of a hundred frames and from the agent's start on: {half:.1} ms (p50), {most:.1} ms (p99).\n"
+    ))
+}
+
+/// From when a stack was taken until it had its names, in milliseconds, by the agent's records of itself: half of them, and 99 %.
+fn waits() -> (f64, f64) {
+    let text = fs::read_to_string(ndjson()).unwrap_or_default();
+    let records = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut waits = std::collections::BTreeMap::<u32, u64>::new();
+    for record in records {
+        let buckets = record
+            .pointer("/naming/buckets")
+            .and_then(|buckets| serde_json::from_value::<Vec<(u32, u64)>>(buckets.clone()).ok());
+        for (bucket, count) in buckets.into_iter().flatten() {
+            *waits.entry(bucket).or_default() += count;
+        }
+    }
+    let all: u64 = waits.values().sum();
+    let quantile = |percent: u64| {
+        let mut left = (all * percent).div_ceil(100);
+        let at = waits.iter().find(|(_, count)| {
+            left = left.saturating_sub(**count);
+            left == 0
+        });
+        // The upper end of bucket i is 2^((i + 1) / 64) ns.
+        at.map_or(0.0, |(bucket, _)| (f64::from(bucket + 1) / 64.0).exp2() / 1e6)
+    };
+    (quantile(50), quantile(99))
 }
 
 /// Frames that the kernel half has walked, by the agent's last record of itself.

@@ -79,7 +79,14 @@ fn books(page: &mut Page, summary: &Summary) {
     let counted = |name: &str| summary.agent.kernel_counters.get(name).copied().unwrap_or(0);
     let (stacks, frames) = (counted(WALKED[0]), counted(WALKED[1]));
     if stacks > 0 {
-        page.line(&format!("  stacks: {} walked, {:.0} frames deep on average", count(stacks), ratio(frames, stacks)));
+        let mut line =
+            format!("  stacks: {} walked, {:.0} frames deep on average", count(stacks), ratio(frames, stacks));
+        let naming = &summary.agent.naming;
+        if !naming.is_empty() {
+            let (half, most) = (duration(naming.quantile(500)), duration(naming.quantile(990)));
+            let _ = write!(line, "; named after {half} (p50), {most} (p99)");
+        }
+        page.line(&line);
     }
     let given_up = summary.agent.kernel_counters.iter().chain(&summary.agent.counters);
     let given_up = given_up.filter(|(name, _)| !WALKED.contains(&name.as_str()));

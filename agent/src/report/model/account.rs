@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{aggregate::histogram::Histogram, report::histogram_json};
+
 /// The agent's own cost in a window, and its books and losses since the trace began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentCost {
@@ -18,6 +20,9 @@ pub struct AgentCost {
     /// Hits times the calibrated cost of one: time taken from the targets.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub probe_cost_ns: Option<u64>,
+    /// From when a user stack was taken until its frames had names.
+    #[serde(with = "histogram_json", skip_serializing_if = "Histogram::is_empty", default)]
+    pub naming: Histogram,
     pub families: Vec<FamilyAccount>,
     /// What the kernel half gave up, by reason.
     pub kernel_counters: BTreeMap<String, u64>,
