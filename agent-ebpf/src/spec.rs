@@ -327,6 +327,8 @@ pub enum Part {
     Samples,
     /// Pages that are touched for the first time.
     Faults,
+    /// What PostgreSQL's backends wait for: attached while a cluster is traced.
+    Waits,
 }
 
 /// One row: a program of the object on a tracepoint.
@@ -373,6 +375,9 @@ tracepoints! {
     "sched_wakeup_record" on "sched" "sched_wakeup_new" Substitute Ledger true;
     "sample_cpu" on "perf" "cpu_clock" Clock Samples false;
     "page_fault" on "exceptions" "page_fault_user" Record Faults false;
+    "postgres_switch" on "sched" "sched_switch" Raw Waits false;
+    "postgres_fork" on "sched" "sched_process_fork" Raw Waits false;
+    "postgres_exit" on "sched" "sched_process_exit" Raw Waits false;
 }
 
 /// Slots of the hit counters: uprobes by id, then tracepoints in the order of [`TRACEPOINTS`].

@@ -201,7 +201,63 @@ record! {
         /// Offsets in `PGPROC`: of the process id, and of the lock that is waited for; 0 is not known.
         pub proc_pid: u32,
         pub proc_wait_lock: u32,
-        pub reserved: u64,
+        /// Address of the server's variable `my_wait_event_info`, the same in all of its processes; 0 is not known.
+        pub wait_pointer: u64,
+    }
+}
+
+/// Classes of wait events, the high byte of `wait_event_info`, in which nothing keeps a backend from its work: it waits for some
+/// (`Activity`), for its client, or for a time to pass (`Timeout`). They are left out.
+#[inline(always)]
+#[must_use]
+pub const fn is_idle_wait(event: u32) -> bool {
+    matches!(event >> 24, 0x05 | 0x06 | 0x09)
+}
+
+record! {
+    /// A server process whose waits are followed, keyed by its tid: they have one thread.
+    pub struct PgBackend[24] {
+        /// As [`Cluster::wait_pointer`] has it.
+        pub wait_pointer: u64,
+        /// When it was switched out while it waited for `event`.
+        pub out_ns: u64,
+        /// The postmaster.
+        pub cluster: u32,
+        /// `wait_event_info`: what it waits for off CPU; 0 where it is not seen to wait.
+        pub event: u32,
+    }
+}
+
+record! {
+    /// Key of the histograms of waits, which are kept in the kernel as there are too many to send each.
+    pub struct PgWaitKey[12] {
+        /// The postmaster.
+        pub cluster: u32,
+        /// `wait_event_info`.
+        pub event: u32,
+        /// [`crate::histogram::index`] of the wait in nanoseconds.
+        pub bucket: u16,
+        /// The low bits of [`PgWaitWindow::epoch`] when it ended.
+        pub epoch: u16,
+    }
+}
+
+record! {
+    /// Waits of a bucket that ended in a window.
+    pub struct PgWaitSum[16] {
+        pub count: u64,
+        /// Their time within the window.
+        pub time_ns: u64,
+    }
+}
+
+record! {
+    /// The window that waits are counted in. Only user space writes it.
+    pub struct PgWaitWindow[16] {
+        pub began_ns: u64,
+        /// One more with each window.
+        pub epoch: u32,
+        pub reserved: u32,
     }
 }
 
@@ -289,7 +345,7 @@ record! {
 
 record! {
     /// All tallies of the kernel half, one value a CPU: user space reads them with a single call.
-    pub struct Tally[1056] {
+    pub struct Tally[1080] {
         pub families: [FamilyCounters; family::COUNT],
         /// By [`counter`].
         pub counters: [u64; counter::COUNT],
@@ -379,7 +435,13 @@ pub mod counter {
     pub const SITES_FULL: u32 = 10;
     /// A wait for a lock was not followed: the map was full.
     pub const LOCK_WAITS_FULL: u32 = 11;
-    pub const COUNT: usize = 12;
+    /// The waits of a server process were not followed: the map was full.
+    pub const PG_BACKENDS_FULL: u32 = 12;
+    /// A wait was not counted: the map was full.
+    pub const PG_WAITS_FULL: u32 = 13;
+    /// A wait was not counted: the process was not seen to be switched in, so that its end is not known.
+    pub const PG_WAIT_END_UNSEEN: u32 = 14;
+    pub const COUNT: usize = 15;
     pub const NAMES: [&str; COUNT] = [
         "threads_full",
         "works_full",
@@ -393,6 +455,9 @@ pub mod counter {
         "stack_busy",
         "sites_full",
         "lock_waits_full",
+        "pg_backends_full",
+        "pg_waits_full",
+        "pg_wait_end_unseen",
     ];
 }
 

@@ -81,6 +81,7 @@ impl Core {
             Input::Cluster(facts) => self.cluster(&facts),
             Input::PgReading(reading) => self.clusters.read(*reading, &mut self.counters),
             Input::PgClient { client, cluster, backends } => self.clusters.serve(client, cluster, backends),
+            Input::PgWaitEvents { cluster, names } => self.clusters.name_events(cluster, names),
             Input::PgRelation { cluster, database, relation, name } => {
                 self.clusters.name(cluster, (database, relation), name);
             }
@@ -274,7 +275,7 @@ impl Core {
             let run_queue = of_process(&mut latencies, pid);
             self.close_window(pid, tick, threads, run_queue);
         }
-        for (pid, at, body) in self.clusters.close(tick.now, self.clock) {
+        for (pid, at, body) in self.clusters.close(tick, self.clock, &mut self.counters) {
             let stacks: Vec<_> = match &body {
                 Body::PgClient(client) => client.awaits.iter().map(|call| call.stack.0).collect(),
                 _ => Vec::new(),

@@ -65,6 +65,8 @@ reasons! {
     LockEndUnseen "lock_end_unseen",
     /// A lock changed while it was read from the server's memory, each time that it was tried.
     LockTorn "lock_torn",
+    /// A bucket of waits was counted as `(other)`: more wait events than [`crate::limits::PG_WAIT_EVENTS_MAX`].
+    WaitEventsFull "wait_events_full",
     /// A deadlock is counted but not reported by itself.
     DeadlockOmitted "deadlock_omitted",
     /// A record of a PostgreSQL cluster that is not traced.

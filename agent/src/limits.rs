@@ -232,6 +232,13 @@ pub const PG_PARTIES_MAX: usize = 16_384;
 /// Relations of one cluster whose names are kept: 100 B each.
 pub const PG_RELATIONS_MAX: usize = 16_384;
 
+/// Wait events of one cluster that are told apart, of those that it came to wait for: version 15 has some 250, and a busy server waits for a
+/// dozen. A histogram each, of which the metrics have 19 lines: 64 x 19 = 1216.
+pub const PG_WAIT_EVENTS_MAX: usize = 64;
+
+/// Bytes of a wait event's name: the longest of version 15 has 30, a lock of an extension is called what its author liked.
+pub const PG_WAIT_EVENT_NAME_BYTES_MAX: u32 = 64;
+
 /// Locks that a window reports one by one, those with the most waiters first; the rest is summed.
 pub const PG_LOCKS_REPORTED_MAX: usize = 32;
 

@@ -3,12 +3,14 @@
 //! Pure: what is read where is the business of `target`, what it means that of `aggregate`.
 
 mod statement;
+mod wait_event;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 pub use statement::fingerprint;
+pub use wait_event::{OpenWait, WaitEvent};
 
 use crate::units::{MonoNs, Pid};
 

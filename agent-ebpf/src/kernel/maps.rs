@@ -3,8 +3,9 @@
 use agent_ebpf::{
     abi::stack::{KERNEL_FRAMES_MAX, KernelStack},
     state::{
-        AliveKey, Cluster, LockWaitState, MainLoop, Regions, RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target,
-        ThreadState, UNWIND_ROWS_MAX, UnwindRow, WorkKey, WorkState,
+        AliveKey, Cluster, LockWaitState, MainLoop, PgBackend, PgWaitKey, PgWaitSum, PgWaitWindow, Regions,
+        RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target, ThreadState, UNWIND_ROWS_MAX, UnwindRow, WorkKey,
+        WorkState,
     },
 };
 use aya_ebpf::{
@@ -61,6 +62,13 @@ pub static WORKS: HashMap<WorkKey, WorkState> = HashMap::with_max_entries(32768,
 pub static CLUSTERS: HashMap<u32, Cluster> = HashMap::with_max_entries(256, 0);
 #[map]
 pub static LOCK_WAITS: LruHashMap<u32, LockWaitState> = LruHashMap::with_max_entries(16384, 0);
+#[map]
+pub static PG_BACKENDS: HashMap<u32, PgBackend> = HashMap::with_max_entries(16384, 0);
+/// Waits that ended, of this window and of the last one until user space has taken them.
+#[map]
+pub static PG_WAITS: HashMap<PgWaitKey, PgWaitSum> = HashMap::with_max_entries(32768, 0);
+#[map]
+pub static PG_WAIT_WINDOW: Array<PgWaitWindow> = Array::with_max_entries(1, 0);
 #[map]
 pub static RUN_QUEUE: HashMap<RunQueueKey, u64> = HashMap::with_max_entries(65536, 0);
 #[map]

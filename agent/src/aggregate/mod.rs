@@ -6,6 +6,7 @@ pub mod histogram;
 pub mod ledger;
 pub mod off_cpu;
 pub mod pg_locks;
+pub mod pg_waits;
 pub mod process;
 pub mod profile;
 pub mod run_queue;

@@ -106,6 +106,8 @@ pub struct ClusterFigures {
     /// Locks that were waited for long enough, but are not listed.
     pub locks_more: usize,
     pub kinds: BTreeMap<LockKind, WaitFigures>,
+    /// When the oldest wait that is going on began, by kind of lock.
+    pub oldest: BTreeMap<LockKind, MonoNs>,
     pub deadlocks: Vec<Deadlock>,
     pub backends: BTreeMap<PgPid, Backend>,
 }
@@ -382,9 +384,19 @@ impl LockBook {
             locks,
             locks_more,
             kinds: std::mem::take(&mut self.kinds),
+            oldest: self.oldest(),
             deadlocks: std::mem::take(&mut self.deadlocks),
             backends,
         }
+    }
+
+    fn oldest(&self) -> BTreeMap<LockKind, MonoNs> {
+        let mut oldest = BTreeMap::new();
+        for wait in self.waits.values() {
+            let since = oldest.entry(wait.id.kind()).or_insert(wait.since);
+            *since = wait.since.min(*since);
+        }
+        oldest
     }
 
     /// Backends that no lock speaks of any more, and what was given up long ago.
@@ -488,6 +500,7 @@ mod tests {
     fn those_who_wait_behind_a_waiter_are_one_entry_and_it_is_the_one_to_act_on() {
         let figures = pile_up().close();
         assert_eq!((figures.locks.len(), figures.waiting, figures.waiting_max), (1, 4, 4));
+        assert_eq!(figures.oldest, [(LockKind::Relation, MonoNs(MS))].into());
         let lock = &figures.locks[0];
         assert_eq!(lock.queue.iter().map(|waiter| waiter.pid.0).collect::<Vec<_>>(), [11, 12, 13, 14]);
         assert_eq!([11, 12, 13, 14].map(|pid| blocked_by(lock, pid)), [vec![10], vec![11], vec![11], vec![11]]);

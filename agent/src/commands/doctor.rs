@@ -203,7 +203,7 @@ fn object_checks() -> Vec<Check> {
         loop_off_cpu_min: Duration::from_micros(100),
         other_off_cpu_min: Duration::from_millis(1),
         ring_bytes: None,
-        parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples],
+        parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples, Part::Waits],
         sample_hz: 1,
         bounded_loops: false,
         announce_execs: false,
@@ -212,7 +212,7 @@ fn object_checks() -> Vec<Check> {
     match Probes::load(&settings, types.as_ref(), &uring) {
         Ok(mut probes) => {
             checks.push(check("BPF object", State::Ok, "the kernel takes it".into(), None));
-            let skips = probes.attach_tracepoints(types.is_some());
+            let skips = probes.attach_tracepoints();
             if skips.is_empty() {
                 checks.push(check("tracepoints", State::Ok, "all attach".into(), None));
             }

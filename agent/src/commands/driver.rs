@@ -49,6 +49,7 @@ use crate::{
     govern::Budget,
     intake::Batch,
     limits::TARGETS_MAX,
+    postgres::{OpenWait, WaitEvent},
     printable::printable,
     probe::{attach::Settings, maps::monotonic_ns, tracefs},
     report::{
@@ -76,6 +77,9 @@ const GLANCE: Duration = Duration::from_millis(250);
 
 /// Answers that are taken before anything else is looked at.
 const ANSWERS_AT_ONCE: usize = 64;
+
+/// Waits of PostgreSQL's backends that seem to go on for longer than this are looked at in the backend's memory.
+const WAIT_DOUBTED_NS: u64 = 1_000_000_000;
 
 /// Longer than any trace, and short enough for the clock.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
@@ -340,8 +344,11 @@ impl Driver {
     fn add_cluster(&mut self, mut watch: Watch) -> Result<(), DriverError> {
         let (file, mut facts) = watch.prepare().map_err(PostgresError::from)?;
         let pid = watch.pid();
-        self.session.add_cluster(pid, file, watch.offsets())?;
+        let poorer = self.session.add_cluster(pid, file, watch.layout())?;
         facts.since = monotonic_ns();
+        watch.look_again();
+        self.session.follow_backends(pid, facts.since, &watch.processes());
+        facts.degraded.extend(poorer);
         facts.degraded.extend(self.session.degraded.iter().cloned());
         if !self.mission.quiet {
             let (doing, version) = (self.mission.doing, watch.version().unwrap_or("of an unknown version"));
@@ -374,6 +381,7 @@ impl Driver {
     fn cluster_gone(&mut self, pid: Pid) {
         if self.clusters.iter().any(|watch| watch.pid() == pid) {
             self.clusters.retain(|watch| watch.pid() != pid);
+            self.session.remove_cluster(pid);
             self.feed(Input::TargetGone { pid, now: monotonic_ns() });
         }
     }
@@ -387,8 +395,9 @@ impl Driver {
                 names.ask(&reading);
             }
             inputs.push(Input::PgReading(Box::new(reading)));
-            if let Some(offsets) = watch.offsets_found()
-                && let Err(error) = self.session.set_cluster(watch.pid(), offsets)
+            self.session.follow_backends(watch.pid(), monotonic_ns(), &watch.pids());
+            if let Some(layout) = watch.layout_found()
+                && let Err(error) = self.session.set_cluster(watch.pid(), layout)
             {
                 warn!("{error}");
             }
@@ -524,8 +533,35 @@ impl Driver {
         self.await_classes().await;
         self.look(&tick);
         self.read_clusters();
+        self.tell_waits(&mut tick);
         tick.thread_names = subject::thread_names(&self.targets);
         self.feed(Input::Tick(Box::new(tick)));
+    }
+
+    /// Sets right what the kernel half could not see of PostgreSQL's waits, and asks for the names of new ones.
+    fn tell_waits(&mut self, tick: &mut Tick) {
+        let Self { clusters, session, .. } = self;
+        // Not every switch is told of: who waits for something else by now, and was not seen to come back, did.
+        let is_over = |wait: &OpenWait| {
+            let watch = clusters.iter().find(|watch| watch.pid() == wait.cluster);
+            tick.now.since(wait.since).0 >= WAIT_DOUBTED_NS
+                && watch.and_then(|watch| watch.waits_for(wait.pid)).is_some_and(|event| event != wait.event)
+                && session.is_open(wait)
+        };
+        tick.pg_open_waits.retain(|wait| !is_over(wait));
+        let mut inputs = Vec::new();
+        for watch in clusters {
+            let cluster = watch.pid();
+            let ended = tick.pg_waits.iter().filter(|(key, _)| key.cluster == cluster.0);
+            let open = tick.pg_open_waits.iter().filter(|wait| wait.cluster == cluster).map(|wait| wait.event);
+            let names = watch.wait_event_names(ended.map(|(key, _)| WaitEvent(key.event)).chain(open));
+            if !names.is_empty() {
+                inputs.push(Input::PgWaitEvents { cluster, names });
+            }
+        }
+        for input in inputs {
+            self.feed(input);
+        }
     }
 
     fn glance(&mut self) {

@@ -2,12 +2,15 @@
 
 use std::{collections::BTreeMap, fs::File, sync::Arc};
 
-use agent_ebpf::spec::{Feature, Group};
+use agent_ebpf::{
+    spec::{Feature, Group},
+    state::Cluster,
+};
 
 use super::session::FileProbes;
 use crate::{
     core::ClusterFacts,
-    postgres::{PgPid, Reading},
+    postgres::{PgPid, Reading, WaitEvent},
     probe::{
         maps::monotonic_ns,
         plan::{self, FeatureState, Plan},
@@ -29,14 +32,14 @@ pub struct Watch {
     clock: Clock,
     text: StatementText,
     /// What the kernel half was told.
-    told: (u32, u32),
+    told: Cluster,
 }
 
 impl Watch {
     /// Looks at the cluster that a process belongs to.
     pub fn begin(pid: Pid, clock: Clock, text: StatementText) -> Result<Self, PostgresError> {
         let server = Server::of_process(pid)?;
-        let told = server.offsets();
+        let told = layout(&server);
         Ok(Self { server, clock, text, told })
     }
 
@@ -47,14 +50,38 @@ impl Watch {
     }
 
     #[must_use]
-    pub fn offsets(&self) -> (u32, u32) {
+    pub fn layout(&self) -> Cluster {
         self.told
     }
 
-    /// Offsets that are known now, if they were not before.
-    pub fn offsets_found(&mut self) -> Option<(u32, u32)> {
-        let now = self.server.offsets();
+    /// What is known now, if it was not before.
+    pub fn layout_found(&mut self) -> Option<Cluster> {
+        let now = layout(&self.server);
         (std::mem::replace(&mut self.told, now) != now).then_some(now)
+    }
+
+    /// The server's processes, with what each of them waits for just now.
+    #[must_use]
+    pub fn processes(&self) -> Vec<(Pid, WaitEvent)> {
+        let pids = self.server.backends().map(|(pid, _)| pid);
+        pids.map(|pid| (pid, self.server.waits_for(pid).unwrap_or_default())).collect()
+    }
+
+    /// Those alone.
+    #[must_use]
+    pub fn pids(&self) -> Vec<(Pid, WaitEvent)> {
+        self.server.backends().map(|(pid, _)| (pid, WaitEvent::default())).collect()
+    }
+
+    /// What one of them waits for just now, by its own word.
+    #[must_use]
+    pub fn waits_for(&self, pid: Pid) -> Option<WaitEvent> {
+        self.server.waits_for(pid)
+    }
+
+    /// What the server calls those events that were not asked for before.
+    pub fn wait_event_names(&mut self, events: impl IntoIterator<Item = WaitEvent>) -> Vec<(WaitEvent, String)> {
+        self.server.wait_event_names(events)
     }
 
     #[must_use]
@@ -113,6 +140,12 @@ impl Watch {
         };
         Ok((probes, facts))
     }
+}
+
+/// What the kernel half has to know.
+fn layout(server: &Server) -> Cluster {
+    let (proc_pid, proc_wait_lock) = server.offsets();
+    Cluster { proc_pid, proc_wait_lock, wait_pointer: server.wait_pointer() }
 }
 
 fn degraded(plan: &Plan) -> Option<Degraded> {

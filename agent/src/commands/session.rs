@@ -1,7 +1,7 @@
 //! A trace in progress, as seen from below: what is attached, and what the kernel half has counted so far.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     os::{fd::AsRawFd, unix::fs::FileExt},
     path::PathBuf,
@@ -12,8 +12,11 @@ use std::{
 
 use agent_ebpf::{
     abi::family,
-    spec::{Group, Tracepoint, id},
-    state::{AliveKey, Cluster, MainLoop, Scrutiny, SiteKey, SiteState, Target, ThreadState, flag, target_flag},
+    spec::{Group, Part, Tracepoint, id},
+    state::{
+        AliveKey, Cluster, MainLoop, PgBackend, Scrutiny, SiteKey, SiteState, Target, ThreadState, flag, is_idle_wait,
+        target_flag,
+    },
 };
 use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
@@ -25,10 +28,11 @@ use crate::{
     govern::{Action, Budget},
     intake::{Batch, Intake, IntakeError},
     limits::FILES_IDLE_MAX,
+    postgres::{OpenWait, WaitEvent},
     probe::{
         attach::{AttachError, LoadError, Probes, Settings, TracepointSkip, Way},
         btf::{BtfError, KernelTypes},
-        maps::{Collections, Maps, MapsError, monotonic_ns},
+        maps::{Collections, Maps, MapsError, Waits, monotonic_ns},
         tables::Tables,
         tracefs,
     },
@@ -135,6 +139,9 @@ pub struct Session {
     hit_cost: Option<HitCost>,
     calibrated: bool,
     polls: Polls,
+    /// Clusters whose waits are followed, and their processes as of the last window.
+    waiting: BTreeMap<Pid, Cluster>,
+    backends: BTreeMap<u32, Pid>,
     pub batches: mpsc::Receiver<Batch>,
     pub degraded: Vec<Degraded>,
     pub way: Way,
@@ -160,7 +167,7 @@ impl Session {
         };
         let uring = tracefs::find().map(|place| tracefs::UringFields::read(&place)).unwrap_or_default();
         let mut probes = Probes::load(settings, types.as_ref(), &uring)?;
-        let skips = probes.attach_tracepoints(types.is_some());
+        let skips = probes.attach_tracepoints();
         if let Some(fatal) = skips.iter().find(|skip| skip.tracepoint.required) {
             let Tracepoint { category, event, .. } = fatal.tracepoint;
             return Err(SessionError::NoFrame(format!("{category}:{event}: {}", one_line(&fatal.reason))));
@@ -187,6 +194,8 @@ impl Session {
             hit_cost: None,
             calibrated: false,
             polls: Polls::default(),
+            waiting: BTreeMap::new(),
+            backends: BTreeMap::new(),
             batches,
             degraded,
         })
@@ -282,9 +291,9 @@ impl Session {
         Ok(())
     }
 
-    /// From now on, waits for locks are traced in the backends of this postmaster. `offsets` are those in `PGPROC`.
-    pub fn add_cluster(&mut self, pid: Pid, file: FileProbes, offsets: (u32, u32)) -> Result<(), SessionError> {
-        self.set_cluster(pid, offsets)?;
+    /// From now on, waits are traced in the backends of this postmaster. What of it cannot be had is returned.
+    pub fn add_cluster(&mut self, pid: Pid, file: FileProbes, cluster: Cluster) -> Result<Vec<Degraded>, SessionError> {
+        self.set_cluster(pid, cluster)?;
         if let Some(probes) = &mut self.probes
             && !self.files.iter().any(|known| known.identity == file.identity)
         {
@@ -292,13 +301,74 @@ impl Session {
             file.attach(Group::Postgres, probes)?;
             self.files.push(file);
         }
-        Ok(())
+        let mut degraded = Vec::new();
+        if cluster.wait_pointer != 0 {
+            if self.waiting.is_empty()
+                && let Some(probes) = &mut self.probes
+            {
+                degraded.extend(probes.attach_part(Part::Waits).iter().map(tracepoint_degraded));
+                self.maps.take_waits(monotonic_ns())?;
+            }
+            self.waiting.insert(pid, cluster);
+        }
+        Ok(degraded)
     }
 
     /// Offsets that were found since.
-    pub fn set_cluster(&mut self, pid: Pid, offsets: (u32, u32)) -> Result<(), SessionError> {
-        let (proc_pid, proc_wait_lock) = offsets;
-        Ok(self.maps.add_cluster(pid.0, Cluster { proc_pid, proc_wait_lock, reserved: 0 })?)
+    pub fn set_cluster(&mut self, pid: Pid, cluster: Cluster) -> Result<(), SessionError> {
+        Ok(self.maps.add_cluster(pid.0, cluster)?)
+    }
+
+    /// The postmaster is gone.
+    pub fn remove_cluster(&mut self, pid: Pid) {
+        self.maps.quiet_target(pid.0);
+        if self.waiting.remove(&pid).is_some()
+            && self.waiting.is_empty()
+            && let Some(probes) = &mut self.probes
+        {
+            probes.detach_tracepoints(&WAITS);
+        }
+    }
+
+    /// Follows the waits of a cluster's processes that are not followed yet: those that were there before it was traced, with what they
+    /// wait for since then. New ones are seen as they are started. Those that are gone are forgotten.
+    pub fn follow_backends(&mut self, cluster: Pid, since: MonoNs, processes: &[(Pid, WaitEvent)]) {
+        let Some(Cluster { wait_pointer, .. }) = self.waiting.get(&cluster).copied() else { return };
+        for (pid, WaitEvent(event)) in processes.iter().filter(|(pid, _)| !self.backends.contains_key(&pid.0)) {
+            let event = if is_idle_wait(*event) { 0 } else { *event };
+            self.maps.add_backend(pid.0, PgBackend { wait_pointer, out_ns: since.0, cluster: cluster.0, event });
+        }
+        let there: BTreeSet<u32> = processes.iter().map(|(pid, _)| pid.0).collect();
+        let strays = self.backends.iter().filter(|(pid, of)| **of == cluster && !there.contains(*pid));
+        for (pid, _) in strays.filter(|(pid, _)| !procfs::is_alive(Pid(**pid))) {
+            self.maps.remove_backend(*pid);
+        }
+    }
+
+    /// Whether the kernel half still takes this to be what the process waits for.
+    #[must_use]
+    pub fn is_open(&self, wait: &OpenWait) -> bool {
+        let is_same = |backend: PgBackend| (backend.event, backend.out_ns) == (wait.event.0, wait.since.0);
+        self.maps.backend(wait.pid.0).is_some_and(is_same)
+    }
+
+    /// Ends a window of PostgreSQL's waits.
+    fn take_waits(&mut self, now: MonoNs) -> Result<(Waits, Vec<OpenWait>), SessionError> {
+        if self.waiting.is_empty() {
+            return Ok(Default::default());
+        }
+        let waits = self.maps.take_waits(now)?;
+        self.backends = waits.backends.iter().map(|(pid, backend)| (*pid, Pid(backend.cluster))).collect();
+        let wait = |&(pid, PgBackend { wait_pointer: _, out_ns, cluster, event }): &(u32, PgBackend)| OpenWait {
+            pid: Pid(pid),
+            cluster: Pid(cluster),
+            event: WaitEvent(event),
+            since: MonoNs(out_ns),
+        };
+        let mut open: Vec<OpenWait> = waits.backends.iter().map(wait).filter(|wait| wait.event.0 != 0).collect();
+        // As the map has them in no order.
+        open.sort_unstable_by_key(|wait| (wait.cluster, wait.pid));
+        Ok((waits, open))
     }
 
     /// Tells the kernel half which loop the main thread of a process turns, before the process is a target.
@@ -373,6 +443,8 @@ impl Session {
             self.governor.mark(snapshot.now);
         }
         self.allocations.count(&snapshot.hits, self.hit_cost);
+        let (mut waits, pg_open_waits) = self.take_waits(now)?;
+        waits.ended.sort_unstable_by_key(|(key, _)| (key.cluster, key.event, key.bucket, key.epoch));
         let hits = (0..).zip(&snapshot.hits).filter(|(_, hits)| **hits > 0).map(|(slot, hits)| (slot, *hits)).collect();
         Ok(Tick {
             now: snapshot.now,
@@ -384,6 +456,8 @@ impl Session {
             threads: snapshot.threads,
             works: snapshot.works,
             run_queue: snapshot.run_queue,
+            pg_waits: waits.ended,
+            pg_open_waits,
             families: snapshot.families,
             received: self.received,
             kernel_counters: snapshot.counters,
@@ -594,6 +668,9 @@ impl Session {
 
 /// Groups that come on suspicion, but for those with a limit of their own.
 const SUSPICIONS: [Group; 4] = [Group::Makers, Group::Takers, Group::Scopes, Group::Allocators];
+
+/// Programs by which PostgreSQL's waits are followed.
+const WAITS: [&str; 3] = ["postgres_switch", "postgres_fork", "postgres_exit"];
 
 /// Programs on the two calls by which loops poll.
 const BY_WAIT: [&str; 2] = ["enter_epoll_wait", "exit_epoll_wait"];

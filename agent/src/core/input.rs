@@ -4,13 +4,13 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use agent_ebpf::{
     abi::family,
-    state::{FamilyCounters, RunQueueKey, counter},
+    state::{FamilyCounters, PgWaitKey, PgWaitSum, RunQueueKey, counter},
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    postgres::{PgPid, Reading},
+    postgres::{OpenWait, PgPid, Reading, WaitEvent},
     report::model::{Degraded, EndReason, Frame, Memory, StackId, StreamAccount, TraceConfig, Truncated},
     units::{Clock, MonoNs, Pid, Tid, UserAddr, WallNs},
 };
@@ -28,6 +28,8 @@ pub enum Input {
     PgClient { client: Pid, cluster: Pid, backends: Vec<PgPid> },
     /// Answer to [`super::Output::NeedAwaits`].
     Awaits { pid: Pid, at: MonoNs, awaits: Vec<Await> },
+    /// What a cluster calls the events that its backends wait for; before the first tick that has them.
+    PgWaitEvents { cluster: Pid, names: Vec<(WaitEvent, String)> },
     /// What a relation is called.
     PgRelation { cluster: Pid, database: u32, relation: u32, name: String },
     /// The driver can see the process no more.
@@ -121,6 +123,10 @@ pub struct Tick {
     pub works: Bytes,
     /// Counts since the trace began.
     pub run_queue: Vec<(RunQueueKey, u64)>,
+    /// Waits of PostgreSQL's backends that ended since the last tick.
+    pub pg_waits: Vec<(PgWaitKey, PgWaitSum)>,
+    /// And those that go on.
+    pub pg_open_waits: Vec<OpenWait>,
     /// Sums over the CPUs.
     pub families: [FamilyCounters; family::COUNT],
     /// Records that the intake took from each ring; read after `families`.
@@ -142,6 +148,8 @@ impl Default for Tick {
             threads: Bytes::new(),
             works: Bytes::new(),
             run_queue: Vec::new(),
+            pg_waits: Vec::new(),
+            pg_open_waits: Vec::new(),
             families: [FamilyCounters { emitted: 0, dropped: 0 }; family::COUNT],
             received: [0; family::COUNT],
             kernel_counters: [0; counter::COUNT],

@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
-use super::ClusterFacts;
+use super::{ClusterFacts, Tick};
 use crate::{
-    aggregate::pg_locks::{LOCK_WAIT_MIN_NS, LockBook},
+    aggregate::{
+        pg_locks::{LOCK_WAIT_MIN_NS, LockBook},
+        pg_waits::WaitBook,
+    },
     counters::{Counters, Reason},
     decode::Body,
     limits::{PG_CLUSTERS_MAX, PG_RELATIONS_MAX, SUSPENDED_PACE_WINDOWS, TARGETS_MAX},
-    postgres::{PgPid, Reading},
+    postgres::{PgPid, Reading, WaitEvent},
     report::{
         self,
         model::{PgAwait, PgCluster, StackId},
@@ -36,6 +39,7 @@ struct Awaits {
 #[derive(Debug)]
 struct Cluster {
     book: LockBook,
+    waits: WaitBook,
     names: RelationNames,
     /// Backends by the process that they serve, as of the last tick.
     clients: BTreeMap<Pid, Vec<PgPid>>,
@@ -47,7 +51,12 @@ impl Clusters {
             counters.add(Reason::TargetsFull);
             return;
         }
-        let new = || Cluster { book: LockBook::new(since), names: RelationNames::new(), clients: BTreeMap::new() };
+        let new = || Cluster {
+            book: LockBook::new(since),
+            waits: WaitBook::new(since),
+            names: RelationNames::new(),
+            clients: BTreeMap::new(),
+        };
         self.clusters.entry(pid).or_insert_with(new);
     }
 
@@ -134,6 +143,14 @@ impl Clusters {
         }
     }
 
+    pub fn name_events(&mut self, pid: Pid, names: Vec<(WaitEvent, String)>) {
+        if let Some(cluster) = self.clusters.get_mut(&pid) {
+            for (event, name) in names {
+                cluster.waits.name(event, name);
+            }
+        }
+    }
+
     pub fn name(&mut self, pid: Pid, relation: (u32, u32), name: String) {
         if let Some(cluster) = self.clusters.get_mut(&pid)
             && cluster.names.len() < PG_RELATIONS_MAX
@@ -143,12 +160,13 @@ impl Clusters {
     }
 
     /// Ends the window: the lines of each cluster.
-    pub fn close(&mut self, now: MonoNs, clock: Clock) -> Vec<(Pid, MonoNs, report::Body)> {
+    pub fn close(&mut self, tick: &Tick, clock: Clock, counters: &mut Counters) -> Vec<(Pid, MonoNs, report::Body)> {
         let mut lines = Vec::new();
         let mut of_clients = Vec::new();
         for (pid, cluster) in &mut self.clusters {
-            let figures = cluster.book.close(now);
-            let of_cluster = report::postgres::cluster(&figures, &cluster.names, clock);
+            let figures = cluster.book.close(tick.now);
+            let waits = cluster.waits.close(*pid, tick.now, &tick.pg_waits, &tick.pg_open_waits, counters);
+            let of_cluster = report::postgres::cluster(&figures, &waits, &cluster.names, clock);
             for (client, backends) in std::mem::take(&mut cluster.clients) {
                 let line = report::postgres::client(&figures, &cluster.names, *pid, &backends);
                 of_clients.extend(line.map(|line| (client, figures.to, line)));

@@ -118,6 +118,7 @@ impl Registry {
         match &record.body {
             Body::Target(target) => self.begin(record.pid, target),
             Body::Process(Process::Exit { .. } | Process::Gone) => self.end(record.pid),
+            Body::Warning(warning) if warning.code == "postgres_gone" => self.end(record.pid),
             Body::Process(Process::ThreadEnd { tid, .. }) => self.retain(|whose| whose.tid != *tid),
             body => put::put(self, record.pid, body),
         }
@@ -200,6 +201,25 @@ impl Registry {
     fn add(&mut self, metric: Metric, whose: Whose, labels: String, value: f64) {
         if let Some(Value::Number(number)) = self.series(metric, whose, labels) {
             *number += value;
+        }
+    }
+
+    /// As [`Self::set`], where it is more than before.
+    fn raise(&mut self, metric: Metric, whose: Whose, labels: String, value: f64) {
+        if let Some(Value::Number(number)) = self.series(metric, whose, labels) {
+            *number = number.max(value);
+        }
+    }
+
+    /// Takes a metric's series of a process away.
+    fn forget(&mut self, metric: Metric, pid: u32) {
+        if let Some(family) = self.families.get_mut(metric.name) {
+            let before = family.series.len();
+            family.series.retain(|_, series| series.whose.pid != pid);
+            self.lines -= (before - family.series.len()) * lines(metric.kind);
+            if family.series.is_empty() {
+                self.families.remove(metric.name);
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use agent_ebpf::state::{FamilyCounters, RunQueueKey};
+use agent_ebpf::state::{FamilyCounters, PgWaitKey, PgWaitSum, RunQueueKey};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::{
     core::{ClusterFacts, Input, SelfCost, TargetFacts, Tick},
     limits::RECORDING_FRAME_BYTES_MAX,
-    postgres::Reading,
+    postgres::{OpenWait, Reading},
     report::model::{EndReason, Frame, Memory, StackId, Truncated},
     units::{MonoNs, Pid, Tid, UserAddr},
 };
@@ -25,7 +25,7 @@ use crate::{
 const MAGIC: [u8; 8] = *b"AGENTREC";
 
 /// Rises whenever an input or a kernel record changes.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Why a recording cannot be read (on).
 #[derive(Debug, Error)]
@@ -58,6 +58,7 @@ mod tag {
     pub const PG_CLIENT: u8 = 11;
     pub const MEMORY: u8 = 12;
     pub const AWAITS: u8 = 13;
+    pub const PG_WAIT_EVENTS: u8 = 14;
 }
 
 #[derive(Serialize, Deserialize)]
@@ -83,6 +84,8 @@ struct TickHead {
     threads_len: usize,
     works_len: usize,
     run_queue_len: usize,
+    pg_waits_len: usize,
+    pg_open_waits: Vec<OpenWait>,
     families: Vec<(u64, u64)>,
     received: Vec<u64>,
     kernel_counters: Vec<u64>,
@@ -159,6 +162,7 @@ impl<W: Write> Writer<W> {
             Input::PgClient { client, cluster, backends } => {
                 self.json(tag::PG_CLIENT, &(*client, *cluster, backends))?
             }
+            Input::PgWaitEvents { cluster, names } => self.json(tag::PG_WAIT_EVENTS, &(*cluster, names))?,
             Input::Awaits { pid, at, awaits } => self.json(tag::AWAITS, &(*pid, *at, awaits))?,
             Input::PgRelation { cluster, database, relation, name } => self.json(
                 tag::PG_RELATION,
@@ -212,6 +216,8 @@ impl<W: Write> Writer<W> {
             threads_len: tick.threads.len(),
             works_len: tick.works.len(),
             run_queue_len: tick.run_queue.len(),
+            pg_waits_len: tick.pg_waits.len(),
+            pg_open_waits: tick.pg_open_waits.clone(),
             families: tick.families.iter().map(|family| (family.emitted, family.dropped)).collect(),
             received: tick.received.to_vec(),
             kernel_counters: tick.kernel_counters.to_vec(),
@@ -227,6 +233,10 @@ impl<W: Write> Writer<W> {
         for (key, count) in &tick.run_queue {
             self.frame.extend_from_slice(key.as_bytes());
             self.frame.extend_from_slice(&count.to_le_bytes());
+        }
+        for (key, sum) in &tick.pg_waits {
+            self.frame.extend_from_slice(key.as_bytes());
+            self.frame.extend_from_slice(sum.as_bytes());
         }
         Ok(tag::TICK)
     }
@@ -302,6 +312,10 @@ fn parse(tag: u8, payload: Bytes) -> Result<Input, &'static str> {
             let (client, cluster, backends) = json(&payload)?;
             Input::PgClient { client, cluster, backends }
         }
+        tag::PG_WAIT_EVENTS => {
+            let (cluster, names) = json(&payload)?;
+            Input::PgWaitEvents { cluster, names }
+        }
         tag::AWAITS => {
             let (pid, at, awaits) = json(&payload)?;
             Input::Awaits { pid, at, awaits }
@@ -353,6 +367,12 @@ fn parse_tick(mut payload: Bytes) -> Result<Tick, &'static str> {
         let (key, rest) = RunQueueKey::read_from_prefix(&entry).map_err(|_| "run queue entry")?;
         run_queue.push((key, u64::read_from_bytes(rest).map_err(|_| "run queue entry")?));
     }
+    let mut pg_waits = Vec::new();
+    for _ in 0..head.pg_waits_len {
+        let entry = take(size_of::<PgWaitKey>() + size_of::<PgWaitSum>())?;
+        let (key, rest) = PgWaitKey::read_from_prefix(&entry).map_err(|_| "waits entry")?;
+        pg_waits.push((key, PgWaitSum::read_from_bytes(rest).map_err(|_| "waits entry")?));
+    }
     let families: Vec<_> =
         head.families.iter().map(|&(emitted, dropped)| FamilyCounters { emitted, dropped }).collect();
     Ok(Tick {
@@ -365,6 +385,8 @@ fn parse_tick(mut payload: Bytes) -> Result<Tick, &'static str> {
         threads,
         works,
         run_queue,
+        pg_waits,
+        pg_open_waits: head.pg_open_waits,
         families: families.try_into().map_err(|_| "wrong number of families")?,
         received: head.received.try_into().map_err(|_| "wrong number of families")?,
         kernel_counters: head.kernel_counters.try_into().map_err(|_| "wrong number of counters")?,

@@ -145,6 +145,7 @@ pub struct Probes {
     pub(super) ebpf: Ebpf,
     way: Way,
     parts: &'static [Part],
+    has_types: bool,
     sample_hz: u32,
     tracepoints: Vec<(&'static str, Link)>,
     /// With the file that they are on.
@@ -221,6 +222,7 @@ impl Probes {
             ebpf,
             way,
             parts: settings.parts,
+            has_types: types.is_some(),
             sample_hz: settings.sample_hz,
             tracepoints: Vec::new(),
             uprobes: BTreeMap::new(),
@@ -264,14 +266,19 @@ impl Probes {
 
     /// Attaches every tracepoint that is wanted and that the kernel has; the rest is returned with the reason. Without the kernel's types, raw
     /// ones are left to their substitutes.
-    pub fn attach_tracepoints(&mut self, has_types: bool) -> Vec<TracepointSkip> {
+    pub fn attach_tracepoints(&mut self) -> Vec<TracepointSkip> {
+        self.parts.iter().flat_map(|part| self.attach_part(*part)).collect()
+    }
+
+    /// The same of one part.
+    pub fn attach_part(&mut self, part: Part) -> Vec<TracepointSkip> {
         let mut skips = Vec::new();
-        for tracepoint in TRACEPOINTS.iter().filter(|tracepoint| self.parts.contains(&tracepoint.part)) {
+        for tracepoint in TRACEPOINTS.iter().filter(|tracepoint| tracepoint.part == part) {
             let wanted = match tracepoint.form {
-                Form::Raw => has_types,
+                Form::Raw => self.has_types,
                 Form::Record => true,
                 Form::Clock => self.sample_hz > 0,
-                Form::Substitute => !has_types,
+                Form::Substitute => !self.has_types,
             };
             if wanted {
                 if let Err(reason) = self.attach_tracepoint(tracepoint) {

@@ -6,8 +6,8 @@ use agent_ebpf::{
     abi::{family, thread_pool::source},
     spec::HITS_COUNT,
     state::{
-        AliveKey, Cluster, FamilyCounters, MainLoop, RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target,
-        ThreadState, WorkKey, WorkState, counter, site, target_flag,
+        AliveKey, Cluster, FamilyCounters, MainLoop, PgBackend, PgWaitKey, PgWaitSum, PgWaitWindow, RunQueueKey,
+        Scrutiny, SiteKey, SiteState, Tally, Target, ThreadState, WorkKey, WorkState, counter, site, target_flag,
     },
 };
 use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
@@ -31,6 +31,10 @@ pub enum MapsError {
 type Raw<const N: usize> = [u8; N];
 const TARGET: usize = size_of::<Target>();
 const CLUSTER: usize = size_of::<Cluster>();
+const PG_BACKEND: usize = size_of::<PgBackend>();
+const PG_WAIT_KEY: usize = size_of::<PgWaitKey>();
+const PG_WAIT_SUM: usize = size_of::<PgWaitSum>();
+const PG_WAIT_WINDOW: usize = size_of::<PgWaitWindow>();
 const THREAD: usize = size_of::<ThreadState>();
 const MAIN_LOOP: usize = size_of::<MainLoop>();
 const KEY: usize = size_of::<RunQueueKey>();
@@ -59,6 +63,16 @@ pub struct Snapshot {
     pub hits: Vec<u64>,
 }
 
+/// Waits of PostgreSQL's backends.
+#[derive(Clone, Debug, Default)]
+pub struct Waits {
+    pub ended: Vec<(PgWaitKey, PgWaitSum)>,
+    pub backends: Vec<(u32, PgBackend)>,
+}
+
+/// From `linux/bpf.h`: fail where the key is there.
+const BPF_NOEXIST: u64 = 1;
+
 /// The clock that the kernel half stamps records with.
 #[must_use]
 pub fn monotonic_ns() -> MonoNs {
@@ -85,6 +99,9 @@ impl Collections {
 pub struct Maps {
     targets: HashMap<aya::maps::MapData, u32, Raw<TARGET>>,
     clusters: HashMap<aya::maps::MapData, u32, Raw<CLUSTER>>,
+    pg_backends: HashMap<MapData, u32, Raw<PG_BACKEND>>,
+    pg_waits: HashMap<MapData, Raw<PG_WAIT_KEY>, Raw<PG_WAIT_SUM>>,
+    pg_wait_window: Array<MapData, Raw<PG_WAIT_WINDOW>>,
     threads: HashMap<aya::maps::MapData, u32, Raw<THREAD>>,
     run_queue: HashMap<aya::maps::MapData, Raw<KEY>, u64>,
     works: HashMap<aya::maps::MapData, Raw<WORK_KEY>, Raw<WORK>>,
@@ -102,6 +119,9 @@ impl Maps {
         Ok(Self {
             targets: take(probes, "TARGETS")?,
             clusters: take(probes, "CLUSTERS")?,
+            pg_backends: take(probes, "PG_BACKENDS")?,
+            pg_waits: take(probes, "PG_WAITS")?,
+            pg_wait_window: take(probes, "PG_WAIT_WINDOW")?,
             threads: take(probes, "THREADS")?,
             run_queue: take(probes, "RUN_QUEUE")?,
             works: take(probes, "WORKS")?,
@@ -144,6 +164,52 @@ impl Maps {
         self.clusters.insert(&postmaster, &value, 0).map_err(|source| MapsError::Access { name: "CLUSTERS", source })
     }
 
+    /// The waits of a server process are followed from now on, unless they are already.
+    pub fn add_backend(&mut self, pid: u32, backend: PgBackend) {
+        let mut value = [0; PG_BACKEND];
+        value.copy_from_slice(backend.as_bytes());
+        // One that the kernel half has added meanwhile is the better one.
+        let _ = self.pg_backends.insert(&pid, &value, BPF_NOEXIST);
+    }
+
+    pub fn remove_backend(&mut self, pid: u32) {
+        let _ = self.pg_backends.remove(&pid);
+    }
+
+    /// What is known of a server process just now.
+    #[must_use]
+    pub fn backend(&self, pid: u32) -> Option<PgBackend> {
+        PgBackend::read_from_bytes(&self.pg_backends.get(&pid, 0).ok()?).ok()
+    }
+
+    /// Begins a window of waits, and takes those that ended in the last one out of the kernel. The second list is of all server
+    /// processes as they are then. What is still being added to the old window comes with the next.
+    pub fn take_waits(&mut self, now: MonoNs) -> Result<Waits, MapsError> {
+        let access = |source| MapsError::Access { name: "PG_WAIT_WINDOW", source };
+        let before = self.pg_wait_window.get(&0, 0).map_err(access)?;
+        let before = PgWaitWindow::read_from_bytes(&before).map_or(0, |window| window.epoch);
+        let window = PgWaitWindow { began_ns: now.0, epoch: before.wrapping_add(1), reserved: 0 };
+        let mut value = [0; PG_WAIT_WINDOW];
+        value.copy_from_slice(window.as_bytes());
+        self.pg_wait_window.set(0, &value, 0).map_err(access)?;
+        let backend = |(pid, value): (u32, Raw<PG_BACKEND>)| Some((pid, PgBackend::read_from_bytes(&value).ok()?));
+        let backends = self.pg_backends.iter().flatten().filter_map(backend).collect();
+        let is_old = |key: &PgWaitKey| u32::from(key.epoch) != window.epoch & 0xffff;
+        let keys: Vec<Raw<PG_WAIT_KEY>> = self.pg_waits.keys().flatten().collect();
+        let mut ended = Vec::new();
+        for raw in keys {
+            let Ok(key) = PgWaitKey::read_from_bytes(&raw) else { continue };
+            if is_old(&key)
+                && let Ok(sum) = self.pg_waits.get(&raw, 0)
+                && let Ok(sum) = PgWaitSum::read_from_bytes(&sum)
+            {
+                let _ = self.pg_waits.remove(&raw);
+                ended.push((key, sum));
+            }
+        }
+        Ok(Waits { ended, backends })
+    }
+
     /// Tells which loop the main thread of a process turns, which is to become a target.
     pub fn add_main_loop(&mut self, tgid: u32, main: MainLoop) -> Result<(), MapsError> {
         let mut value = [0; MAIN_LOOP];
@@ -160,8 +226,6 @@ impl Maps {
 
     /// Adds the state of a thread that the kernel half has not seen; its own is the better one.
     pub fn add_thread(&mut self, mut state: ThreadState) {
-        /// From `linux/bpf.h`: fail where the key is there.
-        const BPF_NOEXIST: u64 = 1;
         state.polls_epoch = self.polls_epoch();
         let mut value = [0; THREAD];
         value.copy_from_slice(state.as_bytes());

@@ -18,7 +18,7 @@ pub use finding::{Evidence, Finding, Growth, Severity};
 pub use memory::{Heap, HeapCount, LoopHandles, Memory, Resident, Site, SiteKind};
 pub use postgres::{
     Advice, BackendKind, BackendState, PgAwait, PgBackend, PgClient, PgClientLock, PgCluster, PgDeadlock, PgHolder,
-    PgLink, PgLock, PgLockName, PgQueued, PgRoot, PgWaiter, PgWaits, PgWaitsFor, PgWindow,
+    PgLink, PgLock, PgLockName, PgQueued, PgRoot, PgWaitEvent, PgWaiter, PgWaits, PgWaitsFor, PgWindow,
 };
 pub use stacks::{
     Frame, FrameKind, Measure, OffCpu, OffCpuStack, OffCpuTotals, Profile, ProfileStack, ProfileThread, Stack, StackId,

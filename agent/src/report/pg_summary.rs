@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use super::{
     Body,
-    model::{PgCluster, PgDeadlock, PgLock, PgWaits, PgWindow},
+    model::{PgCluster, PgDeadlock, PgLock, PgWaitEvent, PgWaits, PgWindow},
 };
-use crate::limits::PG_LOCKS_MAX;
+use crate::{
+    aggregate::histogram::Histogram,
+    limits::{PG_LOCKS_MAX, PG_WAIT_EVENTS_MAX},
+};
 
 /// Deadlocks that are kept whole.
 const DEADLOCKS_KEPT_MAX: usize = 20;
@@ -22,12 +25,25 @@ pub struct ClusterSummary {
     pub waiting_max: u64,
     /// Waits that ended, by kind of lock.
     pub waits: BTreeMap<String, PgWaits>,
+    /// By class and event.
+    pub wait_events: BTreeMap<(String, String), WaitEventSummary>,
     /// By the lock's text.
     pub locks: BTreeMap<String, LockSummary>,
     /// Locks for which there was no room, in a window or here.
     pub locks_more: u64,
     pub deadlocks: Vec<(String, PgDeadlock)>,
     pub deadlocks_more: u64,
+}
+
+/// Waits for one event over the trace.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct WaitEventSummary {
+    pub wait: Histogram,
+    pub time_ns: u64,
+    /// At the end: waits that are going on, how long the oldest has lasted, and whether it may be longer.
+    pub waiting: u64,
+    pub oldest_wait_ns: u64,
+    pub oldest_is_older: bool,
 }
 
 /// One lock over the trace.
@@ -66,7 +82,17 @@ impl ClusterSummary {
     }
 
     fn window(&mut self, window: &PgWindow) {
-        let PgWindow { duration_ns, processes, waiting, waiting_max, locks: _, locks_more, waits } = window;
+        let PgWindow {
+            duration_ns,
+            processes,
+            waiting,
+            waiting_max,
+            locks: _,
+            locks_more,
+            waits,
+            oldest_wait_ns: _,
+            wait_events,
+        } = window;
         self.duration_ns = self.duration_ns.saturating_add(*duration_ns);
         self.processes = *processes;
         self.waiting = *waiting;
@@ -78,6 +104,27 @@ impl ClusterSummary {
                 merge(self.waits.entry(kind.clone()).or_default(), of_kind);
             }
         }
+        for sum in self.wait_events.values_mut() {
+            (sum.waiting, sum.oldest_wait_ns, sum.oldest_is_older) = (0, 0, false);
+        }
+        for event in wait_events {
+            self.wait_event(event);
+        }
+    }
+
+    fn wait_event(&mut self, event: &PgWaitEvent) {
+        let PgWaitEvent { class, event, time_ns, waiting, oldest_wait_ns, oldest_is_older, wait } = event;
+        let key = (class.clone(), event.clone());
+        // Those of one cluster, and one more a class.
+        if self.wait_events.len() >= 2 * PG_WAIT_EVENTS_MAX && !self.wait_events.contains_key(&key) {
+            return;
+        }
+        let sum = self.wait_events.entry(key).or_default();
+        sum.wait.merge(wait);
+        sum.time_ns = sum.time_ns.saturating_add(*time_ns);
+        sum.waiting = *waiting;
+        sum.oldest_wait_ns = oldest_wait_ns.unwrap_or(0);
+        sum.oldest_is_older = *oldest_is_older;
     }
 
     fn lock(&mut self, time: &str, lock: &PgLock) {

@@ -7,10 +7,13 @@ use std::{
 
 use super::model::{
     Body, PgBackend, PgClient, PgClientLock, PgDeadlock, PgHolder, PgLink, PgLock, PgLockName, PgQueued, PgRoot,
-    PgWaiter, PgWaits, PgWaitsFor, PgWindow,
+    PgWaitEvent, PgWaiter, PgWaits, PgWaitsFor, PgWindow,
 };
 use crate::{
-    aggregate::pg_locks::{ClusterFigures, Deadlock, Link, LockPicture, Queued, Root, WaitFigures},
+    aggregate::{
+        pg_locks::{ClusterFigures, Deadlock, Link, LockPicture, Queued, Root, WaitFigures},
+        pg_waits::{self, EventName},
+    },
     postgres::{Backend, BackendKind, LockId, LockKind, Mode, PgPid},
     units::{Clock, MonoNs, Pid},
 };
@@ -26,9 +29,25 @@ pub type RelationNames = BTreeMap<(u32, u32), String>;
 
 /// The lines of a window, with their times.
 #[must_use]
-pub fn cluster(figures: &ClusterFigures, names: &RelationNames, clock: Clock) -> Vec<(MonoNs, Body)> {
-    let ClusterFigures { from, to, processes, waiting, waiting_max, locks, locks_more, kinds, deadlocks, backends } =
-        figures;
+pub fn cluster(
+    figures: &ClusterFigures,
+    wait_events: &BTreeMap<EventName, pg_waits::WaitFigures>,
+    names: &RelationNames,
+    clock: Clock,
+) -> Vec<(MonoNs, Body)> {
+    let ClusterFigures {
+        from,
+        to,
+        processes,
+        waiting,
+        waiting_max,
+        locks,
+        locks_more,
+        kinds,
+        oldest,
+        deadlocks,
+        backends,
+    } = figures;
     let teller = |at| Teller { at, backends, names, clock };
     let window = PgWindow {
         duration_ns: to.since(*from).0,
@@ -38,6 +57,8 @@ pub fn cluster(figures: &ClusterFigures, names: &RelationNames, clock: Clock) ->
         locks: locks.len() as u64,
         locks_more: *locks_more as u64,
         waits: kinds.iter().map(|(kind, figures)| (kind.name().to_owned(), waits(figures))).collect(),
+        oldest_wait_ns: oldest.iter().map(|(kind, since)| (kind.name().to_owned(), to.since(*since).0)).collect(),
+        wait_events: waited(wait_events, *to),
     };
     let mut lines = vec![(*to, Body::PgWindow(Box::new(window)))];
     lines.extend(locks.iter().map(|picture| (*to, Body::PgLock(Box::new(teller(picture.at).lock(picture))))));
@@ -69,6 +90,24 @@ pub fn client(figures: &ClusterFigures, names: &RelationNames, cluster: Pid, bac
     let waiting = locks.iter().map(|lock| lock.waiting).sum();
     let connections = backends.len() as u64;
     (connections > 0).then(|| PgClient { cluster: cluster.0, connections, waiting, locks, awaits: Vec::new() })
+}
+
+fn waited(events: &BTreeMap<EventName, pg_waits::WaitFigures>, to: MonoNs) -> Vec<PgWaitEvent> {
+    let event = |((class, event), figures): (&EventName, &pg_waits::WaitFigures)| {
+        let pg_waits::WaitFigures { wait, time_ns, waiting, oldest } = figures;
+        PgWaitEvent {
+            class: (*class).to_owned(),
+            event: event.clone(),
+            time_ns: *time_ns,
+            waiting: *waiting,
+            oldest_wait_ns: oldest.map(|(since, _)| to.since(since).0),
+            oldest_is_older: oldest.is_some_and(|(_, exact)| !exact),
+            wait: wait.clone(),
+        }
+    };
+    let mut events: Vec<PgWaitEvent> = events.iter().map(event).collect();
+    events.sort_by_key(|event| Reverse(event.time_ns));
+    events
 }
 
 fn waits(figures: &WaitFigures) -> PgWaits {

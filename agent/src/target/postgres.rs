@@ -7,6 +7,7 @@
 mod activity;
 mod layout;
 mod locks;
+mod wait_events;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -15,6 +16,7 @@ use thiserror::Error;
 pub use activity::StatementText;
 use activity::StatusLayout;
 use layout::Layout;
+use wait_events::WaitEvents;
 
 use super::{
     elf::{ElfError, ElfFile, FileAddr, Lookup},
@@ -22,7 +24,7 @@ use super::{
 };
 use crate::{
     limits::PG_PROCESSES_MAX,
-    postgres::{PgPid, Reading},
+    postgres::{PgPid, Reading, WaitEvent},
     units::{Clock, MonoNs, Pid, UserAddr, WallNs},
 };
 
@@ -61,6 +63,7 @@ pub struct Server {
     variables: BTreeMap<&'static str, UserAddr>,
     layout: Layout,
     status: StatusLayout,
+    wait_events: WaitEvents,
     backends: BTreeMap<Pid, Known>,
 }
 
@@ -116,6 +119,7 @@ impl Server {
             version: elf.constant_text(b"PostgreSQL ", is_version),
             layout: Layout::of_code(&elf),
             status: StatusLayout::default(),
+            wait_events: WaitEvents::of_program(&elf, bias),
             backends: BTreeMap::new(),
             postmaster,
             elf,
@@ -155,7 +159,32 @@ impl Server {
         if self.status.activity.is_none() {
             rows.push(("postgres_statements", "no statement was found in PgBackendStatus".to_owned()));
         }
+        if self.wait_events.pointer().is_none() {
+            rows.push((
+                "postgres_waits",
+                "the program does not export my_wait_event_info (before version 14)".to_owned(),
+            ));
+        } else if !self.wait_events.has_names() {
+            rows.push(("postgres_wait_names", "the program does not export pgstat_get_wait_event".to_owned()));
+        }
         rows
+    }
+
+    /// Address of the variable that leads each process to what it waits for; 0 is not known.
+    #[must_use]
+    pub fn wait_pointer(&self) -> u64 {
+        self.wait_events.pointer().map_or(0, |at| at.0)
+    }
+
+    /// What one of its processes waits for just now, by its own word.
+    #[must_use]
+    pub fn waits_for(&self, pid: Pid) -> Option<WaitEvent> {
+        self.wait_events.of_process(pid)
+    }
+
+    /// What the server calls those events that were not asked for before.
+    pub fn wait_event_names(&mut self, events: impl IntoIterator<Item = WaitEvent>) -> Vec<(WaitEvent, String)> {
+        self.wait_events.names(self.postmaster.pid, events)
     }
 
     /// Who waits for whom just now. `clock` tells the server's times.

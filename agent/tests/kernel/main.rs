@@ -33,6 +33,7 @@ mod luck;
 mod manifests;
 mod peer;
 mod postgres;
+mod postgres_waits;
 mod profile;
 mod records;
 mod sched;

@@ -24,14 +24,14 @@ const BIN: &str = "/usr/lib/postgresql/15/bin";
 const OFF_MS: f64 = 5.0;
 
 /// A server in a directory of its own; it ends with its guard.
-struct Cluster {
-    dir: TempDir,
-    port: u16,
-    pid: u32,
+pub struct Cluster {
+    pub dir: TempDir,
+    pub port: u16,
+    pub pid: u32,
 }
 
 /// As the user that Debian's package made: the server refuses to run as root.
-fn as_postgres(program: &str) -> Command {
+pub fn as_postgres(program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--reset-env"]);
     command.arg(format!("{BIN}/{program}")).current_dir("/");
@@ -45,7 +45,7 @@ fn postgres_ids() -> Option<(u32, u32)> {
 }
 
 impl Cluster {
-    fn start(more: &str) -> Option<Self> {
+    pub fn start(more: &str) -> Option<Self> {
         let ids = postgres_ids().filter(|_| Path::new(BIN).join("postgres").exists());
         let Some((uid, gid)) = ids else {
             skip("PostgreSQL 15 (cargo xtask setup)");
@@ -83,13 +83,13 @@ impl Cluster {
 
     /// Rows of a query, fields set apart by `|`.
     #[track_caller]
-    fn ask(&self, sql: &str) -> Vec<String> {
+    pub fn ask(&self, sql: &str) -> Vec<String> {
         let output = self.psql().args(["-c", sql]).output().unwrap();
         assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
     }
 
-    fn session(&self) -> Session {
+    pub fn session(&self) -> Session {
         let mut process = Process::spawn(&mut self.psql());
         process.write("select 'PID '||pg_backend_pid();\n");
         let pid = process.wait_out("PID ").parse().unwrap();
@@ -142,7 +142,7 @@ impl Drop for Cluster {
 }
 
 /// A client with a transaction of its own.
-struct Session {
+pub struct Session {
     process: Process,
     pid: u32,
 }
@@ -154,17 +154,17 @@ impl Session {
     }
 
     #[track_caller]
-    fn run(&mut self, sql: &str) {
+    pub fn run(&mut self, sql: &str) {
         self.process.write(&format!("{sql};\n\\echo DONE\n"));
         self.process.wait_out("DONE");
     }
 }
 
-fn start(bench: &Bench, pid: u32, seconds: u32) -> Trace {
+pub fn start(bench: &Bench, pid: u32, seconds: u32) -> Trace {
     Trace::start(bench, pid, &["--duration", &format!("{seconds}s")])
 }
 
-fn lines<'a>(records: &'a Records, kind: &str) -> Vec<&'a Value> {
+pub fn lines<'a>(records: &'a Records, kind: &str) -> Vec<&'a Value> {
     records.lines.iter().filter(|record| record["type"] == kind).collect()
 }
 
@@ -198,6 +198,23 @@ fn ended(records: &Records, kind: &str) -> (u64, f64, f64, f64) {
         }
     }
     (count, min, max, sum)
+}
+
+/// Nanoseconds that backends waited for each event, by class and name, and of all windows; the other figure is how long those were.
+pub fn waited(records: &Records) -> (BTreeMap<(String, String), f64>, f64) {
+    let (mut events, mut duration) = (BTreeMap::new(), 0.0);
+    for window in lines(records, "pg_window") {
+        duration += window["duration_ns"].as_f64().unwrap();
+        for event in window["wait_events"].as_array().unwrap() {
+            let name = |key: &str| event[key].as_str().unwrap().to_owned();
+            *events.entry((name("class"), name("event"))).or_default() += event["time_ns"].as_f64().unwrap();
+        }
+    }
+    (events, duration)
+}
+
+pub fn named(class: &str, event: &str) -> (String, String) {
+    (class.to_owned(), event.to_owned())
 }
 
 /// Every wait of the kind as long as the server logged it; all of them were granted, after a second or more.
@@ -328,6 +345,10 @@ fn rows_and_advisory_locks_and_a_deadlock() {
     assert_eq!(tuple["lock"]["name"], "public.t", "as the catalog has it");
     assert_eq!(of_kind("advisory")["holders"][0]["pid"], keeper.pid);
     as_logged(&cluster, &records, "advisory", &[waiter.pid]);
+    // The same wait by the backend's own word, and in the windows that it lay in.
+    let (events, _) = waited(&records);
+    let advisory = events[&named("Lock", "advisory")] / 1e6;
+    close("wait event Lock:advisory, ms", cluster.acquired()[&waiter.pid], advisory, OFF_MS);
 
     let deadlocks = lines(&records, "pg_deadlock");
     assert_eq!(deadlocks.len(), 1);

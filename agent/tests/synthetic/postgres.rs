@@ -3,13 +3,20 @@
 
 use agent::{
     core::{ClusterFacts, Input, Tick},
-    postgres::{Backend, BackendKind, BackendState, Holder, LockId, LockReading, Mode, Modes, PgPid, Reading, Waiter},
+    postgres::{
+        Backend, BackendKind, BackendState, Holder, LockId, LockReading, Mode, Modes, OpenWait, PgPid, Reading,
+        WaitEvent, Waiter,
+    },
     report::model::{Degraded, EndReason},
     units::{Clock, MonoNs, Pid, WallNs},
 };
-use agent_ebpf::abi::{
-    Header, family, kind,
-    postgres::{LockEnd, LockTag, LockWait, PARTIES_MAX, Party, outcome, wait_flag},
+use agent_ebpf::{
+    abi::{
+        Header, family, kind,
+        postgres::{LockEnd, LockTag, LockWait, PARTIES_MAX, Party, outcome, wait_flag},
+    },
+    histogram,
+    state::{PgWaitKey, PgWaitSum},
 };
 use zerocopy::IntoBytes;
 
@@ -121,8 +128,21 @@ fn reading(at: u64, readers: &[u32]) -> Reading {
     }
 }
 
+const WAL_SYNC: WaitEvent = WaitEvent(0x0a00_0046);
+const RELATION: WaitEvent = WaitEvent(0x0300_0000);
+/// One whose name the server does not tell.
+const UNNAMED: WaitEvent = WaitEvent(0x0100_0123);
+
+fn waited(event: WaitEvent, ns: u64, count: u64) -> (PgWaitKey, PgWaitSum) {
+    let bucket = u16::try_from(histogram::index(ns)).unwrap();
+    (PgWaitKey { cluster: POSTMASTER, event: event.0, bucket, epoch: 0 }, PgWaitSum { count, time_ns: count * ns })
+}
+
 fn tick(now: u64) -> Input {
-    Input::Tick(Box::new(Tick { now: MonoNs(now), ..Tick::default() }))
+    let pg_waits = vec![waited(WAL_SYNC, 2 * MS, 30), waited(WAL_SYNC, 9 * MS, 1), waited(UNNAMED, MS / 10, 5)];
+    let open = |pid, since| OpenWait { pid: Pid(pid), cluster: Pid(POSTMASTER), event: RELATION, since: MonoNs(since) };
+    let pg_open_waits = vec![open(902, BEGIN - 4000 * MS), open(903, BEGIN + 101 * MS)];
+    Input::Tick(Box::new(Tick { now: MonoNs(now), pg_waits, pg_open_waits, ..Tick::default() }))
 }
 
 pub fn inputs() -> Vec<Input> {
@@ -151,6 +171,8 @@ pub fn inputs() -> Vec<Input> {
     inputs.push(Input::PgReading(Box::new(reading(second(1), &[903, 904, 905]))));
     let backends = [903, 904, 950].map(PgPid).to_vec();
     inputs.push(Input::PgClient { client: Pid(4121), cluster: Pid(POSTMASTER), backends });
+    let names = vec![(WAL_SYNC, "WALSync".to_owned()), (RELATION, "relation".to_owned())];
+    inputs.push(Input::PgWaitEvents { cluster: Pid(POSTMASTER), names });
     inputs.push(tick(second(1)));
     // The head is cancelled; as it began before the trace, its end is all that the record tells.
     batch.add(

@@ -8,3 +8,4 @@ mod process;
 mod sampler;
 pub mod sched;
 mod uprobe;
+mod waits;

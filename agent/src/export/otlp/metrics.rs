@@ -205,6 +205,21 @@ fn put_postgres(window: &PgWindow, into: &mut Window) {
         let of = [attribute("agent.postgresql.lock.type", locktype.as_str())];
         into.histogram("agent.postgresql.lock.wait", &waits.wait, &of);
     }
+    for (locktype, ns) in &window.oldest_wait_ns {
+        let of = [attribute("agent.postgresql.lock.type", locktype.as_str())];
+        into.gauge("agent.postgresql.lock.oldest_wait", "s", seconds(*ns), &of);
+    }
+    for event in &window.wait_events {
+        let of = [
+            attribute("agent.postgresql.wait.class", event.class.as_str()),
+            attribute("agent.postgresql.wait.event", event.event.as_str()),
+        ];
+        into.histogram("agent.postgresql.wait.duration", &event.wait, &of);
+        into.time("agent.postgresql.wait.time", event.time_ns, &of);
+        if let Some(ns) = event.oldest_wait_ns {
+            into.gauge("agent.postgresql.wait.oldest", "s", seconds(ns), &of);
+        }
+    }
 }
 
 fn put_agent(agent: &AgentCost, into: &mut Window) {

@@ -5,7 +5,7 @@ use crate::{
     export::message::word,
     report::{
         Body,
-        model::{AgentCost, GcType, LedgerPart, LoopWindow, Memory, PgWindow, ThreadPool, Window},
+        model::{AgentCost, GcType, LedgerPart, LoopWindow, Memory, PgLock, PgLockName, PgWindow, ThreadPool, Window},
     },
 };
 
@@ -47,6 +47,20 @@ const HANDLES: Metric = gauge("nodejs_handles", "Open handles of the event loop,
 const FINDINGS: Metric = counter("agent_findings_total", "What was found to be wrong, by code.");
 const PG_WAITING: Metric = gauge("postgresql_lock_waiting", "Backends that wait for a lock.");
 const PG_WAIT: Metric = histogram("postgresql_lock_wait_seconds", "Waits for locks that ended.");
+const PG_LOCK_OLDEST: Metric = gauge(
+    "postgresql_lock_oldest_wait_seconds",
+    "How long the oldest wait for a lock that is going on has lasted, by kind.",
+);
+const PG_RELATION_OLDEST: Metric = gauge(
+    "postgresql_relation_oldest_wait_seconds",
+    "How long the oldest wait for a lock on or in a relation that is going on has lasted, from 0.1 s on.",
+);
+const PG_EVENT_WAIT: Metric =
+    histogram("postgresql_wait_seconds", "Waits of backends that ended, by class and event of pg_stat_activity.");
+const PG_EVENT_TIME: Metric =
+    counter("postgresql_wait_time_seconds_total", "Time that backends waited, also in waits that go on.");
+const PG_EVENT_OLDEST: Metric =
+    gauge("postgresql_oldest_wait_seconds", "How long the oldest wait for an event that is going on has lasted.");
 const BUILD: Metric = gauge("agent_build_info", "Which agent this is.");
 const TARGETS: Metric = gauge("agent_targets", "Processes of Node.js that are traced.");
 const CPU: Metric = counter("agent_cpu_seconds_total", "CPU time of the agent itself.");
@@ -68,6 +82,7 @@ pub fn put(into: &mut Registry, pid: u32, body: &Body) {
         Body::Window(window) => put_window(into, pid, window),
         Body::Memory(memory) => put_memory(into, pid, memory),
         Body::PgWindow(window) => put_postgres(into, pid, window),
+        Body::PgLock(lock) => put_lock(into, pid, lock),
         Body::Agent(agent) => put_agent(into, agent),
         Body::Finding(finding) => {
             let labels = into.labels(pid, &[("code", &finding.code), ("severity", &word(&finding.severity))]);
@@ -189,6 +204,34 @@ fn put_postgres(into: &mut Registry, pid: u32, window: &PgWindow) {
         let labels = into.labels(pid, &[("locktype", locktype)]);
         into.merge(PG_WAIT, whose, labels, &waits.wait);
     }
+    // What nobody waits for any more has no oldest wait.
+    for metric in [PG_LOCK_OLDEST, PG_RELATION_OLDEST, PG_EVENT_OLDEST] {
+        into.forget(metric, pid);
+    }
+    for (locktype, ns) in &window.oldest_wait_ns {
+        let labels = into.labels(pid, &[("locktype", locktype)]);
+        into.set(PG_LOCK_OLDEST, whose, labels, seconds(*ns));
+    }
+    for event in &window.wait_events {
+        let labels = into.labels(pid, &[("class", &event.class), ("event", &event.event)]);
+        into.merge(PG_EVENT_WAIT, whose, labels.clone(), &event.wait);
+        into.add(PG_EVENT_TIME, whose, labels.clone(), seconds(event.time_ns));
+        if let Some(ns) = event.oldest_wait_ns {
+            into.set(PG_EVENT_OLDEST, whose, labels, seconds(ns));
+        }
+    }
+}
+
+/// By relation, as there are some hundreds of those: rows and transactions are ever new.
+fn put_lock(into: &mut Registry, pid: u32, lock: &PgLock) {
+    if lock.is_over {
+        return;
+    }
+    let PgLockName { locktype: _, database, relation, name, text: _ } = &lock.lock;
+    let Some(relation) = relation else { return };
+    let name = name.clone().unwrap_or_else(|| format!("{}.{relation}", database.unwrap_or(0)));
+    let labels = into.labels(pid, &[("relation", &name)]);
+    into.raise(PG_RELATION_OLDEST, Whose { pid, tid: 0 }, labels, seconds(lock.oldest_wait_ns));
 }
 
 fn put_agent(into: &mut Registry, agent: &AgentCost) {

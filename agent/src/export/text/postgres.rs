@@ -1,9 +1,9 @@
 //! Locks of a PostgreSQL cluster: one entry a lock, those with the most waiters first, and the one thing to do about each.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, fmt::Write as _};
 
 use super::{
-    format::{Page, clock, count, cut, duration, plural, safe},
+    format::{Page, clock, count, cut, duration, plural, ratio, safe},
     loops::{row, table},
 };
 use crate::report::{
@@ -30,6 +30,7 @@ pub fn render(page: &mut Page, pid: u32, cluster: &ClusterSummary) {
     }
     deadlocks(page, cluster);
     waits(page, cluster);
+    wait_events(page, cluster);
     about(page, pid, cluster);
 }
 
@@ -227,6 +228,49 @@ fn waits(page: &mut Page, cluster: &ClusterSummary) {
             count(waits.deadlocked)
         ));
     }
+}
+
+/// Events that are printed, those with the most time first.
+const EVENTS_SHOWN: usize = 12;
+
+fn wait_events(page: &mut Page, cluster: &ClusterSummary) {
+    let mut events: Vec<_> = cluster.wait_events.iter().filter(|(_, event)| event.time_ns != 0).collect();
+    if events.is_empty() {
+        return;
+    }
+    events.sort_by_key(|(_, event)| Reverse(event.time_ns));
+    table(page, "Backends waited");
+    for ((class, name), event) in events.iter().take(EVENTS_SHOWN) {
+        row(page, &safe(&format!("{class}:{name}")), &event.wait);
+        let mut line = format!(
+            "    {} in all, {:.2} backends on average; {}",
+            duration(event.time_ns),
+            ratio(event.time_ns, cluster.duration_ns),
+            plural(event.wait.count(), "wait that ended", "waits that ended"),
+        );
+        if event.waiting != 0 {
+            let or_more = if event.oldest_is_older { " or more" } else { "" };
+            let _ = write!(
+                line,
+                "; {} at the end, the oldest for {}{or_more}",
+                count(event.waiting),
+                duration(event.oldest_wait_ns)
+            );
+        }
+        page.line(&line);
+    }
+    let (more, ns) = events
+        .iter()
+        .skip(EVENTS_SHOWN)
+        .fold((0, 0u64), |(n, ns), (_, event)| (n + 1, ns.saturating_add(event.time_ns)));
+    if more != 0 {
+        page.aside(&format!(
+            "  {}, {} in all: in the records",
+            plural(more, "more event", "more events"),
+            duration(ns)
+        ));
+    }
+    page.aside("  off CPU, as pg_stat_activity names it; waits for clients, work and timers are left out");
 }
 
 fn about(page: &mut Page, pid: u32, cluster: &ClusterSummary) {

@@ -44,6 +44,34 @@ pub struct PgWindow {
     pub locks_more: u64,
     /// Waits that ended, by `pg_locks.locktype`.
     pub waits: BTreeMap<String, PgWaits>,
+    /// How long the oldest wait that is going on has lasted, by `pg_locks.locktype`.
+    #[serde(default)]
+    pub oldest_wait_ns: BTreeMap<String, u64>,
+    /// What backends waited for, most time first; waits for work, clients and timers are left out.
+    #[serde(default)]
+    pub wait_events: Vec<PgWaitEvent>,
+}
+
+/// Waits for one event.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PgWaitEvent {
+    /// `pg_stat_activity.wait_event_type`.
+    pub class: String,
+    /// `pg_stat_activity.wait_event`; `#` and its number where the server does not say what it is called.
+    pub event: String,
+    /// That backends spent in it within the window, also in waits that go on: divided by its duration, how many waited on average.
+    pub time_ns: u64,
+    /// Waits that are going on at its end.
+    pub waiting: u64,
+    /// How long the oldest of those has lasted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub oldest_wait_ns: Option<u64>,
+    /// Or longer: it began before the trace did.
+    #[serde(default)]
+    pub oldest_is_older: bool,
+    /// Waits that ended: each time that a backend was off CPU.
+    #[serde(with = "histogram_json")]
+    pub wait: Histogram,
 }
 
 /// Waits that ended.

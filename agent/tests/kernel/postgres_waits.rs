@@ -1,0 +1,66 @@
+//! What PostgreSQL's backends wait for, against `pg_stat_activity`.
+
+use std::{collections::BTreeMap, thread, time::Duration};
+
+use crate::{
+    harness::{Process, bench, close, say},
+    postgres::{Cluster, as_postgres, start, waited},
+};
+
+/// `pgbench` on a cluster; it ends with its guard.
+fn pgbench(cluster: &Cluster, args: &[&str]) -> Process {
+    let mut command = as_postgres("pgbench");
+    command.args(["-h", "127.0.0.1", "-p", &cluster.port.to_string(), "-U", "postgres", "-n"]).args(args);
+    Process::spawn(&mut command)
+}
+
+/// What backends of `pgbench` waited for in so many looks at `pg_stat_activity`, and how often.
+fn sampled(cluster: &Cluster, looks: u32) -> BTreeMap<(String, String), u32> {
+    let sql = format!(
+        "do $$ begin create temp table s(class text, event text); for i in 1..{looks} loop \
+           perform pg_sleep(0.005 + 0.01 * random()); perform pg_stat_clear_snapshot(); \
+           insert into s select wait_event_type, wait_event from pg_stat_activity \
+             where application_name = 'pgbench' and wait_event is not null; \
+         end loop; end $$; select class, event, count(*) from s group by 1, 2"
+    );
+    let row = |row: &String| {
+        let mut fields = row.split('|').map(str::to_owned);
+        let mut next = || fields.next().unwrap();
+        ((next(), next()), next().parse().unwrap())
+    };
+    cluster.ask(&sql).iter().map(row).collect()
+}
+
+#[test]
+fn waits_by_event_are_as_pg_stat_activity_has_them() {
+    const LOOKS: u32 = 300;
+    let Some(bench) = bench() else { return };
+    let Some(cluster) = Cluster::start("autovacuum=off\nfsync=on") else { return };
+    let mut fill = pgbench(&cluster, &["-i", "-q", "-s", "1", "postgres"]);
+    assert!(fill.wait(Duration::from_secs(30)).success(), "{}", fill.err_text());
+    let load = pgbench(&cluster, &["-c", "12", "-T", "60", "postgres"]);
+    thread::sleep(Duration::from_millis(500));
+    let trace = start(&bench, cluster.pid, 30);
+    let truth = sampled(&cluster, LOOKS);
+    let records = trace.interrupt();
+    drop(load);
+    let (events, duration) = waited(&records);
+    let mut compared = 0;
+    for (name, samples) in &truth {
+        if ["Client", "Activity", "Timeout"].contains(&name.0.as_str()) {
+            assert!(!events.contains_key(name), "{name:?} is idling");
+            continue;
+        }
+        // Of what is rare, chance would be compared.
+        if *samples < LOOKS / 10 {
+            continue;
+        }
+        let average = f64::from(*samples) / f64::from(LOOKS);
+        let seen = events.get(name).unwrap_or_else(|| panic!("no {name:?} in {events:?}")) / duration;
+        say(&format!("measured {}:{}: {seen:.2} backends on average, {average:.2} sampled", name.0, name.1));
+        close(&format!("backends that wait for {}:{}", name.0, name.1), average, seen, 0.1 * average + 0.25);
+        compared += 1;
+    }
+    assert!(compared >= 2, "{truth:?}");
+    assert!(events.keys().all(|(_, event)| !event.starts_with('#')), "the server names all of them: {events:?}");
+}
