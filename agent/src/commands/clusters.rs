@@ -10,6 +10,7 @@ use crate::{
     target::{
         postgres::{Server, StatementText},
         procfs::{self, FileIdentity, Incarnation},
+        sockets::Peers,
     },
     units::Pid,
 };
@@ -49,9 +50,13 @@ impl Search {
         let mut found: Vec<Watch> = pids.into_iter().filter_map(|pid| self.look(pid)).collect();
         let Some(clients) = &self.clients else { return found };
         found.append(&mut self.aside);
+        if found.is_empty() {
+            return found;
+        }
+        let unix = Peers::read();
         let serves = |watch: &mut Watch| {
             watch.look_again();
-            clients.iter().any(|client| !watch.serving(*client).is_empty())
+            clients.iter().any(|client| !watch.serving(*client, &unix).is_empty())
         };
         let (serving, aside) = found
             .into_iter()

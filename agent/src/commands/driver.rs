@@ -58,7 +58,7 @@ use crate::{
         summary::Summary,
     },
     target::heap::HeapReader,
-    target::postgres::PostgresError,
+    target::{postgres::PostgresError, sockets::Peers},
     units::Pid,
 };
 
@@ -402,10 +402,12 @@ impl Driver {
                 warn!("{error}");
             }
         }
+        let is_beside = |client: &Pid| self.clusters.iter().any(|watch| watch.pid() != *client);
+        let unix = if self.targets.iter().any(is_beside) { Peers::read() } else { Peers::default() };
         for watch in &self.clusters {
             let cluster = watch.pid();
             for client in self.targets.iter().copied().filter(|client| *client != cluster) {
-                inputs.push(Input::PgClient { client, cluster, backends: watch.serving(client) });
+                inputs.push(Input::PgClient { client, cluster, backends: watch.serving(client, &unix) });
             }
         }
         if let Some(names) = &mut self.names {

@@ -20,7 +20,7 @@ use crate::{
         elf::ElfError,
         identity::{Attributes, Identity},
         postgres::{PostgresError, Server, StatementText},
-        sockets,
+        sockets::{self, Peers},
     },
     units::{Clock, Pid},
 };
@@ -106,10 +106,10 @@ impl Watch {
 
     /// The backends that serve the connections of a process on this host, one a connection.
     #[must_use]
-    pub fn serving(&self, client: Pid) -> Vec<PgPid> {
+    pub fn serving(&self, client: Pid, unix: &Peers) -> Vec<PgPid> {
         let backends: BTreeMap<Pid, PgPid> = self.server.backends().collect();
         let pids: Vec<Pid> = backends.keys().copied().collect();
-        sockets::links(client, &pids).iter().filter_map(|link| backends.get(&link.peer).copied()).collect()
+        sockets::links(client, &pids, unix).iter().filter_map(|link| backends.get(&link.peer).copied()).collect()
     }
 
     /// The probes of its program, and what is said of the cluster.

@@ -1,13 +1,18 @@
-//! Which process is at the other end of a TCP connection, where both ends are on this host: over loopback, or between containers.
+//! Which process is at the other end of a connection, where both ends are on this host: over loopback, between containers, or over a
+//! Unix socket.
 //!
 //! `/proc/PID/net/tcp` has the connections of a network namespace, each with its inode; the descriptors of a process name theirs. The
-//! other end has the same two addresses, swapped, in whatever namespace it lies.
+//! other end has the same two addresses, swapped, in whatever namespace it lies. Of Unix sockets the kernel tells which belong together.
+
+mod unix;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
+
+pub use unix::Peers;
 
 use super::procfs;
 use crate::{
@@ -27,18 +32,19 @@ pub struct Connection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
     pub fd: u32,
-    pub local: SocketAddr,
-    pub remote: SocketAddr,
+    /// Its addresses, of TCP: own and remote.
+    pub tcp: Option<(SocketAddr, SocketAddr)>,
     pub peer: Pid,
 }
 
-/// The connections of `client` to those of `servers`.
+/// The connections of `client` to those of `servers`; `unix` are those over Unix sockets.
 #[must_use]
-pub fn links(client: Pid, servers: &[Pid]) -> Vec<Link> {
+pub fn links(client: Pid, servers: &[Pid], unix: &Peers) -> Vec<Link> {
     let own = procfs::net_tcp(client);
     let own = connections(&own);
     let descriptors = sockets(client);
     let mut ends = BTreeMap::new();
+    let mut served = BTreeMap::new();
     let mut namespaces = BTreeMap::<u64, BTreeMap<u64, (SocketAddr, SocketAddr)>>::new();
     for server in servers {
         let Some(namespace) = procfs::net_namespace(*server) else { continue };
@@ -50,14 +56,20 @@ pub fn links(client: Pid, servers: &[Pid]) -> Vec<Link> {
             if let Some((local, remote)) = of_namespace.get(&inode) {
                 ends.insert((*remote, *local), *server);
             }
+            served.insert(inode, *server);
         }
     }
     let link = |connection: &Connection| {
         let fd = *descriptors.get(&connection.inode)?;
         let peer = *ends.get(&(connection.local, connection.remote))?;
-        Some(Link { fd, local: connection.local, remote: connection.remote, peer })
+        Some(Link { fd, tcp: Some((connection.local, connection.remote)), peer })
     };
-    own.iter().filter_map(link).collect()
+    let of_tcp = own.iter().filter_map(link);
+    // By the client's end: a pair may be told from both.
+    let pairs = unix.iter().flat_map(|(one, other)| [(one, other), (other, one)]);
+    let of_unix: BTreeMap<u32, Pid> =
+        pairs.filter_map(|(own, other)| Some((*descriptors.get(&own)?, *served.get(&other)?))).collect();
+    of_tcp.chain(of_unix.into_iter().map(|(fd, peer)| Link { fd, tcp: None, peer })).collect()
 }
 
 /// Descriptors of a process that are sockets, by inode.
@@ -113,7 +125,13 @@ fn address(text: &str) -> Option<SocketAddr> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::{
+        net::{TcpListener, TcpStream},
+        os::{
+            fd::AsRawFd,
+            unix::net::{UnixListener, UnixStream},
+        },
+    };
 
     use proptest::prelude::*;
 
@@ -141,9 +159,21 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (_server, _) = listener.accept().unwrap();
         let own = Pid(std::process::id());
-        let found = links(own, &[own]);
-        let of_client = found.iter().find(|link| link.local == client.local_addr().unwrap()).unwrap();
-        assert_eq!((of_client.remote, of_client.peer), (client.peer_addr().unwrap(), own));
+        let found = links(own, &[own], &Peers::default());
+        let ends = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        assert_eq!(found.iter().find(|link| link.tcp == Some(ends)).unwrap().peer, own);
+    }
+
+    #[test]
+    fn both_ends_of_a_unix_socket_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("s")).unwrap();
+        let client = UnixStream::connect(dir.path().join("s")).unwrap();
+        let (_server, _) = listener.accept().unwrap();
+        let own = Pid(std::process::id());
+        let fd = u32::try_from(client.as_raw_fd()).unwrap();
+        let found = links(own, &[own], &Peers::read());
+        assert!(found.contains(&Link { fd, tcp: None, peer: own }), "{found:?}");
     }
 
     proptest! {

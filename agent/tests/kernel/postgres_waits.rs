@@ -1,10 +1,12 @@
-//! What PostgreSQL's backends wait for, against `pg_stat_activity`.
+//! What PostgreSQL's backends wait for, against `pg_stat_activity`; and whose connections they serve over Unix sockets.
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::{collections::BTreeMap, path::Path, process::Command, thread, time::Duration};
+
+use serde_json::Value;
 
 use crate::{
-    harness::{Process, bench, close, say},
-    postgres::{Cluster, as_postgres, start, waited},
+    harness::{Process, Trace, VERSION, bench, close, node, say, skip},
+    postgres::{Cluster, as_postgres, lines, start, waited},
 };
 
 /// `pgbench` on a cluster; it ends with its guard.
@@ -63,4 +65,55 @@ fn waits_by_event_are_as_pg_stat_activity_has_them() {
     }
     assert!(compared >= 2, "{truth:?}");
     assert!(events.keys().all(|(_, event)| !event.starts_with('#')), "the server names all of them: {events:?}");
+}
+
+/// Opens three connections over a Unix socket that all want the same advisory lock.
+const CLIENT: &str = "
+const { createRequire } = require('module');
+const { Client } = createRequire(process.argv[1] + '/')('pg');
+const connect = async () => {
+  const client = new Client({ host: process.argv[2], port: process.argv[3], user: 'postgres', database: 'postgres',
+                              application_name: 'over_unix' });
+  await client.connect();
+  return client;
+};
+Promise.all([connect(), connect(), connect()]).then((clients) => {
+  for (const client of clients) client.query('select pg_advisory_lock(7)').catch(() => {});
+  console.log('READY');
+});
+setInterval(() => {}, 1000);
+";
+
+#[test]
+fn connections_over_a_unix_socket_are_joined_to_their_backends() {
+    let Some(bench) = bench() else { return };
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/workloads");
+    if !modules.join("node_modules/pg").exists() {
+        skip("the packages of the stories (cargo xtask setup)");
+        return;
+    }
+    let Some(cluster) = Cluster::start("autovacuum=off") else { return };
+    let mut keeper = cluster.session();
+    keeper.run("select pg_advisory_lock(7)");
+    let mut command = Command::new(node(VERSION));
+    command.args(["-e", CLIENT]).arg(&modules).arg(cluster.dir.path()).arg(cluster.port.to_string());
+    let mut client = Process::spawn(&mut command);
+    client.wait_out("READY");
+    let pid = client.pid();
+    let postmaster = cluster.pid.to_string();
+    let mut trace = Trace::start(&bench, pid, &["--duration", "3s", "--postgres", &postmaster]);
+    let waiting = "select count(*) from pg_stat_activity where application_name = 'over_unix' \
+                   and client_port = -1 and wait_event_type = 'Lock'";
+    thread::sleep(Duration::from_secs(1));
+    let truth: u64 = cluster.ask(waiting)[0].parse().unwrap();
+    let records = trace.finish(Duration::from_secs(3));
+    let of_client = lines(&records, "pg_client").into_iter().find(|line| line["waiting"].as_u64() > Some(0));
+    let of_client = of_client.unwrap_or_else(|| panic!("{:#?}", lines(&records, "pg_client")));
+    say(&format!(
+        "measured connections over a Unix socket: {}, of which wait {}",
+        of_client["connections"], of_client["waiting"]
+    ));
+    assert_eq!(truth, 3);
+    assert_eq!((&of_client["connections"], &of_client["waiting"]), (&Value::from(truth), &Value::from(truth)));
+    assert_eq!(of_client["pid"], pid);
 }
