@@ -18,12 +18,13 @@ use crate::run::{Error, root, say};
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 
 const INTRODUCTION: &str = "\
-# What following PostgreSQL's locks costs
+# What following PostgreSQL's locks and waits costs
 
 Written by `cargo xtask bench postgres`, in the way of [RESULTS.md](RESULTS.md): ratios of neighbouring halves, with `agent trace --pid
 POSTMASTER` attached and without, in one server under `pgbench`'s TPC-B-like load of eight clients; *null* compares neighbours without
 it. Transactions are counted by the ids that the server has given away, CPU is that of all of its processes. With ten branches few
-transactions wait for one another; with one branch each of them waits for a row, some thousand times a second.
+transactions wait for one another; with one branch each of them waits for a row, several times, some thousand times a second: the worst
+case.
 ";
 
 /// Scale of `pgbench`: the number of branches, and what that is called.
