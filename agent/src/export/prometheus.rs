@@ -302,7 +302,9 @@ impl Bounded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::model::{LoopWindow, SCHEMA_VERSION, Window};
+    use crate::report::model::{
+        LoopWindow, PgLock, PgLockName, PgWaitEvent, PgWindow, SCHEMA_VERSION, Warning, Window,
+    };
 
     fn window(pid: u32, tids: std::ops::Range<u32>) -> Record {
         let turned = |tid| {
@@ -340,6 +342,47 @@ mod tests {
         for pid in 1..2000 {
             registry.record(&Record { body: Body::Process(Process::Gone), ..window(pid, 0..0) });
         }
+        assert_eq!(registry.lines, 0);
+    }
+
+    #[test]
+    fn the_oldest_wait_goes_with_those_who_wait() {
+        let mut registry = Registry::default();
+        let record = |body| Record { body, ..window(7, 0..0) };
+        let event = |oldest| PgWaitEvent {
+            class: "LWLock".into(),
+            event: "WALWrite".into(),
+            time_ns: 500_000_000,
+            oldest_wait_ns: oldest,
+            ..PgWaitEvent::default()
+        };
+        let of_cluster = |oldest: Option<u64>| {
+            let oldest_wait_ns = oldest.map(|ns| ("tuple".to_owned(), ns)).into_iter().collect();
+            let window = PgWindow { oldest_wait_ns, wait_events: vec![event(oldest)], ..PgWindow::default() };
+            record(Body::PgWindow(Box::new(window)))
+        };
+        let lock = |ns| {
+            let name =
+                PgLockName { locktype: "tuple".into(), relation: Some(9), database: Some(5), ..PgLockName::default() };
+            record(Body::PgLock(Box::new(PgLock { lock: name, oldest_wait_ns: ns, ..PgLock::default() })))
+        };
+        registry.record(&of_cluster(Some(2_000_000_000)));
+        registry.record(&lock(2_000_000_000));
+        registry.record(&lock(1_000_000_000));
+        let text = registry.text();
+        for line in [
+            "postgresql_lock_oldest_wait_seconds{pid=\"7\",locktype=\"tuple\"} 2\n",
+            "postgresql_relation_oldest_wait_seconds{pid=\"7\",relation=\"5.9\"} 2\n",
+            "postgresql_oldest_wait_seconds{pid=\"7\",class=\"LWLock\",event=\"WALWrite\"} 2\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        registry.record(&of_cluster(None));
+        let text = registry.text();
+        assert!(!text.contains("oldest"), "{text}");
+        assert!(text.contains("postgresql_wait_time_seconds_total{pid=\"7\",class=\"LWLock\",event=\"WALWrite\"} 1\n"));
+        let warning = Warning { code: "postgres_gone".into(), message: String::new() };
+        registry.record(&record(Body::Warning(warning)));
         assert_eq!(registry.lines, 0);
     }
 
