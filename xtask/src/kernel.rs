@@ -1,33 +1,29 @@
-//! The agent on kernels other than this machine's: Debian's, booted in qemu.
+//! The tests against the kernel on kernels other than this machine's: Debian's, booted in qemu.
 //!
-//! The guest sees the host's files, read-only, and runs `scripts/kernel-guest`, which traces a Node.js of the cache. Without hardware
-//! to help, all of it is emulated: what works can be told there, how long it takes cannot.
+//! The guest sees the host's files, read-only, and runs by `scripts/kernel-guest` the very program of tests that was built here. All
+//! of it is emulated: what works can be told there, how long it takes cannot.
 
 use std::{
+    env,
+    ffi::OsString,
+    fmt::Write as _,
     fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
-use clap::{Args, ValueEnum};
+use clap::ValueEnum;
 
 use crate::{
-    build::{self, Profile},
     run::{Error, cache, root, run, say, which},
     setup::apt,
 };
 
-#[derive(Args, Debug)]
-pub struct KernelArgs {
-    /// Which kernels [default: all]
-    #[arg(value_enum)]
-    series: Vec<Series>,
-}
-
 /// A line of kernels that Debian 12 has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Series {
+pub enum Series {
     /// What Debian 12 runs
     #[value(name = "6.1")]
     V6_1,
@@ -72,21 +68,22 @@ impl Series {
     }
 }
 
-pub fn kernel(args: &KernelArgs) -> Result<(), Error> {
-    build::build(Profile::Release)?;
-    install()?;
-    let all = [Series::V6_1, Series::V6_12];
-    let series = if args.series.is_empty() { all.as_slice() } else { &args.series };
-    let mut tally = Tally::default();
-    for series in series {
-        let image = fetch(*series)?;
-        tally.add(boot(*series, &image)?);
-    }
-    eprintln!("{} passed, {} failed", tally.passed, tally.failed);
-    if tally.failed > 0 || tally.passed == 0 {
-        return Err(Error::Failed { command: "scripts/kernel-guest".into(), code: Some(1) });
-    }
-    Ok(())
+/// Runs a program of tests in a guest with the newest kernel of a line; `args` are the program's. What is skipped here is skipped there.
+pub fn test(series: Series, program: &Path, args: &[OsString], limit: Duration) -> Result<(), Error> {
+    let image = image(series)?;
+    let mut words = vec!["/usr/bin/env".to_owned()];
+    let passed_on = |name: &str| name == "CI" || name.starts_with("AGENT_TEST_") || name.starts_with("RUST_");
+    let variables = env::vars().filter(|(name, _)| passed_on(name)).map(|(name, value)| format!("{name}={value}"));
+    words.extend(variables);
+    words.extend([root().join("scripts/kernel-guest").display().to_string(), program.display().to_string()]);
+    words.extend(args.iter().map(|arg| arg.to_string_lossy().into_owned()));
+    pack(series, &image, &words)?;
+    boot(series, &image, limit)
+}
+
+/// What a guest needs, and the kernel: nothing that is there is touched.
+pub fn setup(series: Series) -> Result<(), Error> {
+    image(series).map(drop)
 }
 
 fn install() -> Result<(), Error> {
@@ -101,40 +98,40 @@ fn install() -> Result<(), Error> {
 
 const BUSYBOX: &str = "/bin/busybox";
 
-/// A kernel, and what it boots into.
+/// A kernel, and where what it boots into is made.
 struct Image {
+    place: PathBuf,
     kernel: PathBuf,
-    initrd: PathBuf,
 }
 
 /// Gets the newest kernel of a line, and keeps of it what a guest needs.
-fn fetch(series: Series) -> Result<Image, Error> {
+fn image(series: Series) -> Result<Image, Error> {
+    install()?;
     let place = cache().join("kernels").join(series.name());
-    let image = Image { kernel: place.join("vmlinuz"), initrd: place.join("initrd.gz") };
-    let io = |error| Error::Io { path: place.clone(), error };
-    if !image.kernel.is_file() {
-        let package = newest(series)?;
-        say(&format!("kernel {package}"));
-        let unpacked = place.join("unpacked");
-        fs::create_dir_all(&unpacked).map_err(io)?;
-        apt::unpack(&[&package], &unpacked)?;
-        let modules = place.join("modules");
-        fs::create_dir_all(&modules).map_err(io)?;
-        for module in series.modules() {
-            let found = find(&unpacked.join("lib/modules"), &format!("{module}.ko"));
-            let found = found.ok_or_else(|| missing(&format!("module {module} of {package}")))?;
-            let name = found.file_name().map(PathBuf::from).unwrap_or_default();
-            fs::copy(&found, modules.join(&name)).map_err(io)?;
-            if name.extension().is_some_and(|ending| ending == "xz") {
-                run(Command::new("xz").arg("--decompress").arg("--force").arg(modules.join(&name)))?;
-            }
-        }
-        let kernel =
-            find(&unpacked.join("boot"), "vmlinuz-").ok_or_else(|| missing(&format!("vmlinuz of {package}")))?;
-        fs::copy(kernel, &image.kernel).map_err(io)?;
-        fs::remove_dir_all(&unpacked).map_err(io)?;
+    let image = Image { kernel: place.join("vmlinuz"), place: place.clone() };
+    if image.kernel.is_file() {
+        return Ok(image);
     }
-    pack(series, &place, &image.initrd)?;
+    let io = |error| Error::Io { path: place.clone(), error };
+    let package = newest(series)?;
+    say(&format!("kernel {package}"));
+    let unpacked = place.join("unpacked");
+    fs::create_dir_all(&unpacked).map_err(io)?;
+    apt::unpack(&[&package], &unpacked)?;
+    let modules = place.join("modules");
+    fs::create_dir_all(&modules).map_err(io)?;
+    for module in series.modules() {
+        let found = find(&unpacked.join("lib/modules"), &format!("{module}.ko"));
+        let found = found.ok_or_else(|| missing(&format!("module {module} of {package}")))?;
+        let name = found.file_name().map(PathBuf::from).unwrap_or_default();
+        fs::copy(&found, modules.join(&name)).map_err(io)?;
+        if name.extension().is_some_and(|ending| ending == "xz") {
+            run(Command::new("xz").arg("--decompress").arg("--force").arg(modules.join(&name)))?;
+        }
+    }
+    let kernel = find(&unpacked.join("boot"), "vmlinuz-").ok_or_else(|| missing(&format!("vmlinuz of {package}")))?;
+    fs::copy(kernel, &image.kernel).map_err(io)?;
+    fs::remove_dir_all(&unpacked).map_err(io)?;
     Ok(image)
 }
 
@@ -168,11 +165,12 @@ fn find(below: &Path, head: &str) -> Option<PathBuf> {
     None
 }
 
-/// Makes the guest's first root: it loads the modules and changes over to the host's files.
-fn pack(series: Series, place: &Path, initrd: &Path) -> Result<(), Error> {
-    let io = |error| Error::Io { path: place.to_path_buf(), error };
+/// Makes the guest's first root: it loads the modules, changes over to the host's files and runs a command there.
+fn pack(series: Series, image: &Image, command: &[String]) -> Result<(), Error> {
+    let Image { place, .. } = image;
+    let io = |error| Error::Io { path: place.clone(), error };
     let tree = place.join("root");
-    for directory in ["bin", "modules", "host", "proc", "sys", "dev"] {
+    for directory in ["bin", "modules", "host", "repository", "proc", "sys", "dev"] {
         fs::create_dir_all(tree.join(directory)).map_err(io)?;
     }
     fs::copy(BUSYBOX, tree.join("bin/busybox")).map_err(io)?;
@@ -181,14 +179,20 @@ fn pack(series: Series, place: &Path, initrd: &Path) -> Result<(), Error> {
         fs::copy(place.join("modules").join(&file), tree.join("modules").join(&file)).map_err(io)?;
     }
     let init = tree.join("init");
-    fs::write(&init, init_script(series)).map_err(io)?;
+    fs::write(&init, init_script(series, command)).map_err(io)?;
     run(Command::new("chmod").arg("755").arg(&init))?;
-    let command = format!("find . | cpio --create --format=newc --quiet | gzip >'{}'", initrd.display());
-    run(Command::new("sh").args(["-c", &command]).current_dir(&tree))
+    let pack = format!("find . | cpio --create --format=newc --quiet | gzip >'{}'", image.initrd().display());
+    run(Command::new("sh").args(["-c", &pack]).current_dir(&tree))
 }
 
-fn init_script(series: Series) -> String {
+fn init_script(series: Series, command: &[String]) -> String {
     let modules = series.modules().join(" ");
+    let mut quoted = String::new();
+    for word in command {
+        // Writing to a string does not fail.
+        let _ = write!(quoted, " '{}'", word.replace('\'', "'\\''"));
+    }
+    // A repository below /tmp is to be seen there, whatever else is not.
     format!(
         "#!/bin/busybox sh
 B=/bin/busybox
@@ -196,59 +200,77 @@ $B mount -t proc proc /proc
 $B mount -t sysfs sys /sys
 $B mount -t devtmpfs dev /dev
 for module in {modules}; do $B insmod /modules/$module.ko; done
-$B mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro host /host
+for try in 1 2 3 4 5; do
+    $B mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro host /host && break
+    $B sleep 1
+done
+$B mount --bind '/host{root}' /repository
 $B mount -t tmpfs tmp /host/tmp
+$B mount -t tmpfs run /host/run
+$B mkdir -p '/host{root}'
+$B mount --move /repository '/host{root}'
 for place in proc sys dev; do $B mount --move /$place /host/$place; done
-exec $B switch_root /host /bin/bash '{}'
+exec $B switch_root /host{quoted}
 ",
-        root().join("scripts/kernel-guest").display()
+        root = root().display()
     )
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Tally {
-    passed: u32,
-    failed: u32,
-}
-
-impl Tally {
-    fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
+impl Image {
+    fn initrd(&self) -> PathBuf {
+        self.place.join("initrd.gz")
     }
 }
 
-/// Runs the guest to its end, and counts what it says.
-fn boot(series: Series, image: &Image) -> Result<Tally, Error> {
+/// Lines that are shown of what the kernel said before, where the command did not come to its end.
+const EARLY_SHOWN: usize = 30;
+
+/// Between these lines the guest's console has what its command says; the last one ends with its exit code.
+const BEGIN: &str = "guest begins";
+const END: &str = "guest ended with ";
+
+/// Runs the guest to its end, and ends as its command did.
+fn boot(series: Series, image: &Image, limit: Duration) -> Result<(), Error> {
     say(&format!("booting Linux {} in qemu", series.name()));
     // A guest that hangs ends with its time.
     let mut guest = Command::new("timeout");
-    guest.args(["300", "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "2048", "-smp", "2"]);
+    guest.arg(limit.as_secs().to_string()).arg("qemu-system-x86_64");
+    // Emulated even where the processor could help: inside of a virtual machine that help may be there, and hang.
+    guest.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-m", "3072", "-smp", "2"]);
     guest.args(["-nographic", "-no-reboot", "-nodefaults", "-serial", "mon:stdio"]);
-    guest.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
+    guest.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(image.initrd());
     guest.args(["-append", "console=ttyS0 panic=-1 quiet"]);
     guest.args(["-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"]);
     guest.args(["-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]);
     let not_started = |error| Error::NotStarted { command: "qemu-system-x86_64".into(), error };
     let mut child = guest.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(not_started)?;
-    let mut tally = Tally::default();
-    let mut done = false;
+    let mut has_begun = false;
+    let mut code = None;
+    let mut early = Vec::new();
     for line in child.stdout.take().map(BufReader::new).into_iter().flat_map(|out| out.split(b'\n')).flatten() {
         let line = String::from_utf8_lossy(&line);
-        // Whatever the firmware printed before it stands on the same line.
-        let Some(at) = ["PASS ", "FAIL ", "SAY ", "DONE"].into_iter().find_map(|word| line.find(word)) else {
-            continue;
-        };
-        let line = line.get(at..).unwrap_or_default().trim_end();
-        tally.passed += u32::from(line.starts_with("PASS "));
-        tally.failed += u32::from(line.starts_with("FAIL "));
-        done |= line == "DONE";
-        eprintln!("    {} {line}", series.name());
+        let line = line.trim_end();
+        if let Some((_, said)) = line.split_once(END) {
+            code = said.parse().ok();
+            has_begun = false;
+        } else if has_begun {
+            eprintln!("{line}");
+        } else {
+            // Whatever the firmware printed before it stands on the same line.
+            has_begun = line.ends_with(BEGIN);
+            early.push(line.to_owned());
+        }
+    }
+    if code.is_none() {
+        early.iter().rev().take(EARLY_SHOWN).rev().for_each(|line| eprintln!("{line}"));
     }
     child.wait().map_err(not_started)?;
-    if !done {
-        eprintln!("    {} FAIL the guest did not come to its end", series.name());
-        tally.failed += 1;
+    match code {
+        Some(0) => Ok(()),
+        Some(code) => Err(Error::Failed { command: format!("the tests on Linux {}", series.name()), code: Some(code) }),
+        None => Err(Error::Missing {
+            what: format!("the end of the tests on Linux {}", series.name()),
+            so: format!("the guest died, or took longer than {} s", limit.as_secs()),
+        }),
     }
-    Ok(tally)
 }

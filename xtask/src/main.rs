@@ -48,10 +48,11 @@ enum Command {
     Image(image::ImageArgs),
     /// Write what the program is made of, as `CycloneDX`
     Sbom(sbom::SbomArgs),
-    /// Trace on Debian's other kernels, in qemu
-    Kernel(kernel::KernelArgs),
     /// Build, then run formatting, lints and every test
     Test {
+        /// On Debian's kernel of this line, in qemu: the tests against the kernel, whose program the arguments are for
+        #[arg(long, value_enum)]
+        kernel: Option<kernel::Series>,
         /// Passed on to `cargo test`; with any, only the tests are run
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
@@ -66,8 +67,8 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Image(args) => image::image(&args),
         Command::Sbom(args) => sbom::sbom(&args),
-        Command::Kernel(args) => kernel::kernel(&args),
-        Command::Test { args } => test::test(&args),
+        Command::Test { kernel: Some(series), args } => test::on_kernel(series, &args),
+        Command::Test { kernel: None, args } => test::test(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,12 +1,28 @@
 //! Everything that has to hold before a change is taken: format, lints, tests.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, path::PathBuf, process::Stdio, time::Duration};
+
+use serde_json::Value;
 
 use crate::{
     build::object,
-    run::{Error, run, say},
+    kernel::{self, Series},
+    run::{Error, line_of, run, say},
     toolchain::host_cargo,
 };
+
+/// Of the tests against the kernel those that run on an older one, too, whenever everything is tested.
+pub const OLDER: Series = Series::V6_1;
+const ON_OLDER: [&str; 2] = [
+    "luck::an_agent_that_is_killed_leaves_nothing_attached_and_the_target_serving",
+    "event_loop::utilization_is_what_perf_hooks_says_of_an_idle_and_of_a_saturated_loop",
+];
+
+/// What these may take, emulated.
+const ON_OLDER_LIMIT: Duration = Duration::from_mins(8);
+
+/// What a run that somebody asked for may take: all tests, emulated.
+const LIMIT: Duration = Duration::from_hours(4);
 
 /// With arguments for `cargo test`, only that; without, all of it.
 pub fn test(args: &[OsString]) -> Result<(), Error> {
@@ -20,7 +36,37 @@ pub fn test(args: &[OsString]) -> Result<(), Error> {
     }
     say("tests");
     let mut test = host_cargo(&["test", "--workspace"]);
-    run(test.args(FEATURES).args(args))
+    run(test.args(FEATURES).args(args))?;
+    if args.is_empty() {
+        let args: Vec<OsString> = ["--exact"].into_iter().chain(ON_OLDER).map(OsString::from).collect();
+        kernel::test(OLDER, &program()?, &args, ON_OLDER_LIMIT)?;
+    }
+    Ok(())
+}
+
+/// The tests against the kernel, on another one.
+pub fn on_kernel(series: Series, args: &[OsString]) -> Result<(), Error> {
+    object()?;
+    kernel::test(series, &program()?, args, LIMIT)
+}
+
+/// Builds the program of the tests against the kernel, as `cargo test` would.
+fn program() -> Result<PathBuf, Error> {
+    let mut build = host_cargo(&["test", "--workspace"]);
+    build.args(FEATURES).args(["--test", "kernel", "--no-run", "--message-format", "json-render-diagnostics"]);
+    let output = build.stderr(Stdio::inherit()).output();
+    let output = output.map_err(|error| Error::NotStarted { command: line_of(&build), error })?;
+    if !output.status.success() {
+        return Err(Error::Failed { command: line_of(&build), code: output.status.code() });
+    }
+    let said = String::from_utf8_lossy(&output.stdout);
+    let messages = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut programs = messages.filter(|message| message.pointer("/target/name").is_some_and(|name| name == "kernel"));
+    let program = programs.find_map(|message| message.get("executable")?.as_str().map(PathBuf::from));
+    program.ok_or_else(|| Error::Missing {
+        what: "the program of the tests against the kernel".into(),
+        so: "cargo built none".into(),
+    })
 }
 
 /// The kernel half's own tests need its records as bytes. Its program is only ever built for BPF: the feature that it requires is

@@ -34,6 +34,11 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// From the end of a trace to the end of the agent.
 const END_LIMIT: Duration = Duration::from_secs(20);
 
+/// A limit, so many times as long as `AGENT_TEST_PATIENCE` has it: an emulated machine is slow.
+pub fn patience(limit: Duration) -> Duration {
+    limit * std::env::var("AGENT_TEST_PATIENCE").map_or(1, |times| times.parse().unwrap())
+}
+
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// The right to measure, and a directory for what is measured.
@@ -183,7 +188,7 @@ impl Process {
     /// Waits for its end, at most so long.
     #[track_caller]
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
-        let deadline = Instant::now() + limit;
+        let deadline = Instant::now() + patience(limit);
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 self.drain();
@@ -206,7 +211,7 @@ impl Process {
 }
 
 fn wait_line(source: &mpsc::Receiver<String>, seen: &mut Vec<String>, prefix: &str, limit: Duration) -> Option<String> {
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now() + patience(limit);
     loop {
         let line = source.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
         let rest = line.strip_prefix(prefix).map(|rest| rest.trim().to_owned());

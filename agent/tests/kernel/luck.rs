@@ -18,8 +18,8 @@ use serde_json::Value;
 use crate::{
     event_loop::check_utilization,
     harness::{
-        Bench, Process, Trace, VERSION, Workload, agent_command, bench, close, node, read, request, say, script, trace,
-        within,
+        Bench, Process, Trace, VERSION, Workload, agent_command, bench, close, node, patience, read, request, say,
+        script, trace, within,
     },
     records::{Records, assert_closed, get, list, number, sum, text},
 };
@@ -272,7 +272,7 @@ fn a_stopped_target_is_shown_as_stopped_and_never_touched() {
 /// Stopped before its first poll, a thread shows nobody that it has a loop.
 fn wait_until_it_polls(pid: u32) {
     let polls = [libc::SYS_epoll_wait, libc::SYS_epoll_pwait].map(|number| format!("{number} "));
-    let deadline = Instant::now() + FAIL_LIMIT;
+    let deadline = Instant::now() + patience(FAIL_LIMIT);
     while !polls.iter().any(|poll| read(format!("/proc/{pid}/syscall")).starts_with(poll)) {
         assert!(Instant::now() < deadline, "process {pid} never polls");
         thread::sleep(Duration::from_millis(10));

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    harness::{Bench, Process, Trace, agent_command, bench, close, read, say, skip},
+    harness::{Bench, Process, Trace, agent_command, bench, close, patience, read, say, skip},
     records::Records,
 };
 
@@ -99,7 +99,7 @@ impl Cluster {
     /// Until so many backends wait for a lock.
     #[track_caller]
     fn await_waiters(&self, count: usize) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + patience(Duration::from_secs(20));
         while self.blocking().len() != count {
             assert!(Instant::now() < deadline, "{count} waiters: {:?}", self.blocking());
             thread::sleep(Duration::from_millis(20));
@@ -243,7 +243,7 @@ fn wraparound_vacuum(cluster: &Cluster) -> u32 {
          insert into manta select 'k'||i, repeat('x', 500) from generate_series(1, 40000) i;\n\
          do $$ begin for i in 1..120000 loop perform pg_current_xact_id(); commit; end loop; end $$",
     );
-    let deadline = Instant::now() + Duration::from_mins(1);
+    let deadline = Instant::now() + patience(Duration::from_mins(1));
     loop {
         assert!(Instant::now() < deadline, "no vacuum to prevent wraparound: {:?}", cluster.ask(VACUUM));
         let row = cluster.ask(VACUUM).first().cloned().unwrap_or_default();
@@ -509,7 +509,7 @@ fn the_pile_up_is_found_from_the_side_of_its_victim_and_the_advice_ends_it() {
 
     // The truth of the advice: one is cancelled, and nobody waits.
     story.ask(&format!("select pg_cancel_backend({head})"));
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + patience(Duration::from_secs(5));
     while only(waiting) != "0" {
         assert!(Instant::now() < deadline, "{} still wait", only(waiting));
         thread::sleep(Duration::from_millis(50));

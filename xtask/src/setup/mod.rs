@@ -19,7 +19,9 @@ use std::{
 use clap::ValueEnum;
 
 use crate::{
+    kernel,
     run::{Error, ask, cache, cargo, root, run, say, tools, which},
+    test,
     toolchain::{BpfCompiler, bpf_linker},
 };
 
@@ -101,6 +103,7 @@ fn steps(purpose: Purpose) -> Result<(), Error> {
             "schemas of Kubernetes and OpenTelemetry, a collector",
             &root().join("agent/tests/manifests/requirements.txt"),
         )?;
+        kernel::setup(test::OLDER)?;
     }
     Ok(())
 }
