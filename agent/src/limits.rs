@@ -107,6 +107,9 @@ pub const SYMBOL_NAME_BYTES_MAX: u64 = 4096;
 /// Files whose functions are kept: 3 MiB for a Node.js binary, far less for others.
 pub const SYMBOL_FILES_MAX: usize = 64;
 
+/// Files whose symbols' hashes are kept while nobody has them open: 4 MiB for a Node.js binary, some KiB for others.
+pub const SYMBOL_INDEXES_KEPT_MAX: usize = 8;
+
 /// Processes whose mappings are kept for their stacks: 64 mappings x 150 B, and 5 MiB more for each that writes a perf map.
 pub const SYMBOL_SPACES_MAX: usize = 256;
 
@@ -353,6 +356,9 @@ pub const PACKAGE_LEVELS_MAX: usize = 32;
 
 /// Pods of one node that are known: the kubelet runs 110 as a rule, and five hundred at most; some KiB each.
 pub const KUBERNETES_PODS_MAX: usize = 4096;
+
+/// Processes in containers that are kept in mind, traced or not, as what is known of their pods may change: 2 KiB each.
+pub const CONTAINED_MAX: usize = 4096;
 
 /// Owners of pods of which it is known who owns them: 300 B each.
 pub const KUBERNETES_OWNERS_MAX: usize = 8192;

@@ -2,13 +2,18 @@
 //!
 //! Node.js has two hundred thousand symbols, and is asked for some of them by the plan of probes, by the heap's reader, by the names of
 //! stacks. The first question reads the names once and keeps a hash of each; the others read but the names whose hash fits.
-//! Files that are opened again, or in another container, share it.
+//! Files that are opened again share it, and the last few files keep it while nobody has them open: of a program that is started fifty
+//! times, each start would read it anew.
 
 use std::{
+    collections::VecDeque,
     fs::Metadata,
     os::unix::fs::MetadataExt,
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
 };
+
+use super::elf::FileAddr;
+use crate::limits::SYMBOL_INDEXES_KEPT_MAX;
 
 /// Symbols of one table by the hash of their stem: 8 bytes a symbol.
 #[derive(Debug, Default)]
@@ -43,8 +48,22 @@ pub fn hash(name: &[u8]) -> u32 {
     stem.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
-/// The indexes of a file: one a table, made when first asked for.
-pub type Indexes = [OnceLock<SymbolIndex>; TABLES_MAX];
+/// What is found out about a file once, when it is first asked for.
+#[derive(Debug, Default)]
+pub struct Indexes {
+    /// One a table.
+    pub symbols: [OnceLock<SymbolIndex>; TABLES_MAX],
+    /// Where functions begin, sorted.
+    pub starts: OnceLock<Vec<FileAddr>>,
+}
+
+impl Indexes {
+    fn is_large(&self) -> bool {
+        /// Fewer are read within some milliseconds.
+        const MANY: usize = 1 << 14;
+        self.symbols.iter().filter_map(OnceLock::get).any(|index| index.entries.len() >= MANY)
+    }
+}
 
 /// Symbol tables of a file that are looked at: `.symtab` and `.dynsym`.
 pub const TABLES_MAX: usize = 2;
@@ -59,8 +78,15 @@ struct Identity {
     changed: (i64, i64),
 }
 
-/// Indexes of files that are open somewhere in this process.
-static OPEN: Mutex<Vec<(Identity, Weak<Indexes>)>> = Mutex::new(Vec::new());
+/// Indexes of files that are open somewhere in this process, and of the last few that were.
+static KNOWN: Mutex<Known> = Mutex::new(Known { all: Vec::new(), last: VecDeque::new() });
+
+#[derive(Debug)]
+struct Known {
+    all: Vec<(Identity, Weak<Indexes>)>,
+    /// The last one that was asked for comes last.
+    last: VecDeque<Arc<Indexes>>,
+}
 
 /// The indexes of a file, which it shares with all who have it open.
 #[must_use]
@@ -72,17 +98,26 @@ pub fn of_file(metadata: &Metadata) -> Arc<Indexes> {
         modified: (metadata.mtime(), metadata.mtime_nsec()),
         changed: (metadata.ctime(), metadata.ctime_nsec()),
     };
-    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-    open.retain(|(_, indexes)| indexes.strong_count() > 0);
-    let known = open.iter().find(|(known, _)| *known == identity).and_then(|(_, indexes)| indexes.upgrade());
-    known.unwrap_or_else(|| {
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let Known { all, last } = &mut *known;
+    all.retain(|(_, indexes)| indexes.strong_count() > 0);
+    let found = all.iter().find(|(known, _)| *known == identity).and_then(|(_, indexes)| indexes.upgrade());
+    let indexes = found.unwrap_or_else(|| {
         let indexes = Arc::default();
-        open.push((identity, Arc::downgrade(&indexes)));
+        all.push((identity, Arc::downgrade(&indexes)));
         indexes
-    })
+    });
+    // Only those take a place that were much work: every other program's dozen libraries are looked into, too.
+    last.retain(|kept| !Arc::ptr_eq(kept, &indexes) && kept.is_large());
+    if last.len() >= SYMBOL_INDEXES_KEPT_MAX {
+        last.pop_front();
+    }
+    last.push_back(Arc::clone(&indexes));
+    indexes
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use super::*;
 
@@ -102,10 +137,10 @@ mod tests {
             .unwrap_or_else(|error| panic!("{error}"));
         let first = of_file(&file);
         assert!(Arc::ptr_eq(&first, &of_file(&file)));
+        assert!(first.symbols[0].set(SymbolIndex::new(vec![(0, 0); 1 << 14])).is_ok());
         drop(first);
-        let _other = of_file(&file);
-        assert!(
-            OPEN.lock().unwrap_or_else(PoisonError::into_inner).iter().all(|(_, indexes)| indexes.strong_count() > 0)
-        );
+        assert!(of_file(&file).symbols[0].get().is_some(), "it is kept while nobody has it open");
+        let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(known.last.len() <= SYMBOL_INDEXES_KEPT_MAX);
     }
 }

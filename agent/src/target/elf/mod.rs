@@ -90,7 +90,6 @@ pub struct ElfFile {
     position_independent: bool,
     frame_index: Option<Segment>,
     indexes: Arc<Indexes>,
-    starts: OnceLock<Vec<FileAddr>>,
     variables: OnceLock<Vec<FunctionSymbol>>,
     has_debug_info: bool,
     debug_ranges: Option<Range>,
@@ -155,7 +154,6 @@ impl ElfFile {
             position_independent: field(16)? == elf::ET_DYN,
             frame_index: None,
             indexes,
-            starts: OnceLock::new(),
             variables: OnceLock::new(),
             has_debug_info: false,
             debug_ranges: None,
@@ -396,7 +394,7 @@ impl ElfFile {
     /// function begins there.
     #[must_use]
     pub fn function_bytes(&self, start: FileAddr) -> Option<u64> {
-        let starts = self.starts.get_or_init(|| self.read_frame_index().unwrap_or_default());
+        let starts = self.indexes.starts.get_or_init(|| self.read_frame_index().unwrap_or_default());
         let at = starts.binary_search(&start).ok()?;
         let end = match starts.get(at + 1) {
             Some(next) => next.0,

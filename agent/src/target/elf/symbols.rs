@@ -111,7 +111,9 @@ impl ElfFile {
         is_asked: impl Fn(Via) -> bool,
     ) -> Result<BTreeMap<&'a str, Lookup>, ElfError> {
         let mut found: BTreeMap<&str, Lookup> = wanted.into_iter().map(|name| (name, Lookup::Absent)).collect();
-        for (table, index) in self.tables.iter().zip(self.indexes.iter()).filter(|(table, _)| is_asked(table.via)) {
+        for (table, index) in
+            self.tables.iter().zip(self.indexes.symbols.iter()).filter(|(table, _)| is_asked(table.via))
+        {
             for (name, lookup) in &mut found {
                 if matches!(lookup, Lookup::Absent | Lookup::CloneOnly { .. }) {
                     self.look_up(table, index, name, lookup)?;
