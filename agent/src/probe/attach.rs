@@ -29,7 +29,10 @@ use aya::{
 use aya_log::EbpfLogger;
 use thiserror::Error;
 
-use super::{btf::KernelTypes, tracefs::UringFields};
+use super::{
+    btf::KernelTypes,
+    tracefs::{self, UringFields},
+};
 use crate::units::Pid;
 
 /// The kernel half.
@@ -322,8 +325,12 @@ impl Probes {
                 let program: &mut TracePoint = program.try_into().map_err(|error: ProgramError| chain(&error))?;
                 // One program may hang on several tracepoints.
                 let loaded = if program.fd().is_ok() { Ok(()) } else { program.load() };
+                let place = tracefs::find();
+                let event = place.map_or(tracepoint.event, |place| {
+                    tracefs::name_here(&place, tracepoint.category, tracepoint.event)
+                });
                 loaded.and_then(|()| {
-                    let id = program.attach(tracepoint.category, tracepoint.event)?;
+                    let id = program.attach(tracepoint.category, event)?;
                     Ok(vec![Box::new(program.take_link(id)?) as Link])
                 })
             }

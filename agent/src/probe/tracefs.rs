@@ -39,6 +39,17 @@ pub fn ensure() -> Result<PathBuf, TracefsError> {
     Ok(PathBuf::from(place))
 }
 
+/// Events, and how they were called before: the first one until Linux 6.3, with the same fields.
+const RENAMED: [(&str, &str); 1] = [("io_uring_submit_req", "io_uring_submit_sqe")];
+
+/// What this kernel calls an event.
+#[must_use]
+pub fn name_here(tracefs: &Path, category: &str, event: &'static str) -> &'static str {
+    let is_there = |event: &str| tracefs.join("events").join(category).join(event).is_dir();
+    let before = RENAMED.into_iter().find(|(now, _)| *now == event).map(|(_, before)| before);
+    before.filter(|before| !is_there(event) && is_there(before)).unwrap_or(event)
+}
+
 /// Offsets in the records of the `io_uring` tracepoints; 0 where the kernel has no such field.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UringFields {
@@ -51,7 +62,8 @@ pub struct UringFields {
 impl UringFields {
     #[must_use]
     pub fn read(tracefs: &Path) -> Self {
-        let format = |event: &str| {
+        let format = |event: &'static str| {
+            let event = name_here(tracefs, "io_uring", event);
             std::fs::read_to_string(tracefs.join("events/io_uring").join(event).join("format")).unwrap_or_default()
         };
         let (submit, complete) = (format("io_uring_submit_req"), format("io_uring_complete"));
@@ -82,6 +94,20 @@ fn field_offset(format: &str, field: &str) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_is_found_by_its_former_name() {
+        let tracefs = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
+        let here = || name_here(tracefs.path(), "io_uring", "io_uring_submit_req");
+        assert_eq!(here(), "io_uring_submit_req");
+        for (made, name) in
+            [("io_uring_submit_sqe", "io_uring_submit_sqe"), ("io_uring_submit_req", "io_uring_submit_req")]
+        {
+            let made = std::fs::create_dir_all(tracefs.path().join("events/io_uring").join(made));
+            made.unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(here(), name);
+        }
+    }
 
     #[test]
     fn a_field_is_found_by_its_whole_name() {
