@@ -303,6 +303,10 @@ pub struct DaemonArgs {
     /// Only say whether the file is right: exit code 0, or 2 and the line
     #[arg(long, requires = "config")]
     pub check_config: bool,
+
+    /// Bytes of each ring buffer: a power of two, at least a page (tests of overflow)
+    #[arg(long, value_name = "BYTES", hide = true, value_parser = ring_size)]
+    pub ring_size: Option<u32>,
 }
 
 /// What a profile is written as.

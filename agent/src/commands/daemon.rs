@@ -58,11 +58,12 @@ fn stay(args: &DaemonArgs, config: Config) -> Result<u8, DriverError> {
     let search = config.trace.postgres.then(|| Search::with_text(text));
     let destinations = Destinations {
         ndjson: config.output.ndjson.clone(),
+        goes_on: true,
         listen: config.metrics.listen,
         streams: config.streams.clone(),
         ..Destinations::default()
     };
-    let mission = mission(&config);
+    let mission = mission(&config, args.ring_size);
     let whom = Whom {
         subjects: Vec::new(),
         launched: None,
@@ -76,11 +77,11 @@ fn stay(args: &DaemonArgs, config: Config) -> Result<u8, DriverError> {
     driver::drive(mission, whom, types, &destinations).map(|finished| finished.code)
 }
 
-fn mission(config: &Config) -> Mission {
+fn mission(config: &Config, ring_bytes: Option<u32>) -> Mission {
     let settings = Settings {
         loop_off_cpu_min: trace::LOOP_OFF_CPU_MIN,
         other_off_cpu_min: trace::OTHER_OFF_CPU_MIN,
-        ring_bytes: None,
+        ring_bytes,
         parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples],
         sample_hz: config.trace.sample_hz,
         bounded_loops: false,

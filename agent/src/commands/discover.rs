@@ -22,10 +22,31 @@ pub struct Discovery {
 impl Discovery {
     /// Node.js processes that were not there at the last look.
     pub fn newcomers(&mut self) -> Vec<Subject> {
+        self.newcomers_among(|_| true)
+    }
+
+    /// Of those whom it is time to look at.
+    pub fn newcomers_among(&mut self, mut is_time: impl FnMut(Pid) -> bool) -> Vec<Subject> {
         let pids = procfs::pids();
         let there: HashSet<Pid> = pids.iter().copied().collect();
         self.known.retain(|pid, _| there.contains(pid));
-        pids.into_iter().filter_map(|pid| self.look(pid)).collect()
+        pids.into_iter().filter(|pid| is_time(*pid)).filter_map(|pid| self.look(pid)).collect()
+    }
+
+    /// The process was looked at, by whoever.
+    pub fn note(&mut self, pid: Pid) {
+        self.known.insert(pid, procfs::incarnation(pid));
+    }
+
+    /// The process is looked at again, as if it had not been there.
+    pub fn forget(&mut self, pid: Pid) {
+        self.known.remove(&pid);
+    }
+
+    /// Whether it has become another program, or another process, since it was looked at.
+    #[must_use]
+    pub fn is_other(&self, pid: Pid) -> bool {
+        self.known.get(&pid).is_some_and(|known| procfs::incarnation(pid) != *known)
     }
 
     /// The process, if it is a Node.js that was not there at the last look.

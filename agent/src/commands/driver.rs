@@ -34,7 +34,7 @@ use super::{
     pods::Pods,
     postgres::Watch,
     relations::Names,
-    resident::{Findings, Resident},
+    resident::{Findings, Resident, Verdict},
     session::{FileProbes, PhasesWanted, Session, SessionError, TypesAhead},
     sinks::{Destinations, Sinks},
     subject::{self, Subject, SubjectError},
@@ -258,6 +258,8 @@ struct Driver {
     discovery: Option<Discovery>,
     search: Option<Search>,
     resident: Option<Resident>,
+    /// Left by a daemon in this window, which is their last one: it is closed before they may come again, if they live on.
+    left: Vec<Pid>,
     findings: Findings,
     names: Option<Names>,
     follow: bool,
@@ -293,6 +295,7 @@ impl Driver {
             discovery: None,
             search: None,
             resident: None,
+            left: Vec::new(),
             findings: Findings::default(),
             names,
             follow: false,
@@ -301,8 +304,12 @@ impl Driver {
 
     /// Begins to trace a process.
     fn add(&mut self, subject: Subject) -> Result<(), DriverError> {
-        let how = ProcessSettings { slow_turn: Duration::from_nanos(self.mission.config.slow_turn_ns), memory: true };
-        self.add_as(subject, how)
+        self.add_as(subject, self.usual())
+    }
+
+    /// How a process is traced of which no rule says anything.
+    fn usual(&self) -> ProcessSettings {
+        ProcessSettings { slow_turn: Duration::from_nanos(self.mission.config.slow_turn_ns), memory: true }
     }
 
     fn add_as(&mut self, mut subject: Subject, how: ProcessSettings) -> Result<(), DriverError> {
@@ -332,8 +339,8 @@ impl Driver {
             say(&format!("agent: {doing} pid {pid} ({command}); Ctrl-C ends it with a report"));
         }
         info!("pid={pid} attached by {}", self.session.way.name());
-        if let Some(pods) = self.resident.as_mut().and_then(|resident| resident.pods.as_mut()) {
-            pods.traced(subject.identity, &facts);
+        if let Some(resident) = &mut self.resident {
+            resident.traced(&facts);
         }
         self.feed(Input::Target(Box::new(facts)));
         self.session.cover(pid, subject.v8);
@@ -476,8 +483,13 @@ impl Driver {
             self.reload();
         }
         let Some(resident) = &mut self.resident else { return };
-        let targets = &self.targets;
-        for (subject, how) in resident.newcomers(|pid| targets.contains(&pid)) {
+        resident.count_lost(self.session.dropped(family::PROCESS));
+        for pid in resident.replaced() {
+            self.gone(pid);
+        }
+        let Some(resident) = &mut self.resident else { return };
+        let (targets, left) = (&self.targets, &self.left);
+        for (subject, how) in resident.newcomers(|pid| targets.contains(&pid) || left.contains(&pid)) {
             let pid = subject.pid;
             if self.targets.len() >= TARGETS_MAX {
                 warn!("pid={pid} is left out: {TARGETS_MAX} processes are traced already");
@@ -485,9 +497,27 @@ impl Driver {
                 warn!("pid={pid} is left out: {error}");
             }
         }
-        let pods = self.resident.as_mut().and_then(|resident| resident.pods.as_mut());
-        for facts in pods.map(Pods::news).unwrap_or_default() {
-            self.feed(Input::Target(Box::new(facts)));
+        let verdicts = self.resident.as_mut().map(Resident::rematch).unwrap_or_default();
+        self.carry_out(verdicts);
+    }
+
+    fn carry_out(&mut self, verdicts: Vec<Verdict>) {
+        for verdict in verdicts {
+            match verdict {
+                Verdict::Leave(pid) => self.gone(pid),
+                Verdict::Change { facts, memory, had_memory } => {
+                    let pid = facts.pid;
+                    if let Some(lookout) = &mut self.lookout
+                        && memory != had_memory
+                    {
+                        lookout.remove(pid);
+                        if memory && let Ok(subject) = (self.examine)(pid) {
+                            lookout.add(pid, subject.heaps);
+                        }
+                    }
+                    self.feed(Input::Target(facts));
+                }
+            }
         }
     }
 
@@ -498,9 +528,8 @@ impl Driver {
             return;
         }
         self.mission.config.slow_turn_ns = nanoseconds(resident.config().trace.slow_turn);
-        for pid in resident.left_out() {
-            self.gone(pid);
-        }
+        let verdicts = resident.review();
+        self.carry_out(verdicts);
     }
 
     /// Ends a window: reads the maps, empties the rings, tells the core.
@@ -538,6 +567,14 @@ impl Driver {
         self.tell_waits(&mut tick);
         tick.thread_names = subject::thread_names(&self.targets);
         self.feed(Input::Tick(Box::new(tick)));
+        for pid in std::mem::take(&mut self.left) {
+            self.symbols.forget(pid);
+            if let Some(resident) = &mut self.resident
+                && subject::exists(pid)
+            {
+                resident.look_again(pid);
+            }
+        }
     }
 
     /// Sets right what the kernel half could not see of PostgreSQL's waits, and asks for the names of new ones.
@@ -647,9 +684,15 @@ impl Driver {
     /// A process runs another program now: look at it again.
     fn executed(&mut self, pid: Pid) {
         match (self.examine)(pid) {
-            Ok(subject) => {
+            Ok(mut subject) => {
+                // To a daemon's rules it is another one.
+                let how = match &mut self.resident {
+                    Some(resident) => resident.judge(&mut subject),
+                    None => Some(self.usual()),
+                };
+                let Some(how) = how else { return self.gone(pid) };
                 self.targets.retain(|known| *known != pid);
-                if let Err(error) = self.add(subject) {
+                if let Err(error) = self.add_as(subject, how) {
                     warn!("pid={pid} cannot be traced after its exec: {error}");
                     self.gone(pid);
                 }
@@ -682,6 +725,7 @@ impl Driver {
                 diagnosis.forget(pid.0);
             }
             self.findings.forget(pid.0);
+            self.left.push(pid);
         }
         self.feed(Input::TargetGone { pid, now: monotonic_ns() });
     }

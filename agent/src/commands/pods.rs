@@ -1,11 +1,11 @@
-//! In which pods the traced processes are: asked when one is met, and again once more is known of those whose pod was not.
+//! In which pods the processes are: asked when one is met, and again whenever more is known or something has changed.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use super::subject::Subject;
 use crate::{
-    core::TargetFacts,
     kubernetes::{ApiError, Kubernetes, KubernetesConfig, Surroundings},
+    limits::CONTAINED_MAX,
     target::identity::{Attributes, Identity},
     units::Pid,
 };
@@ -16,10 +16,16 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Pods {
     kubernetes: Kubernetes,
-    /// Processes in containers of which not all is known.
-    waiting: BTreeMap<Pid, (Identity, TargetFacts)>,
+    /// Processes in containers, whether they are traced or not: labels come late, and change.
+    contained: BTreeMap<Pid, Contained>,
     /// What was known when they were last asked for.
     generation: u64,
+}
+
+#[derive(Debug)]
+struct Contained {
+    identity: Identity,
+    resource: Attributes,
 }
 
 impl Pods {
@@ -31,52 +37,43 @@ impl Pods {
         let surroundings = Surroundings::read(|name| std::env::var(name).ok());
         let kubernetes = Kubernetes::start(config, &surroundings)?;
         kubernetes.synced(PATIENCE).await;
-        Ok(Some(Self { kubernetes, waiting: BTreeMap::new(), generation: 0 }))
+        Ok(Some(Self { kubernetes, contained: BTreeMap::new(), generation: 0 }))
     }
 
-    fn attributes(&self, identity: &Identity) -> Attributes {
-        identity.container.as_ref().and_then(|container| self.kubernetes.attributes(container)).unwrap_or_default()
-    }
-
-    /// Adds what is known now.
-    pub fn identify(&self, subject: &mut Subject) {
-        subject.facts.resource = subject.identity.resource(&self.attributes(&subject.identity));
-    }
-
-    /// A process is traced from here on.
-    pub fn traced(&mut self, identity: Identity, facts: &TargetFacts) {
-        if identity.container.is_some() && !is_whole(&facts.resource) {
-            self.waiting.insert(facts.pid, (identity, facts.clone()));
+    /// Adds what is known now, and keeps the process in mind.
+    pub fn identify(&mut self, subject: &mut Subject) {
+        let Some(container) = &subject.identity.container else { return };
+        let attributes = self.kubernetes.attributes(container).unwrap_or_default();
+        subject.facts.resource = subject.identity.resource(&attributes);
+        if self.contained.len() < CONTAINED_MAX || self.contained.contains_key(&subject.pid) {
+            let (identity, resource) = (subject.identity.clone(), subject.facts.resource.clone());
+            self.contained.insert(subject.pid, Contained { identity, resource });
         }
     }
 
     pub fn forget(&mut self, pid: Pid) {
-        self.waiting.remove(&pid);
+        self.contained.remove(&pid);
     }
 
-    /// Facts of those of whom more is known than before.
-    pub fn news(&mut self) -> Vec<TargetFacts> {
+    /// Those of whom something else is known than before, with what is known now.
+    pub fn news(&mut self) -> Vec<(Pid, Attributes)> {
         let generation = self.kubernetes.generation();
         if generation == std::mem::replace(&mut self.generation, generation) {
             return Vec::new();
         }
         let mut news = Vec::new();
-        let mut waiting = std::mem::take(&mut self.waiting);
-        waiting.retain(|_, (identity, facts)| {
-            let resource = identity.resource(&self.attributes(identity));
-            if resource != facts.resource {
-                facts.resource = resource;
-                news.push(facts.clone());
+        for (pid, Contained { identity, resource }) in &mut self.contained {
+            // A pod that is deleted while its processes still run is no reason to know less of them.
+            let container = identity.container.as_ref();
+            let Some(attributes) = container.and_then(|container| self.kubernetes.attributes(container)) else {
+                continue;
+            };
+            let now = identity.resource(&attributes);
+            if now != *resource {
+                resource.clone_from(&now);
+                news.push((*pid, now));
             }
-            !is_whole(&facts.resource)
-        });
-        self.waiting = waiting;
+        }
         news
     }
-}
-
-/// The kubelet tells of a container last; an owner's owner is asked for after that.
-fn is_whole(resource: &Attributes) -> bool {
-    let has = |key| resource.contains_key(key);
-    has("k8s.container.name") && (!has("k8s.replicaset.name") || has("k8s.deployment.name"))
 }

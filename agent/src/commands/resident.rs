@@ -5,7 +5,7 @@
 //! were lost.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     os::unix::fs::MetadataExt,
     path::PathBuf,
     time::{Duration, Instant},
@@ -13,11 +13,17 @@ use std::{
 
 use log::{info, warn};
 
-use super::{discover::Discovery, driver::say, pods::Pods, subject::Subject};
+use super::{
+    discover::Discovery,
+    driver::{nanoseconds, say},
+    pods::Pods,
+    subject::Subject,
+};
 use crate::{
     config::{Candidate, Config, ProcessSettings},
+    core::TargetFacts,
     diagnose::Diagnosis,
-    limits::ANNOUNCED_MAX,
+    limits::{ANNOUNCED_MAX, CONTAINED_MAX},
     report::{Body, Record},
     target::procfs::{self, Process},
     units::Pid,
@@ -26,8 +32,9 @@ use crate::{
 /// From a program's first instruction to the first look at it.
 const SETTLED: Duration = Duration::from_millis(150);
 
-/// Between two looks through all of `/proc`, which find what nothing announced.
+/// Between two looks through all of `/proc`, which find what nothing announced; and at least, where announcements are lost.
 const SCAN_EVERY: Duration = Duration::from_mins(1);
+const SCAN_LEAST: Duration = Duration::from_secs(5);
 
 /// Between two looks at the configuration file.
 const FILE_LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -43,9 +50,28 @@ pub struct Resident {
     /// Where the configuration asks for them.
     pub pods: Option<Pods>,
     announced: VecDeque<(Pid, Instant)>,
+    /// Announcements that were lost by the last look at their count.
+    lost: u64,
+    scanned: Option<Instant>,
     scan_due: Instant,
-    /// What those who are traced are to the rules.
-    traced: BTreeMap<Pid, Candidate>,
+    traced: BTreeMap<Pid, Traced>,
+    /// What those are to the rules whom none of them wants, but whose pods may change.
+    passed_over: BTreeMap<Pid, Candidate>,
+}
+
+/// One who is traced: what it is to the rules, and what they say of it.
+struct Traced {
+    candidate: Candidate,
+    how: ProcessSettings,
+    facts: Option<TargetFacts>,
+}
+
+/// What the rules say now of one who is traced.
+pub enum Verdict {
+    /// It is traced no more.
+    Leave(Pid),
+    /// Something else is known of it, or it is traced otherwise, from here on.
+    Change { facts: Box<TargetFacts>, memory: bool, had_memory: bool },
 }
 
 /// Device, inode, size and time of the last change: a file that was replaced differs.
@@ -63,8 +89,11 @@ impl Resident {
             discovery: Discovery::default(),
             pods: None,
             announced: VecDeque::new(),
+            lost: 0,
+            scanned: None,
             scan_due: now,
             traced: BTreeMap::new(),
+            passed_over: BTreeMap::new(),
         };
         resident.version = resident.file_version();
         resident
@@ -85,9 +114,30 @@ impl Resident {
         self.announced.push_back((pid, Instant::now()));
     }
 
-    /// Announcements were lost.
-    pub fn look_at_all(&mut self) {
-        self.scan_due = Instant::now();
+    /// So many announcements of beginnings and ends were lost since it all began. Whoever was among them is found by a look at all.
+    pub fn count_lost(&mut self, lost: u64) {
+        if lost <= std::mem::replace(&mut self.lost, lost) {
+            return;
+        }
+        info!("{lost} announcements of processes were lost by now: all of /proc is looked through");
+        let now = Instant::now();
+        let soonest = self.scanned.map_or(now, |at| now.max(at + SCAN_LEAST));
+        self.scan_due = self.scan_due.min(soonest);
+    }
+
+    /// Those who are traced and have become another program, or another process, which nobody has told. Looked for as often as at all.
+    #[must_use]
+    pub fn replaced(&self) -> Vec<Pid> {
+        if Instant::now() < self.scan_due {
+            return Vec::new();
+        }
+        self.traced.keys().copied().filter(|pid| self.discovery.is_other(*pid)).collect()
+    }
+
+    /// A process that was met is met again.
+    pub fn look_again(&mut self, pid: Pid) {
+        self.discovery.forget(pid);
+        self.announce(pid);
     }
 
     /// Who has come, with how they are to be traced; `is_known` are left alone.
@@ -96,8 +146,9 @@ impl Resident {
         let mut subjects = Vec::new();
         if now >= self.scan_due {
             self.scan_due = now + SCAN_EVERY;
-            self.announced.clear();
-            subjects = self.discovery.newcomers();
+            self.scanned = Some(now);
+            subjects = self.scan(now);
+            self.forget_dead();
         }
         while let Some((pid, _)) = self.announced.pop_front_if(|(_, at)| now.saturating_duration_since(*at) >= SETTLED)
         {
@@ -108,23 +159,104 @@ impl Resident {
         subjects.retain(|subject| !is_known(subject.pid));
         let mut wanted = Vec::new();
         for mut subject in subjects {
-            if let Some(pods) = &self.pods {
-                pods.identify(&mut subject);
-            }
-            let Some(candidate) = candidate(subject.pid, &subject.facts.resource) else { continue };
-            if let Some(how) = self.config.settings_of(&candidate) {
-                self.traced.insert(subject.pid, candidate);
+            if let Some(how) = self.judge(&mut subject) {
                 wanted.push((subject, how));
             }
         }
         wanted
     }
 
-    /// Those who were met and are to be traced no more.
-    #[must_use]
-    pub fn left_out(&self) -> Vec<Pid> {
-        let is_left_out = |candidate| self.config.settings_of(candidate).is_none();
-        self.traced.iter().filter(|(_, candidate)| is_left_out(candidate)).map(|(pid, _)| *pid).collect()
+    /// Looks at all of whom it is time to look: a program whose loader has not mapped its libraries yet would be taken for something else.
+    fn scan(&mut self, now: Instant) -> Vec<Subject> {
+        self.announced.retain(|(_, at)| now.saturating_duration_since(*at) < SETTLED);
+        let unsettled: BTreeSet<Pid> = self.announced.iter().map(|(pid, _)| *pid).collect();
+        let mut young = Vec::new();
+        let is_time = |pid| {
+            if unsettled.contains(&pid) {
+                return false;
+            }
+            let is_young = procfs::age(pid).is_some_and(|age| age < SETTLED);
+            if is_young {
+                young.push(pid);
+            }
+            !is_young
+        };
+        let subjects = self.discovery.newcomers_among(is_time);
+        young.into_iter().for_each(|pid| self.announce(pid));
+        subjects
+    }
+
+    /// How a process is traced that has come, or has become another program; `None` if it is not.
+    pub fn judge(&mut self, subject: &mut Subject) -> Option<ProcessSettings> {
+        let pid = subject.pid;
+        self.discovery.note(pid);
+        self.traced.remove(&pid);
+        if let Some(pods) = &mut self.pods {
+            pods.identify(subject);
+        }
+        let candidate = candidate(pid, &subject.facts.resource)?;
+        let how = self.config.settings_of(&candidate);
+        if let Some(how) = how {
+            self.passed_over.remove(&pid);
+            self.traced.insert(pid, Traced { candidate, how, facts: None });
+        } else if self.pods.is_some() && subject.identity.container.is_some() && self.passed_over.len() < CONTAINED_MAX
+        {
+            self.passed_over.insert(pid, candidate);
+        }
+        how
+    }
+
+    /// A process is traced from here on.
+    pub fn traced(&mut self, facts: &TargetFacts) {
+        if let Some(traced) = self.traced.get_mut(&facts.pid) {
+            traced.facts = Some(facts.clone());
+        }
+    }
+
+    /// Of whom the rules say something else than before, as they have changed.
+    pub fn review(&mut self) -> Vec<Verdict> {
+        let all: Vec<Pid> = self.traced.keys().copied().collect();
+        all.into_iter().filter_map(|pid| self.verdict(pid)).collect()
+    }
+
+    fn verdict(&mut self, pid: Pid) -> Option<Verdict> {
+        let Traced { candidate, how, facts } = self.traced.get_mut(&pid)?;
+        let Some(now) = self.config.settings_of(candidate) else { return Some(Verdict::Leave(pid)) };
+        let before = std::mem::replace(how, now);
+        let facts = facts.as_mut()?;
+        if now == before && facts.resource == candidate.resource {
+            return None;
+        }
+        facts.resource.clone_from(&candidate.resource);
+        facts.config.slow_turn_ns = nanoseconds(now.slow_turn);
+        Some(Verdict::Change { facts: Box::new(facts.clone()), memory: now.memory, had_memory: before.memory })
+    }
+
+    /// Asks the rules again about those of whose pods something else is known than before.
+    pub fn rematch(&mut self) -> Vec<Verdict> {
+        let mut verdicts = Vec::new();
+        for (pid, resource) in self.pods.as_mut().map(Pods::news).unwrap_or_default() {
+            if let Some(Traced { candidate, .. }) = self.traced.get_mut(&pid) {
+                candidate.resource = resource;
+                verdicts.extend(self.verdict(pid));
+            } else if let Some(candidate) = self.passed_over.get_mut(&pid) {
+                candidate.resource = resource;
+                if self.config.settings_of(candidate).is_some() {
+                    self.look_again(pid);
+                }
+            }
+        }
+        verdicts
+    }
+
+    /// Ends of those who are not traced are not announced.
+    fn forget_dead(&mut self) {
+        let dead = self.passed_over.extract_if(.., |pid, _| !procfs::is_alive(*pid));
+        for (pid, _) in dead.collect::<Vec<_>>() {
+            if let Some(pods) = &mut self.pods {
+                pods.forget(pid);
+            }
+        }
     }
 
     /// A process is traced no more.
@@ -162,7 +294,8 @@ impl Resident {
                 say(&format!("agent: {} is in force", path.display()));
                 self.config = config;
                 self.discovery = Discovery::default();
-                self.look_at_all();
+                self.passed_over.clear();
+                self.scan_due = Instant::now();
                 true
             }
             Err(error) => {

@@ -427,6 +427,13 @@ impl Session {
         }
     }
 
+    /// Records of a family that found no room in their ring, by now.
+    #[must_use]
+    pub fn dropped(&self, family: u32) -> u64 {
+        let families = self.maps.families().ok();
+        families.and_then(|families| families.get(family as usize).map(|family| family.dropped)).unwrap_or(0)
+    }
+
     /// Asks for everything that lies in the rings; the answer comes when all of it is in `batches`.
     pub async fn request_flush(&self) -> oneshot::Receiver<()> {
         let (answer, done) = oneshot::channel();

@@ -3,9 +3,10 @@
 //! A sink that fails is closed, said so once, and the others go on: a full disk costs the file, not the report.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions, TryLockError},
     io::{self, BufWriter, Write},
     net::SocketAddr,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -15,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use log::{error, info};
+use log::{error, info, warn};
 
 use crate::{
     core::Input,
@@ -46,6 +47,8 @@ enum Message {
 pub struct Destinations {
     /// Newline-delimited JSON; `-` is standard output.
     pub ndjson: Vec<PathBuf>,
+    /// Those files are a daemon's: it goes on where its last run ended, and nobody else writes to them meanwhile.
+    pub goes_on: bool,
     /// Records for `bunyan`.
     pub bunyan: Option<PathBuf>,
     /// Where what Prometheus scrapes is served.
@@ -92,7 +95,8 @@ impl Sinks {
         let mut lines = Vec::new();
         let formats = to.ndjson.iter().map(|path| (path, StreamFormat::Ndjson));
         for (path, format) in formats.chain(to.bunyan.iter().map(|path| (path, StreamFormat::Bunyan))) {
-            let writer: Output = BufWriter::new(open(path)?);
+            let file = if to.goes_on && !is_stdout(path) { go_on(path) } else { open(path) };
+            let writer: Output = BufWriter::new(file?);
             lines.push(Sink { name: display(path), writer, is_stdout: is_stdout(path), format });
         }
         let mut streams = Streams::open(&to.streams).map_err(|error| error.to_string())?;
@@ -287,4 +291,31 @@ fn open(path: &Path) -> Result<Box<dyn Write + Send>, String> {
         Ok(file) => Ok(Box::new(file)),
         Err(error) => Err(format!("cannot write {}: {error}", path.display())),
     }
+}
+
+/// Appends to a file, whole lines to whole lines, for as long as nobody else does.
+fn go_on(path: &Path) -> Result<Box<dyn Write + Send>, String> {
+    let fail = |error: io::Error| format!("cannot write {}: {error}", path.display());
+    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path).map_err(fail)?;
+    let metadata = file.metadata().map_err(fail)?;
+    if !metadata.is_file() {
+        return open(path);
+    }
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(format!("{} is written by another agent: give each a file of its own", path.display()));
+        }
+        // Some file systems have no locks.
+        Err(TryLockError::Error(error)) => warn!("{}: {error}; another agent may write to it, too", path.display()),
+    }
+    // A run that was killed may have left half a line.
+    let mut last = [b'\n'];
+    if let Some(at) = metadata.len().checked_sub(1) {
+        file.read_exact_at(&mut last, at).map_err(fail)?;
+    }
+    if last != [b'\n'] {
+        file.write_all(b"\n").map_err(fail)?;
+    }
+    Ok(Box::new(file))
 }

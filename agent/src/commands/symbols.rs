@@ -32,9 +32,16 @@ const QUESTIONS_MAX: usize = 8192;
 /// Stacks that are handed on together: each time wakes two threads, which takes longer than naming a stack.
 const TOGETHER_MAX: usize = 64;
 
+/// What the thread is told.
+enum Question {
+    Ask(Output),
+    /// A process has gone: what is known of it, some megabytes, is for nothing.
+    Forget(Pid),
+}
+
 /// The thread, and the way to it.
 pub struct Symbols {
-    questions: SyncSender<Output>,
+    questions: SyncSender<Question>,
     pending: u64,
     /// Of which: about classes of work.
     pending_classes: u64,
@@ -61,14 +68,23 @@ impl Symbols {
     /// Asks; a question that finds the queue full is answered with nothing at once.
     pub fn ask(&mut self, question: Output) -> Option<Input> {
         let classes = u64::from(matches!(question, Output::NeedWorkClass { .. }));
-        match self.questions.try_send(question) {
+        match self.questions.try_send(Question::Ask(question)) {
             Ok(()) => {
                 self.pending += 1;
                 self.pending_classes += classes;
                 None
             }
-            Err(TrySendError::Full(question) | TrySendError::Disconnected(question)) => unanswered(&question),
+            Err(TrySendError::Full(Question::Ask(question)) | TrySendError::Disconnected(Question::Ask(question))) => {
+                unanswered(&question)
+            }
+            Err(TrySendError::Full(Question::Forget(_)) | TrySendError::Disconnected(Question::Forget(_))) => None,
         }
+    }
+
+    /// A process has gone, and all that there was to ask about it has been asked. Where the queue is full, what is known of it goes later,
+    /// to make room for others.
+    pub fn forget(&self, pid: Pid) {
+        let _ = self.questions.try_send(Question::Forget(pid));
     }
 
     /// An answer has arrived.
@@ -130,7 +146,7 @@ fn map_all(inbox: &Receiver<Vec<NamedStack>>, answers: &UnboundedSender<Input>, 
 }
 
 fn answer_all(
-    inbox: &Receiver<Output>,
+    inbox: &Receiver<Question>,
     answers: &UnboundedSender<Input>,
     stacks: &SyncSender<Vec<NamedStack>>,
     collections: Collections,
@@ -142,6 +158,14 @@ fn answer_all(
     let mut together = Vec::new();
     // Ends when the last question is answered and nobody is there to ask another.
     while let Some(question) = next(inbox, &mut later) {
+        let question = match question {
+            Question::Ask(question) => question,
+            Question::Forget(pid) => {
+                symbolizer.forget(pid);
+                references.forget(pid);
+                continue;
+            }
+        };
         let answer = match question {
             Output::Record(_) => None,
             Output::NeedSymbols { stack, pid, frames } => {
@@ -178,13 +202,13 @@ fn awaits(symbolizer: &mut Symbolizer, pid: Pid) -> Input {
 }
 
 /// The question to answer next: classes of work before stacks, as windows wait for them.
-fn next(inbox: &Receiver<Output>, later: &mut VecDeque<Output>) -> Option<Output> {
+fn next(inbox: &Receiver<Question>, later: &mut VecDeque<Question>) -> Option<Question> {
     if later.is_empty() {
         later.push_back(inbox.recv().ok()?);
     }
     while later.len() < QUESTIONS_MAX {
         match inbox.try_recv() {
-            Ok(question @ Output::NeedWorkClass { .. }) => return Some(question),
+            Ok(question @ Question::Ask(Output::NeedWorkClass { .. })) => return Some(question),
             Ok(question) => later.push_back(question),
             Err(_) => break,
         }

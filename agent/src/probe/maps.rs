@@ -242,6 +242,7 @@ impl Maps {
     pub fn remove_target(&mut self, tgid: u32) {
         let _ = self.targets.remove(&tgid);
         let _ = self.main_loops.remove(&tgid);
+        let _ = self.scrutiny.remove(&tgid);
         let threads: Vec<u32> =
             self.threads.iter().flatten().filter(|(_, state)| word(state, 0) == tgid).map(|(tid, _)| tid).collect();
         for tid in threads {
@@ -254,6 +255,14 @@ impl Maps {
         let waits: Vec<_> = self.run_queue.keys().flatten().filter(|key| word(key, 0) == tgid).collect();
         for key in waits {
             let _ = self.run_queue.remove(&key);
+        }
+        let alive: Vec<_> = self.alive.keys().flatten().filter(|key| word(key, 8) == tgid).collect();
+        for key in alive {
+            let _ = self.alive.remove(&key);
+        }
+        let sites: Vec<_> = self.sites.keys().flatten().filter(|key| word(key, 8) == tgid).collect();
+        for key in sites {
+            let _ = self.sites.remove(&key);
         }
     }
 

@@ -227,6 +227,11 @@ impl Symbolizer {
         space.used = Some(Instant::now());
     }
 
+    /// A process has gone, and no stack of it is asked about any more.
+    pub fn forget(&mut self, pid: Pid) {
+        self.spaces.remove(&pid);
+    }
+
     /// The V8 of a process, if it has one whose heap is known.
     fn v8(&mut self, pid: Pid) -> Option<&mut V8<LiveMemory>> {
         let space = self.spaces.entry(pid).or_default();

@@ -33,6 +33,13 @@ pub struct References {
 }
 
 impl References {
+    /// A process has gone: another one of its id has scripts of its own.
+    pub fn forget(&mut self, pid: Pid) {
+        if let Some(asked) = self.asked.remove(&pid) {
+            self.count -= asked.len();
+        }
+    }
+
     /// Of the scripts of these frames that were not asked before.
     pub fn of_new(&mut self, symbolizer: &mut Symbolizer, pid: Pid, frames: &[Arc<Frame>]) -> Vec<Reference> {
         let mut references = Vec::new();

@@ -6,6 +6,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use thiserror::Error;
@@ -223,6 +224,16 @@ pub fn incarnation(pid: Pid) -> Option<Incarnation> {
     let metadata = fs::metadata(path_of(pid, "exe")).ok()?;
     let exe = FileIdentity { device: metadata.dev(), inode: metadata.ino() };
     Some(Incarnation { start_ticks, start_stack, exe })
+}
+
+/// How long a process has been there, whatever programs it ran; to a clock tick.
+#[must_use]
+pub fn age(pid: Pid) -> Option<Duration> {
+    let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
+    let started = Duration::from_nanos(start_ticks(pid)?.checked_mul(tick_ns)?);
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let now = Duration::new(u64::try_from(now.tv_sec).ok()?, u32::try_from(now.tv_nsec).ok()?);
+    Some(now.saturating_sub(started))
 }
 
 /// Processes, in order of their ids.

@@ -2,16 +2,19 @@
 
 use std::{
     fs,
+    io::{Read, Write},
+    net::TcpStream,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
-    harness::{Bench, VERSION, bench, node, say, skip},
+    api_server::{Server, pod},
+    harness::{Bench, VERSION, bench, node, patience, say, skip},
     manifests,
     records::{Records, get, number, text},
 };
@@ -288,6 +291,91 @@ fn each_overlay_traces_node_in_another_container() {
     if has_multi_links() {
         assert_eq!(degraded[0], degraded[1]);
     }
+}
+
+/// The status of an answer over HTTP, and its text; `None` while nobody answers.
+fn get_http(port: u64, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", u16::try_from(port).unwrap())).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some((answer.split(' ').nth(1)?.parse().ok()?, answer))
+}
+
+#[test]
+fn the_shipped_daemon_traces_node_in_another_container() {
+    let Some(bench) = bench() else { return };
+    let Some(stage) = Stage::set(&bench) else { return };
+    let Some(mut server) = Server::start() else { return };
+    let shop = pod("shop-1", 7, &stage.node);
+    server.tell(&json!({"pods": {"kind": "PodList", "metadata": {"resourceVersion": "7"}, "items": [shop]}}));
+    // What the kubelet adds to every pod: where the API server is, and the account's token.
+    let account = stage.scratch.join("account");
+    fs::create_dir_all(&account).unwrap();
+    fs::copy(server.dir.path().join("token"), account.join("token")).unwrap();
+    fs::copy(server.dir.path().join("ca.pem"), account.join("ca.crt")).unwrap();
+    let account = format!("{}:/var/run/secrets/kubernetes.io/serviceaccount:ro", account.display());
+    let api = [format!("KUBERNETES_SERVICE_PORT={}", server.port), "KUBERNETES_SERVICE_HOST=127.0.0.1".to_owned()];
+
+    let manifests = manifests::render("least-privilege");
+    let lifted = Lifted::new(&manifests, &stage.scratch);
+    let container = &manifests::one(&manifests, "DaemonSet")["spec"]["template"]["spec"]["containers"][0];
+    let strings = |list: &Value| -> Vec<String> {
+        list.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect()
+    };
+    let mut run = stage.podman.command(&["run", "--detach", "--network", "host", "--log-driver", "k8s-file"]);
+    run.args(&lifted.options).args(["--volume", &account, "--env", &api[0], "--env", &api[1]]);
+    let output = run.arg(IMAGE).args(strings(&container["args"])).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let agent = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let log = || stage.podman.command(&["logs", &agent]).output().unwrap();
+
+    let port = container["ports"][0]["containerPort"].as_u64().unwrap();
+    let probe = |name: &str| {
+        let path = container[name]["httpGet"]["path"].as_str().unwrap();
+        get_http(port, path).is_some_and(|(status, _)| status == 200)
+    };
+    let until = |what: &str, is_so: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + patience(Duration::from_secs(40));
+        while !is_so() {
+            let log = log();
+            let told = String::from_utf8_lossy(&log.stderr);
+            assert!(Instant::now() < deadline, "{what} did not come: {told}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    until("the start", &|| probe("startupProbe"));
+    let pid: u64 = stage.pid.parse().unwrap();
+    // The shipped window is ten seconds long.
+    let lines = || -> Vec<Value> {
+        let text = String::from_utf8_lossy(&log().stdout).into_owned();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    };
+    let of = |kind: &str| lines().into_iter().rfind(|line| line["type"] == kind && line["pid"] == pid);
+    until("a window", &|| of("window").is_some());
+    assert!(probe("livenessProbe") && probe("readinessProbe"));
+    let metrics = get_http(port, "/metrics").unwrap().1;
+    assert!(metrics.contains("pod=\"shop-1\""), "{metrics}");
+    let target = of("target").unwrap();
+    let resource = get(&target, "resource");
+    for (key, value) in [("container.id", stage.node.as_str()), ("k8s.pod.name", "shop-1"), ("k8s.node.name", "node-1")]
+    {
+        assert_eq!(text(resource, key), value, "{resource}");
+    }
+    let window = of("window").unwrap();
+    let main = &window["loops"][0];
+    say(&format!("measured shipped daemon: {} turns, {} ns on CPU", main["turns"], main["on_cpu_ns"]));
+    // A timer each 20 ms that burns 3 ms.
+    assert!(number(main, "turns") > 20.0 && number(main, "on_cpu_ns") > 1e8, "{main}");
+    // As the kubelet ends it. The collector of the manifest is not there, which is no reason to wait for long.
+    let grace = manifests::one(&manifests, "DaemonSet")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        .to_string();
+    let begin = Instant::now();
+    stage.podman.run(&["stop", "--time", &grace, &agent]);
+    let code = stage.podman.run(&["inspect", "--format", "{{.State.ExitCode}}", &agent]);
+    say(&format!("measured shipped daemon: ended {:.1?} after it was told to, with {code}", begin.elapsed()));
+    assert!(begin.elapsed() < Duration::from_secs(25), "the kubelet would have killed it");
 }
 
 fn has_multi_links() -> bool {

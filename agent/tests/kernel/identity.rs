@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     api_server::{Server, pod},
-    harness::{Bench, Process, Trace, VERSION, Workload, agent_command, bench, node, skip},
+    harness::{Bench, Process, Trace, VERSION, Workload, agent_command, bench, node, patience, read, skip},
     records::{Records, get, text},
 };
 
@@ -109,24 +109,9 @@ fn a_daemon_knows_pods_by_name_and_traces_those_it_is_told_to() {
     let (inside, outside) = (service(&bench), service(&bench));
     group.enter(inside.pid());
 
-    let at = |name: &str| server.dir.path().join(name);
-    let (ndjson, path) = (bench.dir.path().join("pods.ndjson"), bench.dir.path().join("agent.toml"));
-    let config = format!(
-        "[trace]\nwindow = \"1s\"\npostgres = false\n[output]\nndjson = [{ndjson:?}]\n[kubernetes]\nenabled = true\nnode = \"node-1\"\n\
-         api = \"https://127.0.0.1:{}\"\ntoken_file = {:?}\nca_file = {:?}\n\
-         [[process]]\nresource = {{ \"k8s.namespace.name\" = \"sh*\" }}\n[[process]]\ntrace = false\n",
-        server.port,
-        at("token"),
-        at("ca.pem")
-    );
-    fs::write(&path, config).unwrap();
-    let mut daemon = Process::spawn(&mut agent_command(&["daemon", "--config", path.to_str().unwrap()]));
-    daemon.wait_err("agent: ready");
-    let deadline = Instant::now() + Duration::from_secs(15);
-    while !fs::read_to_string(&ndjson).is_ok_and(|text| text.contains(r#""type":"window""#)) {
-        assert!(Instant::now() < deadline, "nothing is traced: {:?}", daemon.err);
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let ndjson = bench.dir.path().join("pods.ndjson");
+    let mut daemon = daemon(&bench, &server, &ndjson, "");
+    until("a window", || read(&ndjson).contains(r#""type":"window""#));
     daemon.signal(Signal::TERM);
     assert!(daemon.wait(Duration::from_secs(20)).success());
     assert_eq!(server.asked("/api/v1/pods watch=null"), 1, "one list, then what changes");
@@ -148,4 +133,81 @@ fn a_daemon_knows_pods_by_name_and_traces_those_it_is_told_to() {
     ] {
         assert_eq!(text(found, key), value, "{key}");
     }
+}
+
+/// A daemon that asks this server, and traces what the rules say and else what is in a namespace `sh*`.
+fn daemon(bench: &Bench, server: &Server, ndjson: &Path, rules: &str) -> Process {
+    let at = |name: &str| server.dir.path().join(name);
+    let path = bench.dir.path().join("agent.toml");
+    let config = format!(
+        "[trace]\nwindow = \"1s\"\npostgres = false\n[output]\nndjson = [{ndjson:?}]\n[kubernetes]\nenabled = true\nnode = \"node-1\"\n\
+         labels = [\"trace\"]\napi = \"https://127.0.0.1:{}\"\ntoken_file = {:?}\nca_file = {:?}\n{rules}\n\
+         [[process]]\nresource = {{ \"k8s.namespace.name\" = \"sh*\" }}\n[[process]]\ntrace = false\n",
+        server.port,
+        at("token"),
+        at("ca.pem")
+    );
+    fs::write(&path, config).unwrap();
+    let mut daemon = Process::spawn(&mut agent_command(&["daemon", "--config", path.to_str().unwrap()]));
+    daemon.wait_err("agent: ready");
+    daemon
+}
+
+#[track_caller]
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + patience(Duration::from_secs(15));
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn rules_are_asked_again_when_labels_come_and_change() {
+    let Some(bench) = bench() else { return };
+    let Some(mut server) = Server::start() else { return };
+    let Some(group) = Group::make(&format!("kubepods/burstable/poduid-late/{ID}")) else {
+        skip("control groups that may be made");
+        return;
+    };
+    server.tell(&json!({"pods": {"kind": "PodList", "metadata": {"resourceVersion": "7"}, "items": []}}));
+    let (inside, outside) = (service(&bench), service(&bench));
+    group.enter(inside.pid());
+    let ndjson = bench.dir.path().join("late.ndjson");
+    let rules = "[[process]]\nresource = { \"k8s.pod.label.trace\" = \"no\" }\ntrace = false\n\
+                 [[process]]\nresource = { \"k8s.pod.label.trace\" = \"closely\" }\nslow_turn = \"7ms\"\n";
+    let mut daemon = daemon(&bench, &server, &ndjson, rules);
+    // As many lines of a type as there are by now of the one, with these words.
+    let pid = inside.pid();
+    let count = |kind: &str, words: &str| {
+        let lines = read(&ndjson);
+        let values = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        values.filter(|line| line["type"] == kind && line["pid"] == pid && line.to_string().contains(words)).count()
+    };
+    until("the watch", || server.asked("watch=1") == 1);
+    // Lets the head of the watch's answer arrive, and a process be met that nothing is known of.
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(count("target", ""), 0, "nobody wants it yet");
+    let tell = |server: &mut Server, version: u32, kind: &str, label: &str| {
+        let mut late = pod("late-1", version, ID);
+        late["metadata"]["labels"] = json!({"trace": label});
+        server.tell(&json!({"emit": {"type": kind, "object": late}}));
+    };
+    tell(&mut server, 8, "ADDED", "yes");
+    until("the one in the pod", || count("window", "") >= 1);
+    tell(&mut server, 9, "MODIFIED", "no");
+    until("its end", || count("process", "") >= 1);
+    std::thread::sleep(Duration::from_millis(1500));
+    let windows = count("window", "");
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(count("window", ""), windows, "it is traced still");
+    tell(&mut server, 10, "MODIFIED", "maybe");
+    until("it again", || count("target", r#""k8s.pod.label.trace":"maybe""#) >= 1);
+    tell(&mut server, 11, "MODIFIED", "closely");
+    until("other settings", || count("target", r#""slow_turn_ns":7000000"#) >= 1);
+    until("a window of it", || count("window", "") > windows);
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait(Duration::from_secs(20)).success());
+    let records = Records::read(&ndjson);
+    assert!(records.of_type("target").all(|target| target["pid"] == pid), "{} is traced, too", outside.pid());
 }
