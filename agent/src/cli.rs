@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 mod stream;
 
-pub use stream::StreamArgs;
+pub use stream::{ListenArgs, OtlpSignal, StreamArgs};
 
 /// Exit codes, as documented in `--help`.
 pub mod exit {
@@ -80,6 +80,7 @@ Examples:
   agent profile --pid 4121 --wall -o wall.svg              both, and idle apart
   agent profile --all --duration 30s -o node.pb.gz         every Node.js process of this host, for pprof
   agent profile -o start.speedscope.json -- node app.js    a program from its first instruction
+  agent profile --pid 4121 --to otlp+http://host:4318      to a collector with a pipeline for profiles
   agent profile diff before.ndjson after.ndjson -o diff.svg
 
 Endings of files: .svg, .folded or .txt, .pb.gz or .pprof, .speedscope.json, .ndjson.
@@ -231,6 +232,9 @@ pub struct TraceArgs {
 
     #[command(flatten)]
     pub streams: StreamArgs,
+
+    #[command(flatten)]
+    pub listen: ListenArgs,
 
     /// Turns whose callbacks take longer than this are reported one by one
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = duration)]
@@ -426,6 +430,9 @@ pub struct ProfileArgs {
     #[arg(long, value_name = "FILE")]
     pub recording: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub streams: StreamArgs,
+
     /// Profile Node.js processes that a process starts, too
     #[arg(long)]
     pub follow: bool,
@@ -518,6 +525,9 @@ pub struct DiagnoseArgs {
 
     #[command(flatten)]
     pub streams: StreamArgs,
+
+    #[command(flatten)]
+    pub listen: ListenArgs,
 
     /// Write a flame graph of what a request costs on CPU in the last third of the time, against the first, to this file (SVG)
     #[arg(long, value_name = "FILE")]

@@ -20,6 +20,13 @@ pub const FRAMES_DISTINCT_MAX: usize = 65_536;
 /// Stacks of samples that a window tells apart: 48 B x 16 384 = 768 KiB. What comes later is counted together.
 pub const SAMPLE_STACKS_MAX: usize = 16_384;
 
+/// Stacks of one process and window that OTLP tells apart, most samples first: 4096 x 256 frames x 3 B = 3 MiB. The rest is summed.
+pub const OTLP_PROFILE_STACKS_MAX: usize = 4096;
+
+/// A request of OTLP with so many samples takes no further process: at most twice as much as above, and the names, well below the 20 MiB
+/// that a collector takes.
+pub const OTLP_REQUEST_SAMPLES_MAX: usize = 4096;
+
 /// Stacks in which one slow turn was on CPU that are listed, most samples first.
 pub const SLOW_TURN_STACKS_MAX: usize = 8;
 

@@ -4,11 +4,12 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+mod otlp_profiles;
 mod synthetic;
 
 use std::{
     ffi::OsStr,
-    io::{Read as _, Write},
+    io::{Read as _, Seek as _, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -20,11 +21,12 @@ use agent::{
     export::{
         bunyan, otlp,
         prometheus::Registry,
-        stream::{Signal, StreamConfig, Streams},
+        stream::{OtlpSignal, Signal, StreamConfig, Streams},
         text::{self, Style},
     },
     report::{
         Body, Record,
+        flame::Measure,
         model::{Finding, Severity},
         summary::Summary,
     },
@@ -52,14 +54,19 @@ fn is_there(program: &Path) -> bool {
 }
 
 fn pipe<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<Item = S>, input: &[u8]) -> Output {
+    // To a file: a program of Node.js that exits before a pipe is read to its end loses what was in it.
+    let mut written = tempfile::tempfile().unwrap();
     let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(args).stdin(Stdio::piped()).stdout(written.try_clone().unwrap()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    std::thread::scope(|scope| {
+    let mut output = std::thread::scope(|scope| {
         scope.spawn(move || stdin.write_all(input));
         child.wait_with_output().unwrap()
-    })
+    });
+    written.rewind().unwrap();
+    written.read_to_end(&mut output.stdout).unwrap();
+    output
 }
 
 fn hostile() -> String {
@@ -186,13 +193,14 @@ fn messages_are_those_of_opentelemetry_and_the_same_in_both_encodings() {
     if !is_there(&python) {
         return;
     }
-    let mut encoder = otlp::Encoder::new([("deployment.environment.name".to_owned(), hostile())].into());
+    let shared = [("deployment.environment.name".to_owned(), hostile())].into();
+    let mut encoder = otlp::Encoder::new(&[OtlpSignal::Metrics, OtlpSignal::Logs], shared);
     let mut lines = Vec::new();
-    for item in records().iter().filter_map(|record| encoder.encode(record)) {
+    for item in records().iter().flat_map(|record| encoder.encode(record)) {
         let signal = match item.signal {
             Signal::Metrics => "metrics",
             Signal::Logs => "logs",
-            Signal::Line => continue,
+            Signal::Line | Signal::Profiles => continue,
         };
         let as_json: Value = serde_json::from_slice(&otlp::json(item.signal, &item.bytes).unwrap()).unwrap();
         let line = json!({ "signal": signal, "protobuf": item.bytes, "json": as_json });
@@ -203,6 +211,70 @@ fn messages_are_those_of_opentelemetry_and_the_same_in_both_encodings() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(["metrics 1", "logs 1"].iter().all(|signal| said.lines().any(|line| line == *signal)), "{said}");
+}
+
+/// The requests that records make, each read in both encodings, which are the same.
+#[track_caller]
+fn profiles_of(records: &[Record]) -> Vec<otlp_profiles::Profile> {
+    let mut encoder = otlp::Encoder::new(&[OtlpSignal::Profiles], [("a".to_owned(), hostile())].into());
+    let mut items: Vec<_> = records.iter().flat_map(|record| encoder.encode(record)).collect();
+    items.extend(encoder.finish());
+    assert!(items.iter().all(|item| item.signal == Signal::Profiles));
+    let lines = items
+        .iter()
+        .map(|item| otlp_profiles::line(Some(&item.bytes), Some(&otlp::json(item.signal, &item.bytes).unwrap())));
+    otlp_profiles::read(&lines.collect::<Vec<_>>().concat())
+}
+
+#[test]
+fn profiles_are_those_of_opentelemetry_and_hold_what_the_records_hold() {
+    if !is_there(&otlp_profiles::python()) {
+        return;
+    }
+    for measure in [Measure::OnCpu, Measure::OffCpu, Measure::Wall] {
+        let records = synthetic::profile::records(measure);
+        let profiles = profiles_of(&records);
+        for (of, part, is_measured) in [
+            ("samples", Measure::OnCpu, measure != Measure::OffCpu),
+            ("off_cpu", Measure::OffCpu, measure != Measure::OnCpu),
+        ] {
+            let sums = otlp_profiles::sums(&profiles, of);
+            assert_eq!(sums.is_empty(), !is_measured, "{measure:?} {of}");
+            if is_measured {
+                assert_eq!(sums, otlp_profiles::sums_of_records(&records, part), "{measure:?} {of}");
+            }
+        }
+        for profile in &profiles {
+            let name = profile.resource["service.name"].as_str().unwrap();
+            assert!(["server", "worker"].contains(&name), "{name}");
+            assert_eq!(profile.duration, 1_000_000_000);
+            assert_eq!(profile.begin, 1_795_551_390_000_000_000);
+            assert_eq!(profile.period_of, if profile.of[0] == "samples" { ["cpu", "nanoseconds"] } else { ["", ""] });
+        }
+    }
+}
+
+#[test]
+fn frames_of_profiles_say_what_they_are_and_where() {
+    if !is_there(&otlp_profiles::python()) {
+        return;
+    }
+    let profiles = profiles_of(&synthetic::profile::records(Measure::OnCpu));
+    let frames = || profiles.iter().flat_map(|profile| &profile.samples).flat_map(|sample| &sample.frames);
+    let one = |name: &str| frames().find(|frame| frame.name == name).unwrap();
+    let scale = one("scale");
+    assert_eq!((scale.file.as_str(), scale.line, scale.inlined), ("file:///srv/math.mjs", 12, true), "{scale:?}");
+    assert_eq!((one("render").inlined, one("render").kind.as_deref()), (false, Some("v8js")));
+    let hash = one("sha256_block_data_order_avx2");
+    assert_eq!((hash.kind.as_deref(), hash.module.as_str()), (Some("native"), "node"));
+    assert_eq!(one("copy_user_generic").kind.as_deref(), Some("kernel"));
+    assert_eq!(one("(awaits)").kind, None);
+    let samples = || profiles.iter().flat_map(|profile| &profile.samples);
+    let in_gc: u64 =
+        samples().filter(|sample| sample.attributes.contains_key("agent.v8js.gc")).map(|of| of.value).sum();
+    assert_eq!(in_gc, 6);
+    let pool = samples().find(|sample| sample.attributes.get("thread.name") == Some(&"libuv-worker".into())).unwrap();
+    assert_eq!((pool.frames[0].name.as_str(), &pool.attributes["thread.id"]), ("worker", &4125.into()));
 }
 
 /// A collector on this host, which tells all that it gets.
@@ -240,16 +312,39 @@ impl Drop for Collector {
     }
 }
 
-#[test]
-fn a_collector_takes_metrics_and_logs_in_either_encoding() {
+fn collector() -> Option<PathBuf> {
     let program = std::fs::read_dir(repository().join(".cache/python/lib")).into_iter().flatten().flatten();
     let program =
         program.map(|python| python.path().join("site-packages/rotel/rotel-agent")).find(|path| path.exists());
-    if !is_there(program.as_deref().unwrap_or_else(|| Path::new(".cache/python/.../rotel-agent"))) {
-        return;
-    }
+    is_there(program.as_deref().unwrap_or_else(|| Path::new(".cache/python/.../rotel-agent"))).then_some(program?)
+}
+
+#[test]
+fn a_collector_without_profiles_costs_nothing_but_them() {
+    let Some(program) = collector() else { return };
     let directory = tempfile::tempdir().unwrap();
-    let collector = Collector::start(&program.unwrap(), directory.path());
+    let collector = Collector::start(&program, directory.path());
+    for format in ["otlp", "otlp-json"] {
+        let signals = Some(vec![OtlpSignal::Metrics, OtlpSignal::Logs, OtlpSignal::Profiles]);
+        let to = StreamConfig::parse(&format!("{format}+http://{}", collector.address)).unwrap();
+        let mut streams = Streams::open(&[StreamConfig { signals, ..to }]).unwrap();
+        let all = [records(), synthetic::profile::records(Measure::Wall)].concat();
+        for record in &all {
+            streams.record(record);
+        }
+        let account = streams.finish(Duration::from_secs(10)).remove(0);
+        let left_out = account.dropped.get("unsupported").copied().unwrap_or(0);
+        assert!(left_out > 0 && account.dropped() == left_out && account.retries == 0, "{format}: {account:?}");
+        assert_eq!(account.delivered, account.emitted - left_out, "{format}: {account:?}");
+        assert!(account.delivered > 10, "{format}: {account:?}");
+    }
+}
+
+#[test]
+fn a_collector_takes_metrics_and_logs_in_either_encoding() {
+    let Some(program) = collector() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let collector = Collector::start(&program, directory.path());
     for format in ["otlp", "otlp-json"] {
         let to = StreamConfig::parse(&format!("{format}+http://{}", collector.address)).unwrap();
         let mut streams = Streams::open(&[to]).unwrap();

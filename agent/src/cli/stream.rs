@@ -2,7 +2,26 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+
+/// What may be sent over OTLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OtlpSignal {
+    /// Windows: what each second was like
+    Metrics,
+    /// Slow turns, findings, exits and the like
+    Logs,
+    /// Stacks on CPU and off it (`v1development`, version 1: the collector needs a pipeline for profiles)
+    Profiles,
+}
+
+/// Where figures are served.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct ListenArgs {
+    /// Serve /metrics for Prometheus, /healthz and /readyz at this address, as 127.0.0.1:9464
+    #[arg(long, value_name = "ADDRESS", help_heading = "Streams")]
+    pub listen: Option<SocketAddr>,
+}
 
 /// Streams to collectors.
 #[derive(Args, Clone, Debug, Default)]
@@ -15,9 +34,9 @@ pub struct StreamArgs {
     #[arg(long, value_name = "URL", help_heading = "Streams")]
     pub to: Vec<String>,
 
-    /// Serve /metrics for Prometheus, /healthz and /readyz at this address, as 127.0.0.1:9464
-    #[arg(long, value_name = "ADDRESS", help_heading = "Streams")]
-    pub listen: Option<SocketAddr>,
+    /// Of OTLP: what is sent [default: metrics,logs; of `agent profile`: profiles]
+    #[arg(long, value_enum, value_name = "SIGNAL,…", value_delimiter = ',', help_heading = "Streams", requires = "to")]
+    pub signals: Vec<OtlpSignal>,
 
     /// Directory in which records wait for a collector that is away; the next run with it sends what is left
     #[arg(long, value_name = "DIR", help_heading = "Streams", requires = "to")]

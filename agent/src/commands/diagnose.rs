@@ -85,8 +85,8 @@ fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverErr
     }
     let destinations = Destinations {
         ndjson: args.ndjson.clone().into_iter().collect(),
-        listen: args.streams.listen,
-        streams: streams::of_args(&args.streams)?,
+        listen: args.listen.listen,
+        streams: streams::of_args(&args.streams, None)?,
         ..Destinations::default()
     };
     let whom = Whom {

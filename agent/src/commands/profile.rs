@@ -15,13 +15,14 @@ use super::{
     report::read_summary,
     session::{PhasesWanted, TypesAhead},
     sinks::Destinations,
-    subject,
+    streams, subject,
     trace::{LOOP_OFF_CPU_MIN, OTHER_OFF_CPU_MIN},
 };
 use crate::{
     cli::{By, DiffArgs, ProfileArgs, ProfileCommand, ProfileFormat, ViewArgs, exit},
     export::{
         flamegraph, folded, pprof, speedscope,
+        stream::OtlpSignal,
         text::{self, Style},
     },
     govern::SHARE,
@@ -64,6 +65,7 @@ fn profile(args: &ProfileArgs) -> Result<u8, DriverError> {
     let mut destinations = Destinations {
         ndjson: args.ndjson.clone().into_iter().collect(),
         recording: args.recording.clone(),
+        streams: streams::of_args(&args.streams, Some(OtlpSignal::Profiles))?,
         ..Destinations::default()
     };
     if format == ProfileFormat::Ndjson {

@@ -4,14 +4,24 @@ use std::path::PathBuf;
 
 use super::driver::DriverError;
 use crate::{
-    cli::StreamArgs,
-    export::stream::{Compression, Protocol, SpoolConfig, StreamConfig, StreamError, StreamFormat},
+    cli::{self, StreamArgs},
+    export::stream::{Compression, OtlpSignal, Protocol, SpoolConfig, StreamConfig, StreamError, StreamFormat},
 };
 
-/// What the flags say, each for the streams that it is about, over what the environment says.
-pub fn of_args(args: &StreamArgs) -> Result<Vec<StreamConfig>, DriverError> {
+/// What the flags say, each for the streams that it is about, over what the environment says. `signal` is what goes over OTLP where
+/// nobody says.
+pub fn of_args(args: &StreamArgs, signal: Option<OtlpSignal>) -> Result<Vec<StreamConfig>, DriverError> {
     let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-    args.to.iter().map(|to| of_url(args, to, environment).map_err(DriverError::Output)).collect()
+    let configs: Result<Vec<_>, _> = args.to.iter().map(|to| of_url(args, to, environment)).collect();
+    let mut configs = configs.map_err(DriverError::Output)?;
+    let is_otlp = |config: &StreamConfig| config.format == StreamFormat::Otlp;
+    if !args.signals.is_empty() && !configs.iter().any(is_otlp) {
+        return Err(DriverError::Output("--signals is of OTLP, and no --to is".into()));
+    }
+    for config in configs.iter_mut().filter(|config| is_otlp(config) && config.signals.is_none()) {
+        config.signals = signal.map(|signal| vec![signal]);
+    }
+    Ok(configs)
 }
 
 fn of_url(args: &StreamArgs, to: &str, environment: impl Fn(&str) -> Option<String>) -> Result<StreamConfig, String> {
@@ -19,6 +29,12 @@ fn of_url(args: &StreamArgs, to: &str, environment: impl Fn(&str) -> Option<Stri
     let mut config = StreamConfig::parse(to).map_err(fail)?;
     if config.format == StreamFormat::Otlp {
         of_environment(&mut config, to == "otlp", environment)?;
+        let signals = args.signals.iter().map(|signal| match signal {
+            cli::OtlpSignal::Metrics => OtlpSignal::Metrics,
+            cli::OtlpSignal::Logs => OtlpSignal::Logs,
+            cli::OtlpSignal::Profiles => OtlpSignal::Profiles,
+        });
+        config.signals = Some(signals.collect::<Vec<_>>()).filter(|signals| !signals.is_empty());
     }
     let address = config.address().map_err(fail)?;
     if address.is_http() {
@@ -51,6 +67,7 @@ fn of_environment(
         config.to = of_otlp("ENDPOINT").unwrap_or_else(|| config.to.clone());
         config.metrics_to = of_otlp("METRICS_ENDPOINT");
         config.logs_to = of_otlp("LOGS_ENDPOINT");
+        config.profiles_to = of_otlp("PROFILES_ENDPOINT");
         config.protocol = match of_otlp("PROTOCOL").as_deref() {
             None | Some("http/protobuf") => Protocol::Protobuf,
             Some("http/json") => Protocol::Json,
@@ -95,13 +112,14 @@ fn decoded(value: &str) -> String {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use super::*;
 
     const SET: &[(&str, &str)] = &[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318/base/"),
         ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://logs:1/as/it/is"),
+        ("OTEL_EXPORTER_OTLP_PROFILES_ENDPOINT", "http://profiles:2/v1development/profiles"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "2500"),
@@ -116,10 +134,28 @@ mod tests {
     }
 
     #[test]
+    fn signals_are_of_otlp_and_profiles_of_those_who_ask() {
+        let args = |to: &str, signals: &[cli::OtlpSignal]| StreamArgs {
+            to: vec![to.into()],
+            signals: signals.to_vec(),
+            ..StreamArgs::default()
+        };
+        let signals = |args: &StreamArgs, signal| of_args(args, signal).map(|configs| configs[0].signals().to_vec());
+        let open = args("otlp+http://h", &[]);
+        assert_eq!(signals(&open, None).unwrap(), [OtlpSignal::Metrics, OtlpSignal::Logs]);
+        assert_eq!(signals(&open, Some(OtlpSignal::Profiles)).unwrap(), [OtlpSignal::Profiles]);
+        let all = args("otlp+http://h", &[cli::OtlpSignal::Logs, cli::OtlpSignal::Profiles]);
+        assert_eq!(signals(&all, None).unwrap(), [OtlpSignal::Logs, OtlpSignal::Profiles]);
+        assert!(of_args(&args("tcp://h:1", &[cli::OtlpSignal::Logs]), None).is_err());
+        assert!(of_args(&args("tcp://h:1", &[]), Some(OtlpSignal::Profiles)).is_ok());
+    }
+
+    #[test]
     fn the_environment_says_where_otlp_goes() {
         let config = of_url(&StreamArgs::default(), "otlp", set).unwrap();
         assert_eq!((config.to.as_str(), config.protocol), ("https://collector:4318/base/", Protocol::Json));
         assert_eq!(config.logs_to.as_deref(), Some("http://logs:1/as/it/is"));
+        assert_eq!(config.profiles_to.as_deref(), Some("http://profiles:2/v1development/profiles"));
         assert_eq!((config.compression, config.timeout_ms), (Compression::Gzip, 2500));
         assert_eq!(config.ca_file, Some(PathBuf::from("/ca.pem")));
         assert_eq!(config.headers.0, [("api-key".into(), "a secret".into()), ("x".into(), "1".into())]);

@@ -156,8 +156,8 @@ fn destinations(args: &TraceArgs) -> Result<Destinations, DriverError> {
     let mut destinations = Destinations {
         ndjson: args.ndjson.clone().into_iter().collect(),
         recording: args.recording.clone(),
-        listen: args.streams.listen,
-        streams: streams::of_args(&args.streams)?,
+        listen: args.listen.listen,
+        streams: streams::of_args(&args.streams, None)?,
         ..Destinations::default()
     };
     match format {

@@ -11,7 +11,7 @@ mod sums;
 
 use std::{borrow::Borrow, collections::HashMap, fmt::Write as _};
 
-pub use build::function;
+pub use build::{as_called, function, note, state_of_stay};
 pub use fold::{Fold, fold};
 pub use lane::Lane;
 pub use sums::{Sum, Sums};

@@ -18,16 +18,20 @@ use std::{
 };
 
 use agent::{
-    export::stream::{
-        Compression, SpoolConfig, StreamConfig, Streams,
-        config::{QueueConfig, RetryConfig, RotateConfig},
+    export::{
+        otlp::profiles::proto::ProfilesRequest,
+        stream::{
+            Compression, OtlpSignal, SpoolConfig, StreamConfig, Streams,
+            config::{QueueConfig, RetryConfig, RotateConfig},
+        },
     },
     report::{
         Body, Record,
-        model::{SCHEMA_VERSION, StreamAccount, Warning},
+        model::{Profile, ProfileStack, SCHEMA_VERSION, StreamAccount, Warning},
     },
 };
 use collector::{Answer, Http, Lines};
+use prost::Message as _;
 
 fn record(n: usize) -> Record {
     let message = format!("record number {n}");
@@ -186,6 +190,46 @@ fn a_collector_that_reads_nothing_holds_up_nobody_and_what_is_lost_is_counted() 
     let account = stream.finish(Duration::from_millis(200));
     assert!(account.dropped["queue_full"] > 10_000 && account.dropped["shutdown"] > 0, "{account:?}");
     eprintln!("measured: 200000 records in {took:?} to a collector that does not read");
+}
+
+/// A window of one sample, and what ends it.
+fn window(n: u64) -> [Record; 2] {
+    let stacks = vec![ProfileStack { tid: 4121, samples: n, ..ProfileStack::default() }];
+    let profile = Profile { period_ns: 10_101_010, stacks, ..Profile::default() };
+    [Body::Profile(profile), Body::Agent(Box::default())].map(|body| Record { body, ..record(0) })
+}
+
+#[test]
+fn profiles_go_one_a_request_and_no_more_where_there_is_no_place_for_them() {
+    let collector = Http::listen(&[Answer::Status(503), Answer::Ok, Answer::Ok, Answer::Ok, Answer::Status(404)]);
+    let signals = Some(vec![OtlpSignal::Profiles]);
+    let config = config(&format!("otlp+http://{}/base", collector.address));
+    let mut stream = Watched::open(StreamConfig { signals, ..config });
+    for record in (1..=3).flat_map(window) {
+        stream.streams.record(&record);
+    }
+    stream.until("delivered", |account| account.delivered == 3);
+    for n in 4..10 {
+        for record in window(n) {
+            stream.streams.record(&record);
+        }
+        stream.until("dropped", |account| account.dropped() == n - 3);
+    }
+    let account = stream.finish(PATIENCE);
+    assert_eq!((account.emitted, account.dropped["unsupported"], account.retries), (9, 6, 1), "{account:?}");
+    let requests = collector.requests.lock().unwrap();
+    assert_eq!(requests.len(), 5, "nobody is asked again for what it has no place for");
+    for request in requests.iter() {
+        assert_eq!(request.path, "/base/v1development/profiles");
+        assert_eq!(request.header("content-type"), Some("application/x-protobuf"));
+        assert_eq!(request.header("otlp-profiles-development-version"), Some("1"));
+    }
+    let sent = |at: usize| {
+        let request = ProfilesRequest::decode(requests[at].body.as_slice()).unwrap();
+        let [resource] = request.resource_profiles.as_slice() else { panic!("{request:?}") };
+        resource.scope_profiles[0].profiles[0].samples[0].values[0]
+    };
+    assert_eq!([1, 2, 3, 4].map(sent), [1, 2, 3, 4]);
 }
 
 #[test]

@@ -1,11 +1,13 @@
-//! OTLP: records as metrics and logs of OpenTelemetry, each with the resource that it is about.
+//! OTLP: records as metrics, logs and profiles of OpenTelemetry, each with the resource that it is about.
 //!
-//! Everything is about one window and says so (delta temporality). A record becomes a request of its own, in protobuf: requests in a
-//! row are one request, as their fields repeat, and JSON is written from the whole of it when it is sent.
+//! Everything is about one window and says so (delta temporality). For metrics and logs a record becomes a request of its own, in
+//! protobuf: requests in a row are one request, as their fields repeat, and JSON is written from the whole of it when it is sent.
+//! Profiles are requests of several records, and each is sent alone.
 
 mod logs;
 mod metrics;
 mod points;
+pub mod profiles;
 pub mod proto;
 
 use std::{collections::BTreeMap, path::Path};
@@ -15,6 +17,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use self::{
     points::Window,
+    profiles::{Profiles, proto::ProfilesRequest},
     proto::{
         KeyValue, LogsRequest, MetricsRequest, Resource, ResourceLogs, ResourceMetrics, Scope, ScopeLogs, ScopeMetrics,
         attribute,
@@ -22,7 +25,7 @@ use self::{
 };
 use super::{
     bunyan::host_name,
-    stream::{Item, Signal},
+    stream::{Item, OtlpSignal, Signal},
 };
 use crate::report::{
     Body, Record,
@@ -33,21 +36,31 @@ use crate::report::{
 const RESOURCES_MAX: usize = 4096;
 
 /// Turns records into requests.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Encoder {
+    signals: Vec<OtlpSignal>,
     /// Attributes for every resource: `OTEL_RESOURCE_ATTRIBUTES`.
     shared: BTreeMap<String, String>,
     resources: BTreeMap<u32, Resource>,
+    profiles: Profiles,
+    /// Processes that are gone, and whose last window is still to come.
+    gone: Vec<u32>,
 }
 
 impl Encoder {
     #[must_use]
-    pub fn new(shared: BTreeMap<String, String>) -> Self {
-        Self { shared, resources: BTreeMap::new() }
+    pub fn new(signals: &[OtlpSignal], shared: BTreeMap<String, String>) -> Self {
+        Self {
+            signals: signals.to_owned(),
+            shared,
+            resources: BTreeMap::new(),
+            profiles: Profiles::default(),
+            gone: Vec::new(),
+        }
     }
 
-    /// The record as a request; `None` if it has no place in OTLP.
-    pub fn encode(&mut self, record: &Record) -> Option<Item> {
+    /// What is to be sent now that there is this record.
+    pub fn encode(&mut self, record: &Record) -> Vec<Item> {
         let known = match &record.body {
             Body::Target(target) => Some(self.of_target(record.pid, target)),
             Body::PgCluster(cluster) => Some(self.of_cluster(record.pid, cluster)),
@@ -57,18 +70,47 @@ impl Encoder {
             && (self.resources.len() < RESOURCES_MAX || self.resources.contains_key(&record.pid))
         {
             self.resources.insert(record.pid, resource);
+            self.gone.retain(|pid| *pid != record.pid);
         }
-        let item = self.encode_body(record);
-        if matches!(record.body, Body::Process(Process::Exit { .. } | Process::Gone)) {
-            self.resources.remove(&record.pid);
+        let mut items = Vec::from_iter(self.encode_body(record));
+        if self.signals.contains(&OtlpSignal::Profiles) {
+            items.extend(self.encode_profiles(record));
         }
-        item
+        match record.body {
+            Body::Process(Process::Exit { .. } | Process::Gone) => self.gone.push(record.pid),
+            // It ends a window of all processes, also of those that are gone.
+            Body::Agent(_) => {
+                for pid in std::mem::take(&mut self.gone) {
+                    self.resources.remove(&pid);
+                    self.profiles.forget(pid);
+                }
+            }
+            _ => {}
+        }
+        items
+    }
+
+    /// What waited for more: nothing more comes.
+    pub fn finish(&mut self) -> Vec<Item> {
+        self.profiles.rest().iter().map(item).collect()
+    }
+
+    fn encode_profiles(&mut self, record: &Record) -> Vec<Item> {
+        // It looks at the resource while what waits is changed.
+        let mut profiles = std::mem::take(&mut self.profiles);
+        profiles.add(record, unix_ns(&record.time), || self.resource(record));
+        let ready = if matches!(record.body, Body::Agent(_)) { profiles.ready() } else { Vec::new() };
+        self.profiles = profiles;
+        ready.iter().map(item).collect()
     }
 
     fn encode_body(&self, record: &Record) -> Option<Item> {
         let time_ns = unix_ns(&record.time);
         let resource = || Some(self.resource(record));
         if let Some(duration_ns) = metrics::duration_ns(&record.body) {
+            if !self.signals.contains(&OtlpSignal::Metrics) {
+                return None;
+            }
             let start_ns = time_ns.saturating_sub(duration_ns);
             let mut window = Window { start_ns, end_ns: time_ns, metrics: Vec::new() };
             metrics::put(&record.body, &mut window);
@@ -76,6 +118,9 @@ impl Encoder {
             let request =
                 MetricsRequest { resource_metrics: vec![ResourceMetrics { resource: resource(), scope_metrics }] };
             return Some(Item { signal: Signal::Metrics, bytes: request.encode_to_vec() });
+        }
+        if !self.signals.contains(&OtlpSignal::Logs) {
+            return None;
         }
         let log = logs::of(&record.body, time_ns)?;
         let scope_logs = vec![ScopeLogs { scope: Some(scope()), log_records: vec![log] }];
@@ -134,6 +179,10 @@ impl Encoder {
     }
 }
 
+fn item(request: &ProfilesRequest) -> Item {
+    Item { signal: Signal::Profiles, bytes: request.encode_to_vec() }
+}
+
 fn scope() -> Scope {
     Scope { name: "agent".into(), version: env!("CARGO_PKG_VERSION").into() }
 }
@@ -144,29 +193,29 @@ fn unix_ns(time: &str) -> u64 {
     time.and_then(|time| u64::try_from(time.unix_timestamp_nanos()).ok()).unwrap_or(0)
 }
 
-/// Several requests of one signal, in a row, as one in JSON.
+/// Several requests of one signal, in a row, as one in JSON; of profiles, one.
 pub fn json(signal: Signal, bytes: &[u8]) -> Result<Vec<u8>, String> {
-    let fail = |error: &dyn std::fmt::Display| error.to_string();
     match signal {
-        Signal::Metrics => {
-            let request = MetricsRequest::decode(bytes).map_err(|error| fail(&error))?;
-            serde_json::to_vec(&request).map_err(|error| fail(&error))
-        }
-        Signal::Logs => {
-            let request = LogsRequest::decode(bytes).map_err(|error| fail(&error))?;
-            serde_json::to_vec(&request).map_err(|error| fail(&error))
-        }
+        Signal::Metrics => json_of::<MetricsRequest>(bytes),
+        Signal::Logs => json_of::<LogsRequest>(bytes),
+        Signal::Profiles => json_of::<ProfilesRequest>(bytes),
         Signal::Line => Err("a line is no request".into()),
     }
 }
 
-/// What the collector says of data points or logs that it left out of a request that it took.
+fn json_of<T: prost::Message + Default + serde::Serialize>(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let request = T::decode(bytes).map_err(|error| error.to_string())?;
+    serde_json::to_vec(&request).map_err(|error| error.to_string())
+}
+
+/// What the collector says of data points, logs or profiles that it left out of a request that it took.
 #[must_use]
 pub fn complaint(is_json: bool, answer: &[u8]) -> Option<String> {
+    const REJECTED: [&str; 3] = ["rejectedDataPoints", "rejectedLogRecords", "rejectedProfiles"];
     let (rejected, message) = if is_json {
         let answer: serde_json::Value = serde_json::from_slice(answer).ok()?;
         let partial = answer.get("partialSuccess")?;
-        let rejected = partial.get("rejectedDataPoints").or_else(|| partial.get("rejectedLogRecords"));
+        let rejected = REJECTED.iter().find_map(|key| partial.get(key));
         let rejected = rejected.and_then(|n| n.as_i64().or_else(|| n.as_str()?.parse().ok())).unwrap_or(0);
         (rejected, partial.get("errorMessage").and_then(|text| text.as_str()).unwrap_or_default().to_owned())
     } else {

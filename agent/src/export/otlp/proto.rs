@@ -1,6 +1,6 @@
 //! OTLP's messages, as far as they are sent: protobuf and JSON of the same types.
 //!
-//! Written out by hand, with the numbers of `opentelemetry-proto` 1.x, as the JSON of OTLP is not that of its generated types:
+//! Written out by hand, with the numbers of `opentelemetry-proto` 1.x (profiles have theirs beside what makes them), as the JSON of OTLP is not that of its generated types:
 //! 64-bit integers are strings, enums are numbers. A test decodes both into those of `opentelemetry-proto` and back.
 
 use prost::{Message, Oneof};
@@ -251,7 +251,7 @@ pub struct LogRecord {
     pub event_name: String,
 }
 
-/// The answer to both kinds of requests.
+/// The answer to each kind of request.
 #[derive(Clone, PartialEq, Message)]
 pub struct Answer {
     #[prost(message, optional, tag = "1")]
@@ -267,12 +267,12 @@ pub struct PartialSuccess {
 }
 
 /// A 64-bit integer in OTLP's JSON.
-fn text<S: Serializer>(n: &impl std::fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn text<S: Serializer>(n: &impl std::fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(n)
 }
 
-fn texts<S: Serializer>(counts: &[u64], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(counts.iter().map(u64::to_string))
+pub(super) fn texts<S: Serializer>(numbers: &[impl ToString], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(numbers.iter().map(ToString::to_string))
 }
 
 /// An attribute.

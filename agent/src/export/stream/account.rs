@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::{sync::Notify, time::Instant};
@@ -21,6 +22,8 @@ pub enum Loss {
     Refused,
     /// A segment of the spool could not be read back.
     SpoolDamaged,
+    /// The collector has no place for profiles.
+    Unsupported,
     /// The agent ended, and there was no spool to leave them in.
     Shutdown,
 }
@@ -33,6 +36,7 @@ impl Loss {
             Self::QueueFull => "queue_full",
             Self::Refused => "refused",
             Self::SpoolDamaged => "spool_damaged",
+            Self::Unsupported => "unsupported",
             Self::Shutdown => "shutdown",
         }
     }
@@ -54,6 +58,19 @@ pub enum Signal {
     Metrics,
     /// Of OTLP: an `ExportLogsServiceRequest`.
     Logs,
+    /// Of OTLP: an `ExportProfilesServiceRequest`, which goes alone: its tables are its own.
+    Profiles,
+}
+
+impl Signal {
+    /// How many go into one request.
+    #[must_use]
+    pub const fn together(self, records_max: usize) -> usize {
+        match self {
+            Self::Line | Self::Metrics | Self::Logs => records_max,
+            Self::Profiles => 1,
+        }
+    }
 }
 
 /// The queue between who makes records and who sends them.
@@ -76,6 +93,8 @@ struct State {
     spooled: u64,
     dropped: BTreeMap<Loss, u64>,
     retries: u64,
+    /// The collector has no place for profiles; from then on it may be asked again.
+    profiles_again: Option<Instant>,
     /// Nothing more comes, and what is there may take until then.
     deadline: Option<Instant>,
 }
@@ -95,6 +114,10 @@ impl Queue {
     pub fn push(&self, item: Item) {
         let mut state = self.state();
         state.emitted += 1;
+        if item.signal == Signal::Profiles && !state.takes_profiles() {
+            *state.dropped.entry(Loss::Unsupported).or_default() += 1;
+            return;
+        }
         let bytes = state.bytes.saturating_add(item.bytes.len());
         if state.deadline.is_some() || state.items.len() >= self.limits.max_records || bytes > self.limits.max_bytes {
             *state.dropped.entry(Loss::QueueFull).or_default() += 1;
@@ -116,7 +139,17 @@ impl Queue {
             bytes += item.bytes.len();
             item.signal == signal && (bytes <= bytes_max || bytes == item.bytes.len())
         };
-        state.items.iter().skip(skip).take(records_max).take_while(fits).cloned().collect()
+        state.items.iter().skip(skip).take(signal.together(records_max)).take_while(fits).cloned().collect()
+    }
+
+    /// Takes no profiles for so long; whether that is news.
+    pub fn refuse_profiles(&self, pause: Duration) -> bool {
+        self.state().profiles_again.replace(Instant::now() + pause).is_none()
+    }
+
+    #[must_use]
+    pub fn takes_profiles(&self) -> bool {
+        self.state().takes_profiles()
     }
 
     /// Memory is so full that it shall be made free.
@@ -203,6 +236,10 @@ impl Queue {
 }
 
 impl State {
+    fn takes_profiles(&self) -> bool {
+        self.profiles_again.is_none_or(|again| again <= Instant::now())
+    }
+
     fn take(&mut self, skip: usize, n: usize) -> u64 {
         let skip = skip.min(self.items.len());
         let n = n.min(self.items.len() - skip);

@@ -11,8 +11,12 @@ pub struct StreamConfig {
     #[serde(rename = "type", default)]
     pub format: StreamFormat,
     /// `-`, `file:PATH`, `unix:PATH`, `tcp://HOST:PORT`, `tls://HOST:PORT`, `http://…` or `https://…`. Of OTLP: the endpoint, to
-    /// which `/v1/metrics` and `/v1/logs` are added.
+    /// which `/v1/metrics`, `/v1/logs` and `/v1development/profiles` are added.
     pub to: String,
+    /// Of OTLP: what is sent; metrics and logs where it is left open. Profiles are still in development: a collector without a
+    /// pipeline for them has no such address, and its version has to be that of ours.
+    #[serde(default)]
+    pub signals: Option<Vec<OtlpSignal>>,
     /// Of OTLP: how requests are written.
     #[serde(default)]
     pub protocol: Protocol,
@@ -21,6 +25,8 @@ pub struct StreamConfig {
     pub metrics_to: Option<String>,
     #[serde(default)]
     pub logs_to: Option<String>,
+    #[serde(default)]
+    pub profiles_to: Option<String>,
     /// Of OTLP: attributes of every resource.
     #[serde(default)]
     pub resource: BTreeMap<String, String>,
@@ -58,9 +64,18 @@ pub enum StreamFormat {
     /// Records that `bunyan` reads, one a line.
     #[serde(rename = "bunyan")]
     Bunyan,
-    /// Metrics and logs of OpenTelemetry, over HTTP.
+    /// Metrics, logs and profiles of OpenTelemetry, over HTTP.
     #[serde(rename = "otlp")]
     Otlp,
+}
+
+/// What may be sent over OTLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OtlpSignal {
+    Metrics,
+    Logs,
+    Profiles,
 }
 
 /// How requests of OTLP are written.
@@ -230,6 +245,8 @@ impl StreamConfig {
             protocol: Protocol::default(),
             metrics_to: None,
             logs_to: None,
+            profiles_to: None,
+            signals: None,
             resource: BTreeMap::new(),
             headers: Headers::default(),
             compression: Compression::default(),
@@ -258,6 +275,12 @@ impl StreamConfig {
         Ok(config)
     }
 
+    /// Of OTLP: what is sent.
+    #[must_use]
+    pub fn signals(&self) -> &[OtlpSignal] {
+        self.signals.as_deref().unwrap_or(&[OtlpSignal::Metrics, OtlpSignal::Logs])
+    }
+
     /// Where it goes, with what does not go together refused.
     pub fn address(&self) -> Result<Address, StreamError> {
         let wrong = |reason| StreamError::Address { to: without_secrets(&self.to), reason };
@@ -272,12 +295,18 @@ impl StreamConfig {
         if self.rotate.is_some() && !matches!(address, Address::File(_)) {
             return Err(unfit("only files are rotated"));
         }
-        let of_otlp = self.protocol == Protocol::Json || self.metrics_to.is_some() || self.logs_to.is_some();
+        let endpoints = [&self.metrics_to, &self.logs_to, &self.profiles_to];
+        let of_otlp = self.protocol == Protocol::Json
+            || self.signals.is_some()
+            || endpoints.iter().any(|endpoint| endpoint.is_some());
+        if self.signals().is_empty() {
+            return Err(unfit("no signals, so nothing would be sent"));
+        }
         if self.format == StreamFormat::Otlp && !address.is_http() {
             return Err(unfit("OTLP goes over http:// or https://"));
         }
         if self.format != StreamFormat::Otlp && (of_otlp || !self.resource.is_empty()) {
-            return Err(unfit("protocol, metrics_to, logs_to and resource are of OTLP"));
+            return Err(unfit("protocol, signals, metrics_to, logs_to, profiles_to and resource are of OTLP"));
         }
         if self.queue.max_records == 0 || self.queue.max_bytes == 0 || self.timeout_ms == 0 {
             return Err(unfit("a queue holds something, and a timeout lasts"));
@@ -431,5 +460,9 @@ mod tests {
         assert!(config(r#"{"type":"ndjson","to":"http://h","ca_file":"/x"}"#).unwrap().is_err());
         assert!(config(r#"{"to":"-","rotate":{"keep":1}}"#).unwrap().is_err());
         assert!(config(r#"{"to":"-","tpye":"ndjson"}"#).is_err());
+        assert!(config(r#"{"type":"otlp","to":"http://h","signals":["profiles"]}"#).unwrap().is_ok());
+        assert!(config(r#"{"type":"otlp","to":"http://h","signals":[]}"#).unwrap().is_err());
+        assert!(config(r#"{"type":"otlp","to":"http://h","signals":["traces"]}"#).is_err());
+        assert!(config(r#"{"to":"http://h","signals":["logs"]}"#).unwrap().is_err());
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
     Refusal,
-    account::{Loss, Queue},
+    account::{Loss, Queue, Signal},
     config::RetryConfig,
     sink::Sink,
     spool::{Portion, Spool},
@@ -16,6 +16,9 @@ use super::{
 /// What goes in one write or request.
 const BATCH_RECORDS: usize = 1000;
 const BATCH_BYTES: usize = 1 << 20;
+
+/// A collector without a place for profiles may be another one after its next rollout.
+const PROFILES_PAUSE: Duration = Duration::from_mins(10);
 
 /// Doubles from failure to failure; each pause is at random between half of it and all, so that agents do not come all at once.
 #[derive(Debug)]
@@ -80,6 +83,11 @@ impl Delivery {
                     continue;
                 }
             };
+            let is_profile = items.first().is_some_and(|item| item.signal == Signal::Profiles);
+            if is_profile && !self.queue.takes_profiles() {
+                self.settle(&batch, Some(Loss::Unsupported));
+                continue;
+            }
             let in_flight = if let Batch::InMemory(n) = batch { n } else { 0 };
             let outcome = if items.is_empty() { Some(Ok(())) } else { self.attempt(&items, in_flight).await };
             match outcome {
@@ -91,7 +99,18 @@ impl Delivery {
                         info!("stream={} is delivered again", self.name);
                     }
                 }
-                Some(Err(Refusal::Never { why })) => {
+                Some(Err(Refusal::Unknown { why })) if is_profile => {
+                    self.settle(&batch, Some(Loss::Unsupported));
+                    if self.queue.refuse_profiles(PROFILES_PAUSE) {
+                        let minutes = PROFILES_PAUSE.as_secs() / 60;
+                        warn!(
+                            "stream={} has no place for profiles ({why}): they are dropped, and tried again each {minutes} minutes; \
+                             the rest goes on",
+                            self.name
+                        );
+                    }
+                }
+                Some(Err(Refusal::Never { why } | Refusal::Unknown { why })) => {
                     self.settle(&batch, Some(Loss::Refused));
                     refused += 1;
                     // 1, 2, 4, 8 …: said, but not each time.

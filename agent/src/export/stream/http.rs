@@ -47,6 +47,11 @@ impl Client {
         Self { url, trust, headers, compression, connection: None }
     }
 
+    /// Has one more header with each request.
+    pub fn say(&mut self, name: HeaderName, value: HeaderValue) {
+        self.headers.push((name, value));
+    }
+
     /// Sends a body, and returns the answer's.
     pub async fn post(&mut self, content_type: &'static str, body: Vec<u8>) -> Result<Bytes, Refusal> {
         let body = match self.compression {
@@ -116,6 +121,7 @@ impl Client {
 fn refusal(status: StatusCode, wait: Option<Duration>) -> Refusal {
     match status.as_u16() {
         408 | 429 | 502..=504 => Refusal::Later { why: format!("status {status}"), wait },
+        404 | 405 | 501 => Refusal::Unknown { why: format!("status {status}") },
         _ => Refusal::Never { why: format!("status {status}") },
     }
 }

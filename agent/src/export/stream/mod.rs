@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 pub use self::{
     account::{Item, Queue, Signal},
-    config::{Compression, Protocol, SpoolConfig, StreamConfig, StreamError, StreamFormat},
+    config::{Compression, OtlpSignal, Protocol, SpoolConfig, StreamConfig, StreamError, StreamFormat},
 };
 use self::{
     config::without_secrets,
@@ -45,6 +45,8 @@ enum Refusal {
     Later { why: String, wait: Option<Duration> },
     /// It never will.
     Never { why: String },
+    /// It never will, as there is nothing at that address.
+    Unknown { why: String },
 }
 
 impl Refusal {
@@ -92,7 +94,7 @@ impl Streams {
     /// Hands a record to each stream; never waits.
     pub fn record(&mut self, record: &Record) {
         for stream in &mut self.streams {
-            if let Some(item) = stream.encode(record) {
+            for item in stream.encode(record) {
                 stream.queue.push(item);
             }
         }
@@ -110,9 +112,12 @@ impl Streams {
 
     /// Sends what is left, for so long at most; what then remains is put away on disk, or dropped. Returns the last books.
     #[must_use]
-    pub fn finish(self, patience: Duration) -> Vec<StreamAccount> {
+    pub fn finish(mut self, patience: Duration) -> Vec<StreamAccount> {
         let deadline = Instant::now() + patience;
-        for stream in &self.streams {
+        for stream in &mut self.streams {
+            for item in stream.otlp.finish() {
+                stream.queue.push(item);
+            }
             stream.queue.close(deadline);
         }
         for stream in &self.streams {
@@ -154,11 +159,12 @@ impl Stream {
                 drop(thread_ends);
             })
             .map_err(StreamError::Thread)?;
-        Ok(Self { format: config.format, otlp: otlp::Encoder::new(config.resource.clone()), queue, done })
+        let otlp = otlp::Encoder::new(config.signals(), config.resource.clone());
+        Ok(Self { format: config.format, otlp, queue, done })
     }
 
-    /// The record in the stream's format, if it has a place for it.
-    fn encode(&mut self, record: &Record) -> Option<Item> {
+    /// The record in the stream's format, if it has a place for it, and what has waited for it.
+    fn encode(&mut self, record: &Record) -> Vec<Item> {
         let mut bytes = Vec::new();
         let written = match self.format {
             StreamFormat::Ndjson => ndjson::write_record(&mut bytes, record),
@@ -166,10 +172,10 @@ impl Stream {
             StreamFormat::Otlp => return self.otlp.encode(record),
         };
         match written {
-            Ok(()) => Some(Item { signal: Signal::Line, bytes }),
+            Ok(()) => vec![Item { signal: Signal::Line, bytes }],
             Err(error) => {
                 warn!("a record cannot be written: {error}");
-                None
+                Vec::new()
             }
         }
     }

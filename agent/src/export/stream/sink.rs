@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use hyper::header::{HeaderName, HeaderValue};
 use log::warn;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -92,6 +93,7 @@ fn client(config: &StreamConfig, url: Url) -> Result<Client, StreamError> {
 pub struct Otlp {
     metrics: Client,
     logs: Client,
+    profiles: Client,
     protocol: Protocol,
     partial: u64,
 }
@@ -102,9 +104,13 @@ impl Otlp {
             Some(own) => Url::of(own),
             None => Url::of(&config.to).map(|url| url.below(path)),
         };
+        let mut profiles = client(config, url(config.profiles_to.as_ref(), "/v1development/profiles")?)?;
+        let version = otlp::profiles::proto::DEVELOPMENT_VERSION;
+        profiles.say(HeaderName::from_static("otlp-profiles-development-version"), HeaderValue::from_static(version));
         Ok(Self {
             metrics: client(config, url(config.metrics_to.as_ref(), "/v1/metrics")?)?,
             logs: client(config, url(config.logs_to.as_ref(), "/v1/logs")?)?,
+            profiles,
             protocol: config.protocol,
             partial: 0,
         })
@@ -117,6 +123,7 @@ impl Otlp {
         };
         let client = match signal {
             Signal::Metrics => &mut self.metrics,
+            Signal::Profiles => &mut self.profiles,
             Signal::Logs | Signal::Line => &mut self.logs,
         };
         let answer = client.post(content_type, body).await?;

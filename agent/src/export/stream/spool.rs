@@ -81,6 +81,7 @@ const fn code_of(signal: Signal) -> u8 {
         Signal::Line => 0,
         Signal::Metrics => 1,
         Signal::Logs => 2,
+        Signal::Profiles => 3,
     }
 }
 
@@ -89,6 +90,7 @@ const fn signal_of(code: u8) -> Option<Signal> {
         0 => Some(Signal::Line),
         1 => Some(Signal::Metrics),
         2 => Some(Signal::Logs),
+        3 => Some(Signal::Profiles),
         _ => None,
     }
 }
@@ -290,7 +292,8 @@ impl Spool {
                 break;
             };
             bytes += item.bytes.len();
-            let is_other = portion.items.first().is_some_and(|head| head.signal != item.signal);
+            let head = portion.items.first().map(|head| head.signal);
+            let is_other = head.is_some_and(|head| head != item.signal || head.together(2) == 1);
             if is_other || (bytes > bytes_max && !portion.items.is_empty()) {
                 break;
             }
@@ -385,6 +388,20 @@ mod tests {
         assert_eq!(spool.append(&items(20..21)).unwrap(), 1);
         assert_eq!(all(&mut spool), items(20..21));
         assert_eq!(spool.bytes(), 0);
+    }
+
+    #[test]
+    fn what_goes_alone_comes_back_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(directory.path(), 1 << 20).unwrap();
+        let signals = [Signal::Logs, Signal::Logs, Signal::Profiles, Signal::Profiles, Signal::Logs];
+        spool.append(&signals.map(|signal| Item { signal, bytes: vec![1] })).unwrap();
+        for wanted in [2, 1, 1, 1] {
+            let portion = spool.front(7, 1 << 20);
+            assert_eq!(portion.items.len(), wanted);
+            spool.advance(&portion).unwrap();
+        }
+        assert!(spool.is_empty());
     }
 
     #[test]

@@ -16,13 +16,15 @@ use crate::report::{
 };
 
 /// Why there are no frames, or not all of them.
-const NO_STACK: &str = "[no stack]";
-const NOT_NAMED: &str = "[stack was not named in time]";
-const BEYOND_LIMIT: &str = "[stacks beyond the limit]";
-const ASLEEP: &str = "[asleep since before this began]";
-const TOO_SHORT: &str = "[stays too short for a stack]";
-const CUT_TOO_DEEP: &str = "[deeper than the walk goes]";
-const CUT_NO_FRAME_POINTER: &str = "[cut short: no frame pointer]";
+pub mod note {
+    pub const NO_STACK: &str = "[no stack]";
+    pub const NOT_NAMED: &str = "[stack was not named in time]";
+    pub const BEYOND_LIMIT: &str = "[stacks beyond the limit]";
+    pub const ASLEEP: &str = "[asleep since before this began]";
+    pub const TOO_SHORT: &str = "[stays too short for a stack]";
+    pub const CUT_TOO_DEEP: &str = "[deeper than the walk goes]";
+    pub const CUT_NO_FRAME_POINTER: &str = "[cut short: no frame pointer]";
+}
 
 impl Flame {
     /// What of a trace the view shows.
@@ -152,7 +154,7 @@ impl Builder<'_> {
         }
         let other = target.samples_other;
         let weight = Weight { count: other, ns: other.saturating_mul(period), gc_ns: 0 };
-        self.note(lanes, lanes.thread(None), State::OnCpu, BEYOND_LIMIT, weight);
+        self.note(lanes, lanes.thread(None), State::OnCpu, note::BEYOND_LIMIT, weight);
     }
 
     fn stays(&mut self, lanes: &Lanes, target: &TargetSummary) {
@@ -178,7 +180,7 @@ impl Builder<'_> {
         }
         let other = &target.off_cpu_other;
         let weight = Weight { count: other.count, ns: other.total_ns, gc_ns: 0 };
-        self.note(lanes, lanes.thread(None), State::Blocked, BEYOND_LIMIT, weight);
+        self.note(lanes, lanes.thread(None), State::Blocked, note::BEYOND_LIMIT, weight);
         for (tid, thread) in &target.profiled {
             let Some(ledger) = &thread.ledger else { continue };
             let explained = explained.remove(tid).unwrap_or_default();
@@ -189,24 +191,15 @@ impl Builder<'_> {
     /// What a thread's books hold and no stay explains.
     fn ledger(&mut self, lanes: &Lanes, thread: Thread, ledger: &LedgerPart, explained: &LedgerPart) {
         let rest = |ns: u64, explained: u64| Weight { count: 0, ns: ns.saturating_sub(explained), gc_ns: 0 };
-        self.note(lanes, thread, State::Blocked, TOO_SHORT, rest(ledger.blocked_ns, explained.blocked_ns));
-        self.note(lanes, thread, State::Runnable, TOO_SHORT, rest(ledger.runnable_ns, explained.runnable_ns));
-        self.note(lanes, thread, State::Stopped, TOO_SHORT, rest(ledger.stopped_ns, explained.stopped_ns));
+        self.note(lanes, thread, State::Blocked, note::TOO_SHORT, rest(ledger.blocked_ns, explained.blocked_ns));
+        self.note(lanes, thread, State::Runnable, note::TOO_SHORT, rest(ledger.runnable_ns, explained.runnable_ns));
+        self.note(lanes, thread, State::Stopped, note::TOO_SHORT, rest(ledger.stopped_ns, explained.stopped_ns));
         self.idle(lanes, thread, Weight { count: 0, ns: ledger.idle_ns, gc_ns: 0 });
     }
 
-    /// A stay is blocked, unless its stack says that the thread has nothing to do.
     fn state(&self, lane: Lane, key: &OffCpuKey, totals: &OffCpuTotals) -> State {
-        let serves = matches!(lane, Lane::ThreadPool | Lane::V8 | Lane::Other);
-        match key.reason {
-            OffReason::Blocked if serves && is_asleep(key, totals) => State::Idle,
-            OffReason::Preempted => State::Runnable,
-            OffReason::Stopped => State::Stopped,
-            OffReason::Blocked | OffReason::Unknown => {
-                let waits = waits_for_work(lane, frames(self.summary, key.user_stack).map(AsRef::as_ref));
-                if waits { State::Idle } else { State::Blocked }
-            }
-        }
+        let user = frames(self.summary, key.user_stack).map(AsRef::as_ref);
+        state_of_stay(lane, key.reason, is_asleep(key, totals), user)
     }
 
     fn wait(&mut self, lanes: &Lanes, thread: Thread, state: State, place: Place, weight: Weight) {
@@ -246,9 +239,9 @@ impl Builder<'_> {
         if steps.len() == begin {
             let lost = place.user.or(place.kernel).is_some_and(|id| !self.summary.stacks.contains_key(&id));
             let why = match (lost, place.asleep) {
-                (true, _) => NOT_NAMED,
-                (false, true) => ASLEEP,
-                (false, false) => NO_STACK,
+                (true, _) => note::NOT_NAMED,
+                (false, true) => note::ASLEEP,
+                (false, false) => note::NO_STACK,
             };
             steps.push(self.step(plain(Kind::Note, why)));
         }
@@ -305,8 +298,8 @@ impl Builder<'_> {
         let stack = self.summary.stacks.get(&id?)?;
         match stack.truncated {
             None => {}
-            Some(Truncated::TooDeep) => steps.push(self.step(plain(Kind::Note, CUT_TOO_DEEP))),
-            Some(Truncated::NoFramePointer) => steps.push(self.step(plain(Kind::Note, CUT_NO_FRAME_POINTER))),
+            Some(Truncated::TooDeep) => steps.push(self.step(plain(Kind::Note, note::CUT_TOO_DEEP))),
+            Some(Truncated::NoFramePointer) => steps.push(self.step(plain(Kind::Note, note::CUT_NO_FRAME_POINTER))),
         }
         for frame in as_called(&stack.frames) {
             self.naming.add(frame, weight_ns);
@@ -328,6 +321,29 @@ impl Builder<'_> {
         for frame in shown.into_iter().rev() {
             let (function, at) = function(frame);
             steps.push(Step { function: self.functions.number(function), at, times: Times::ONCE });
+        }
+    }
+}
+
+/// A stay is blocked, unless its stack says that the thread has nothing to do.
+#[must_use]
+pub fn state_of_stay<'a>(
+    lane: Lane,
+    reason: OffReason,
+    is_asleep: bool,
+    user_frames: impl Iterator<Item = &'a Frame>,
+) -> State {
+    let serves = matches!(lane, Lane::ThreadPool | Lane::V8 | Lane::Other);
+    match reason {
+        OffReason::Blocked if serves && is_asleep => State::Idle,
+        OffReason::Preempted => State::Runnable,
+        OffReason::Stopped => State::Stopped,
+        OffReason::Blocked | OffReason::Unknown => {
+            if waits_for_work(lane, user_frames) {
+                State::Idle
+            } else {
+                State::Blocked
+            }
         }
     }
 }
@@ -368,7 +384,8 @@ fn frames(summary: &Summary, id: Option<StackId>) -> std::slice::Iter<'_, Arc<Fr
 
 /// Outermost first. Where a stack is continued by those that await it, they come first, and the machinery that woke the function up
 /// has no place between it and them.
-fn as_called(frames: &[Arc<Frame>]) -> Vec<&Frame> {
+#[must_use]
+pub fn as_called(frames: &[Arc<Frame>]) -> Vec<&Frame> {
     let is_async = |frame: &&Arc<Frame>| frame.kind == FrameKind::Async;
     let Some(marker) = frames.iter().position(|frame| is_async(&frame)) else {
         return frames.iter().rev().map(AsRef::as_ref).collect();
@@ -510,15 +527,9 @@ impl Lanes {
 
     /// Lines of a trace do not say which thread it was.
     fn thread_of_stay(&self, key: &OffCpuKey) -> Thread {
-        use crate::report::model::Class;
-        let lane = match key.class {
-            Class::EventLoop => Lane::Main,
-            Class::ThreadPool => Lane::ThreadPool,
-            Class::Other => Lane::Other,
-        };
         match key.tid {
             Some(_) => self.thread(key.tid),
-            None => Thread { pid: self.pid, tid: None, lane },
+            None => Thread { pid: self.pid, tid: None, lane: Lane::of_class(key.class) },
         }
     }
 

@@ -3,7 +3,7 @@
 //! Told from what the trace knows, else from the thread's name, else from the functions at the outer end of its stacks. Names of
 //! threads are newer than Node.js 20; names of functions are as old as what they name.
 
-use crate::report::model::{Frame, Role};
+use crate::report::model::{Class, Frame, Role};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
@@ -25,6 +25,16 @@ impl Lane {
             Self::ThreadPool => "thread pool",
             Self::V8 => "V8's own threads",
             Self::Other => "other threads",
+        }
+    }
+
+    /// All that the kernel half knows.
+    #[must_use]
+    pub const fn of_class(class: Class) -> Self {
+        match class {
+            Class::EventLoop => Self::Main,
+            Class::ThreadPool => Self::ThreadPool,
+            Class::Other => Self::Other,
         }
     }
 
