@@ -19,6 +19,8 @@
 #[path = "../api_server/mod.rs"]
 mod api_server;
 mod apps;
+#[path = "../streams/collector.rs"]
+mod collector;
 mod container;
 mod daemon;
 mod diagnose;
@@ -31,6 +33,9 @@ mod js;
 mod luck;
 #[path = "../manifests/mod.rs"]
 mod manifests;
+mod otlp;
+#[path = "../otlp_profiles/mod.rs"]
+mod otlp_profiles;
 mod peer;
 mod postgres;
 mod postgres_waits;

@@ -1,4 +1,5 @@
 //! Collectors that listen on this host, and give trouble when told.
+#![allow(dead_code, reason = "each test uses a part")]
 
 use std::{
     io::{BufRead, BufReader, ErrorKind, Read, Write},

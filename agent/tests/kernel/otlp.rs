@@ -1,0 +1,97 @@
+//! Profiles over OTLP, of real processes: as OpenTelemetry's own definitions read them, they hold what the same run's records hold.
+
+use std::time::Duration;
+
+use agent::report::{Record, flame::Measure, flame::note};
+
+use crate::{
+    collector::Http,
+    harness::{Trace, VERSION, Workload, bench, close, say, skip},
+    otlp_profiles::{self, Profile, Sums},
+};
+
+/// What a collector was sent, and the records of the same run.
+fn sent(collector: &Http, trace: &Trace) -> (Vec<Profile>, Vec<Record>) {
+    let requests = collector.requests.lock().unwrap().clone();
+    let bodies = requests.iter().filter(|request| request.path == "/v1development/profiles").map(|request| {
+        let is_json = request.header("content-type") == Some("application/json");
+        let body = Some(request.body.as_slice());
+        otlp_profiles::line(body.filter(|_| !is_json), body.filter(|_| is_json))
+    });
+    let profiles = otlp_profiles::read(&bodies.collect::<Vec<_>>().concat());
+    let text = std::fs::read_to_string(&trace.ndjson).unwrap();
+    (profiles, text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
+/// The same time, or as many samples, in the same stacks; but for those whose frames came later than a profile waits for them.
+#[track_caller]
+fn assert_same(of: &str, profiles: &[Profile], records: &[Record], measure: Measure) {
+    let (mut sent, kept) = (otlp_profiles::sums(profiles, of), otlp_profiles::sums_of_records(records, measure));
+    let total = |sums: &Sums| sums.values().sum::<u64>() as f64;
+    assert!(total(&kept) > 0.0, "nothing was measured");
+    close(&format!("{of} over OTLP, in all"), total(&kept), total(&sent), 0.0);
+    let unnamed: Sums = sent.extract_if(.., |names, _| names.iter().any(|name| name == note::NOT_NAMED)).collect();
+    for (names, value) in &sent {
+        let known = kept.get(names).copied().unwrap_or(0);
+        assert!(
+            known == *value || known > *value && !unnamed.is_empty(),
+            "{names:?}: {known} in records, sent {value}"
+        );
+    }
+    say(&format!("measured {of} over OTLP: {} stacks, {} not named in time", sent.len(), unnamed.len()));
+}
+
+#[test]
+fn profiles_over_otlp_hold_what_the_records_hold() {
+    let Some(bench) = bench() else { return };
+    if !otlp_profiles::python().exists() {
+        return skip(".cache/python (cargo xtask setup)");
+    }
+    let workload = Workload::start(VERSION, "mixed.js", &[]);
+    let collector = Http::listen(&[]);
+    let to = format!("otlp+http://{}", collector.address);
+    let args = ["--duration", "3s", "--to", &to, "--signals", "metrics,profiles"];
+    let mut trace = Trace::start(&bench, workload.pid(), &args);
+    let seen = trace.finish(Duration::from_secs(3));
+    let (profiles, records) = sent(&collector, &trace);
+    assert_same("samples", &profiles, &records, Measure::OnCpu);
+    assert_same("off_cpu", &profiles, &records, Measure::OffCpu);
+
+    let windows: Vec<&Record> = records.iter().filter(|record| record.pid == workload.pid()).collect();
+    assert!(!windows.is_empty() && seen.of_type("window").count() >= 3);
+    for profile in &profiles {
+        assert_eq!(profile.resource["process.pid"], workload.pid());
+        assert_eq!(profile.resource["process.runtime.name"], "nodejs");
+    }
+    let samples = || profiles.iter().filter(|profile| profile.of[0] == "samples");
+    assert!(samples().all(|profile| profile.period > 0 && profile.duration > 0));
+    let main = u64::from(workload.pid());
+    let busy = samples().flat_map(|profile| &profile.samples).filter(|sample| sample.attributes["thread.id"] == main);
+    let busy =
+        busy.flat_map(|sample| &sample.frames).find(|frame| frame.name == "busy").expect("the function that burns");
+    assert_eq!(busy.kind.as_deref(), Some("v8js"));
+    assert!(busy.file.ends_with("/truth.js") && busy.line > 0, "{busy:?}");
+    let metrics = collector.requests.lock().unwrap().iter().filter(|request| request.path == "/v1/metrics").count();
+    assert!(metrics > 0 && !collector.requests.lock().unwrap().iter().any(|request| request.path == "/v1/logs"));
+}
+
+#[test]
+fn a_profile_goes_to_a_collector_as_json_too() {
+    let Some(bench) = bench() else { return };
+    if !otlp_profiles::python().exists() {
+        return skip(".cache/python (cargo xtask setup)");
+    }
+    let workload = Workload::start(VERSION, "mixed.js", &[]);
+    let collector = Http::listen(&[]);
+    let to = format!("otlp-json+http://{}", collector.address);
+    let mut trace = Trace::profile(&bench, workload.pid(), &["--duration", "2s", "--wall", "--to", &to]);
+    trace.finish(Duration::from_secs(2));
+    let (profiles, records) = sent(&collector, &trace);
+    assert!(collector.requests.lock().unwrap().iter().all(|request| request.path == "/v1development/profiles"));
+    assert_same("samples", &profiles, &records, Measure::OnCpu);
+    let named = profiles
+        .iter()
+        .flat_map(|profile| &profile.samples)
+        .filter(|sample| sample.attributes.contains_key("thread.name"));
+    assert!(named.count() > 0, "threads have names");
+}
