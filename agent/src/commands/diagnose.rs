@@ -62,6 +62,8 @@ pub fn run(args: &DiagnoseArgs) -> u8 {
 
 fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverError> {
     let types = TypesAhead::read();
+    // A mistake in the command line is told before anybody is looked for.
+    let streams = streams::of_args(&args.streams, None)?;
     let (servers, node): (Vec<Pid>, Vec<Pid>) =
         args.pid.iter().map(|pid| Pid(*pid)).partition(|pid| Server::is_one(*pid));
     let examine = if args.native_leaks { allocator::examine } else { subject::examine };
@@ -86,7 +88,7 @@ fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverErr
     let destinations = Destinations {
         ndjson: args.ndjson.clone().into_iter().collect(),
         listen: args.listen.listen,
-        streams: streams::of_args(&args.streams, None)?,
+        streams,
         ..Destinations::default()
     };
     let whom = Whom {

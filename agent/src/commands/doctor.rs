@@ -262,9 +262,9 @@ fn print_checks(out: &mut impl Write, checks: &[Check], colour: bool) -> std::io
             State::Off => ("OFF   ", "\x1b[31m"),
         };
         let (paint, plain) = if colour { (paint, "\x1b[0m") } else { ("", "") };
-        writeln!(out, "  {paint}{mark}{plain} {name:<20} {finding}")?;
+        writeln!(out, "  {paint}{mark}{plain} {name:<22} {finding}")?;
         if let Some(remedy) = remedy {
-            writeln!(out, "                              -> {remedy}")?;
+            writeln!(out, "                                -> {remedy}")?;
         }
     }
     Ok(())

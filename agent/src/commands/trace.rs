@@ -40,8 +40,10 @@ pub fn run(args: &TraceArgs) -> u8 {
 
 fn trace(args: &TraceArgs) -> Result<u8, DriverError> {
     let types = TypesAhead::read();
+    // A mistake in the command line is told before anybody is looked for, or started.
+    let destinations = destinations(args)?;
     if let Some(pid) = args.pid.map(Pid).filter(|pid| Server::is_one(*pid)) {
-        return trace_postgres(args, pid, types);
+        return trace_postgres(args, pid, types, &destinations);
     }
     let launched = Launched::of_command(&args.run)?;
     let subject = match (&launched, args.pid) {
@@ -49,7 +51,6 @@ fn trace(args: &TraceArgs) -> Result<u8, DriverError> {
         (None, Some(pid)) => subject::examine(Pid(pid))?,
         (None, None) => return Err(DriverError::Output("nothing to trace: give --pid or a command".into())),
     };
-    let destinations = destinations(args)?;
     let whom = Whom {
         subjects: vec![subject],
         launched,
@@ -64,7 +65,12 @@ fn trace(args: &TraceArgs) -> Result<u8, DriverError> {
 }
 
 /// A PostgreSQL cluster alone needs neither tracepoints nor samples.
-fn trace_postgres(args: &TraceArgs, pid: Pid, types: TypesAhead) -> Result<u8, DriverError> {
+fn trace_postgres(
+    args: &TraceArgs,
+    pid: Pid,
+    types: TypesAhead,
+    destinations: &Destinations,
+) -> Result<u8, DriverError> {
     let whom = Whom {
         subjects: Vec::new(),
         launched: None,
@@ -77,7 +83,7 @@ fn trace_postgres(args: &TraceArgs, pid: Pid, types: TypesAhead) -> Result<u8, D
     };
     let settings = Settings { parts: &[], sample_hz: 0, ..settings(args) };
     let mission = Mission { settings, groups: &[], phases: PhasesWanted::Never, ..mission(args) };
-    carry_out(mission, whom, types, &destinations(args)?)
+    carry_out(mission, whom, types, destinations)
 }
 
 fn watch(args: &TraceArgs, pid: Pid) -> Result<Watch, PostgresError> {
