@@ -19,10 +19,10 @@ const ON_OLDER: [&str; 2] = [
 ];
 
 /// What these may take, emulated.
-const ON_OLDER_LIMIT: Duration = Duration::from_mins(8);
+const ON_OLDER_LIMIT: Duration = Duration::from_secs(8 * 60);
 
 /// What a run that somebody asked for may take: all tests, emulated.
-const LIMIT: Duration = Duration::from_hours(4);
+const LIMIT: Duration = Duration::from_secs(4 * 3600);
 
 /// With arguments for `cargo test`, only that; without, all of it.
 pub fn test(args: &[OsString]) -> Result<(), Error> {

@@ -182,7 +182,9 @@ impl Resident {
             !is_young
         };
         let subjects = self.discovery.newcomers_among(is_time);
-        young.into_iter().for_each(|pid| self.announce(pid));
+        for pid in young {
+            self.announce(pid);
+        }
         subjects
     }
 

@@ -117,7 +117,6 @@ pub fn of_file(metadata: &Metadata) -> Arc<Indexes> {
 }
 
 #[cfg(test)]
-#[expect(clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -196,7 +196,7 @@ fn a_burst_of_processes_is_met_whole_and_leaves_nothing() {
     let storm = Storm { stop: AtomicBool::new(false), begun: AtomicU32::new(0) };
     let mut left = Vec::new();
     let mut memory = 0;
-    let begin = Instant::now();
+    let since = Instant::now();
     thread::scope(|scope| {
         scope.spawn(|| storm.rage());
         for _generation in 0..2 {
@@ -217,7 +217,7 @@ fn a_burst_of_processes_is_met_whole_and_leaves_nothing() {
     let begun = storm.begun.load(Ordering::Relaxed);
     say(&format!(
         "measured daemon: twice {many} processes and {begun} short ones in {:.1?}; {memory} kB at most, {} and {} descriptors left",
-        begin.elapsed(),
+        since.elapsed(),
         left[0].0,
         left[1].0
     ));
@@ -236,7 +236,8 @@ fn a_burst_of_processes_is_met_whole_and_leaves_nothing() {
 fn spooled(bench: &Bench, collector: &TcpListener, spool: &str) -> String {
     let (to, spool) = (collector.local_addr().unwrap(), bench.dir.path().join(spool));
     format!(
-        "[[stream]]\ntype = \"ndjson\"\nto = \"tcp://{to}\"\nspool = {{ directory = {spool:?}, max_bytes = 16777216 }}\n"
+        "[[stream]]\ntype = \"ndjson\"\nto = \"tcp://{to}\"\nspool = {{ directory = \"{}\", max_bytes = 16777216 }}\n",
+        spool.display()
     )
 }
 

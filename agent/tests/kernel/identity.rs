@@ -140,12 +140,13 @@ fn daemon(bench: &Bench, server: &Server, ndjson: &Path, rules: &str) -> Process
     let at = |name: &str| server.dir.path().join(name);
     let path = bench.dir.path().join("agent.toml");
     let config = format!(
-        "[trace]\nwindow = \"1s\"\npostgres = false\n[output]\nndjson = [{ndjson:?}]\n[kubernetes]\nenabled = true\nnode = \"node-1\"\n\
-         labels = [\"trace\"]\napi = \"https://127.0.0.1:{}\"\ntoken_file = {:?}\nca_file = {:?}\n{rules}\n\
+        "[trace]\nwindow = \"1s\"\npostgres = false\n[output]\nndjson = [\"{}\"]\n[kubernetes]\nenabled = true\nnode = \"node-1\"\n\
+         labels = [\"trace\"]\napi = \"https://127.0.0.1:{}\"\ntoken_file = \"{}\"\nca_file = \"{}\"\n{rules}\n\
          [[process]]\nresource = {{ \"k8s.namespace.name\" = \"sh*\" }}\n[[process]]\ntrace = false\n",
+        ndjson.display(),
         server.port,
-        at("token"),
-        at("ca.pem")
+        at("token").display(),
+        at("ca.pem").display()
     );
     fs::write(&path, config).unwrap();
     let mut daemon = Process::spawn(&mut agent_command(&["daemon", "--config", path.to_str().unwrap()]));
