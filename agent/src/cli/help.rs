@@ -22,7 +22,7 @@ Examples:
   agent trace --pid 4121 --slow-turn 50ms                  each turn longer than 50 ms one by one
   agent trace --pid 4121 --off-cpu-threshold 0             every stay off CPU, however short
   agent trace --follow -- node server.js                   from the first instruction, children too
-  agent trace --pid 812                                    a PostgreSQL server: who waits for whose lock
+  agent trace --pid 812                                    a PostgreSQL server: who waits for whom
 
 The process is not stopped, signalled or changed: no flag, no restart, no inspector.";
 
@@ -49,12 +49,12 @@ Leaks and creeping costs are trends: the longer it looks, the smaller a growth i
 pub const PROFILE_EXAMPLES: &str = "\
 Examples:
   agent profile --pid 4121 --duration 30s                  half a minute, then the hottest functions
-  agent profile --pid 4121 --duration 30s -o flame.svg     a flame graph; the ending says what it is to be
+  agent profile --pid 4121 --duration 30s -o flame.svg     a flame graph, as the ending says
   agent profile --pid 4121 --off-cpu -o offcpu.svg         where it waits, and what for
   agent profile --pid 4121 --wall -o wall.svg              both, and idle apart
-  agent profile --all --duration 30s -o node.pb.gz         every Node.js process of this host, for pprof
+  agent profile --all --duration 30s -o node.pb.gz         every Node.js process, for pprof
   agent profile -o start.speedscope.json -- node app.js    a program from its first instruction
-  agent profile --pid 4121 --to otlp+http://host:4318      to a collector with a pipeline for profiles
+  agent profile --pid 4121 --to otlp+http://host:4318      to a collector that takes profiles
   agent profile diff before.ndjson after.ndjson -o diff.svg
 
 Endings of files: .svg, .folded or .txt, .pb.gz or .pprof, .speedscope.json, .ndjson.
@@ -65,7 +65,7 @@ pub const DIFF_EXAMPLES: &str = "\
 Examples:
   agent profile diff before.ndjson after.ndjson            which functions grew, and which shrank
   agent profile diff before.ndjson after.ndjson -o diff.svg
-  agent profile diff before.ndjson after.ndjson --by time  ms of CPU a second of the clock, not shares
+  agent profile diff before.ndjson after.ndjson --by time  CPU time a second, not shares
   agent profile diff before.ndjson after.ndjson --requests 12000,13500
 
 Boxes of the graph are as wide as the mean of both, red where they grew, blue where they shrank, and white where the difference may be \
