@@ -27,6 +27,8 @@ pub enum Group {
     Postgres,
     /// No uprobes: the tracepoints at the polls of event loops, which turns are told apart by.
     Polls,
+    /// No uprobes: the scheduler's tracepoints, by which time is accounted for.
+    Switches,
     /// The end of each HTTP request: one hit a request, so sampled in time where they are many.
     Requests,
     /// What makes global handles: up to some hits a request, so on suspicion, for seconds.

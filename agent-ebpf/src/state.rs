@@ -37,7 +37,7 @@ pub mod flag {
 record! {
     /// What the kernel half keeps of a thread of a target: keyed by tid, written by the thread itself, read by user space
     /// once a window. `ledger` and the open stretch since `mark_ns` add up to the time since `first_ns`.
-    pub struct ThreadState[592] {
+    pub struct ThreadState[600] {
         pub tgid: u32,
         pub tid: u32,
         /// Bits of [`flag`].
@@ -78,12 +78,60 @@ record! {
         pub polls_epoch: u32,
         /// The `struct uv__work` that the thread runs, or 0.
         pub work: u64,
+        /// [`Switches::epoch`] when the state was last brought up to date.
+        pub switches_epoch: u32,
+        pub reserved: u32,
         pub turns: u64,
         pub ledger: Ledger,
         /// The ledger when the turn began.
         pub turn_base: Ledger,
         /// The ledger when the last, empty poll returned: where the turn ends if it was one of its own.
         pub poll_base: Ledger,
+    }
+}
+
+/// A CPU wakes the reader of stacks no more often: to wake costs more than a stack. The reader looks again after so long.
+pub const STACK_WAKEUP_NS: u64 = 5_000_000;
+
+/// Words of a filter that tells most processes from targets at the price of one load: bit `tgid % TARGET_BITS` is set for each target.
+pub const TARGET_WORDS: u32 = 1024;
+pub const TARGET_BITS: u32 = TARGET_WORDS * 64;
+
+/// Times that [`Switches`] keeps.
+pub const SWITCHES_KEPT: usize = 8;
+
+record! {
+    /// What user space says of switches and of stacks at them.
+    pub struct Switches[88] {
+        /// Even while switches are watched and odd while they are not; each change adds one.
+        pub epoch: u32,
+        /// 1 once nothing is recorded any more of whatever process.
+        pub quiet: u32,
+        /// In so many nanoseconds a thread earns a stack.
+        pub stack_token_ns: u64,
+        /// So many times the price of another stack one costs of a thread that was preempted.
+        pub preempted_tokens: u64,
+        /// When they were last watched, by `epoch / 2` of the time before.
+        pub until_ns: [u64; SWITCHES_KEPT],
+    }
+}
+
+impl Switches {
+    /// A thread may take 4000 stacks a second, which cost about one percent of a core where they are 20 frames deep.
+    pub const STACK_TOKEN_NS: u64 = 250_000;
+
+    /// 250 a second, where all stays count.
+    pub const PREEMPTED_TOKENS: u64 = 16;
+    /// 60 a second, where only long ones do: most that are preempted are back soon, and their stacks are for nothing.
+    pub const PREEMPTED_TOKENS_LONG: u64 = 64;
+
+    /// Up to when a state that was brought up to date in `epoch` can be relied on, where that is over; 0 where nobody knows any more,
+    /// or where nothing was watched then.
+    #[inline(always)]
+    #[must_use]
+    pub fn until(&self, epoch: u32) -> u64 {
+        let is_kept = self.epoch.wrapping_sub(epoch) < 2 * SWITCHES_KEPT as u32;
+        if epoch & 1 == 0 && is_kept { self.until_ns[(epoch >> 1) as usize & (SWITCHES_KEPT - 1)] } else { 0 }
     }
 }
 

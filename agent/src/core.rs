@@ -10,7 +10,10 @@ mod stacks;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent_ebpf::{abi::family, state::ThreadState};
+use agent_ebpf::{
+    abi::family,
+    state::{Switches, ThreadState},
+};
 use zerocopy::FromBytes;
 
 use account::Account;
@@ -22,6 +25,7 @@ use stacks::{Needed, Stacks};
 use crate::{
     aggregate::{
         histogram::Histogram,
+        ledger::{ThreadFigures, Watched},
         off_cpu::{self, Group, Totals},
         process::ProcessFigures,
         run_queue::{Latencies, RunQueueBook},
@@ -214,7 +218,11 @@ impl Core {
         }
         let Some(process) = self.processes.get_mut(&pid) else { return };
         match body {
-            decode::Body::Turn(turn) => process.book.turn(tid, &turn, at, &mut self.counters),
+            decode::Body::Turn(turn) => {
+                if let Some(body) = process.turn(tid, &turn, at, &mut self.counters) {
+                    self.record(at, pid, Body::Process(body));
+                }
+            }
             decode::Body::Work(work) => {
                 process.book.pool.add(&work, at, &mut self.counters);
                 self.out.extend(process.book.pool.wanted().map(|vtable| Output::NeedWorkClass { pid, vtable }));
@@ -254,6 +262,16 @@ impl Core {
     fn tick(&mut self, tick: &Tick) {
         let names: BTreeMap<Tid, &str> = tick.thread_names.iter().map(|(tid, name)| (*tid, name.as_str())).collect();
         let mut seen = BTreeMap::<Pid, Vec<_>>::new();
+        let watched = Watched {
+            polls_epoch: tick.polls_epoch,
+            switches: Switches {
+                epoch: tick.switches_epoch,
+                quiet: 0,
+                stack_token_ns: 0,
+                preempted_tokens: 0,
+                until_ns: tick.switches_until_ns,
+            },
+        };
         for bytes in tick.threads.chunks_exact(size_of::<ThreadState>()) {
             let Ok(state) = ThreadState::read_from_bytes(bytes) else { continue };
             let Some(process) = self.processes.get_mut(&Pid(state.tgid)) else {
@@ -264,7 +282,7 @@ impl Core {
             seen.entry(Pid(state.tgid)).or_default().extend(process.book.thread(
                 &state,
                 name,
-                (tick.now, tick.polls_epoch),
+                (tick.now, watched),
                 &mut self.counters,
             ));
         }
@@ -294,7 +312,7 @@ impl Core {
         &mut self,
         pid: Pid,
         tick: &Tick,
-        threads: Vec<crate::aggregate::ledger::ThreadFigures>,
+        threads: Vec<ThreadFigures>,
         run_queue: BTreeMap<Class, Histogram>,
     ) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
@@ -310,6 +328,7 @@ impl Core {
             requests_ns: tick.requests_seen_ns,
             pool_ns: tick.pool_seen_ns,
             turns_ns: tick.turns_seen_ns,
+            switches_ns: tick.switches_seen_ns,
         };
         let measure = process.profile();
         let window = build::window(pid, &figures, seen, process.pool_size());

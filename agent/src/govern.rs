@@ -7,8 +7,10 @@
 
 mod budget;
 mod duty;
+mod level;
 mod suspicion;
 
 pub use budget::{Budget, SHARE};
 pub use duty::{Action, Duty};
+pub use level::Level;
 pub use suspicion::{Suspicion, Watch};

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use agent_ebpf::abi::family;
+use agent_ebpf::{abi::family, state::STACK_WAKEUP_NS};
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -18,7 +18,7 @@ use thiserror::Error;
 use tokio::{
     io::unix::AsyncFd,
     sync::mpsc,
-    time::{Instant, Interval, MissedTickBehavior, interval_at},
+    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until},
 };
 
 use crate::probe::attach::{Probes, RING_MAPS};
@@ -29,6 +29,9 @@ pub const PACE: Duration = Duration::from_millis(50);
 /// How often at first, and so many times: whoever starts a trace waits for its first record.
 const EAGER_PACE: Duration = Duration::from_millis(10);
 const EAGER_LOOKS: u32 = 20;
+
+/// After a wake-up the rings are looked at once more: what followed at once did not wake anybody.
+const AGAIN: Duration = Duration::from_nanos(STACK_WAKEUP_NS + STACK_WAKEUP_NS / 5);
 
 /// A batch goes on when it has grown to this: 1500 turns.
 const BATCH_BYTES: usize = 256 << 10;
@@ -101,6 +104,7 @@ impl Intake {
     ) {
         let mut pace = every(EAGER_PACE);
         let mut looks = 0u32;
+        let mut again = None;
         loop {
             let answer = tokio::select! {
                 _ = pace.tick() => {
@@ -110,7 +114,14 @@ impl Intake {
                     }
                     None
                 }
-                () = any_readable(&mut self.rings) => None,
+                () = any_readable(&mut self.rings) => {
+                    again = again.or_else(|| Some(Instant::now() + AGAIN));
+                    None
+                }
+                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
+                    again = None;
+                    None
+                }
                 request = flush.recv() => match request {
                     Some(answer) => Some(answer),
                     None => return,

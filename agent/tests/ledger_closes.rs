@@ -3,7 +3,7 @@
 mod synthetic;
 
 use agent::{
-    aggregate::ledger::{ThreadBook, accounted_ns, read, saturating_add},
+    aggregate::ledger::{ThreadBook, accounted_ns, read, read_until, saturating_add},
     units::{MonoNs, Tid},
 };
 use agent_ebpf::abi::{event_loop::Ledger, sched::reason};
@@ -99,6 +99,25 @@ proptest! {
         prop_assert_eq!(windows.sum, read(&thread.state, MonoNs(thread.now)).ledger);
         prop_assert_eq!(windows.wall, thread.now - first);
         prop_assert_eq!(accounted_ns(&windows.sum), windows.wall);
+    }
+
+    #[test]
+    fn what_is_not_watched_is_unaccounted(run in 0u64..10_000, off in 0u64..10_000, unseen in 0u64..10_000, woken in any::<bool>()) {
+        let mut thread = Thread::new(synthetic::PID, 1000);
+        let mut book = ThreadBook::new(MonoNs(1000));
+        thread.run(4, run);
+        thread.switch_out(reason::BLOCKED);
+        thread.pass(off);
+        let until = Some(MonoNs(thread.now));
+        for _ in 0..2 {
+            thread.pass(unseen);
+            if woken {
+                thread.wake();
+            }
+            let figures = book.close(Tid(1), 0, &read_until(&thread.state, MonoNs(thread.now), until));
+            prop_assert_eq!(figures.unaccounted_ns(), i64::try_from(unseen).unwrap());
+        }
+        prop_assert_eq!(accounted_ns(&read_until(&thread.state, MonoNs(thread.now), until).ledger), run + off);
     }
 
     #[test]

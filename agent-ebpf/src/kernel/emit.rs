@@ -2,7 +2,7 @@
 
 use agent_ebpf::{
     abi::{Header, family},
-    state::Tally,
+    state::{STACK_WAKEUP_NS, Tally},
 };
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -74,12 +74,27 @@ const WAKEUP_BYTES: u64 = 64 << 10;
 /// Waking the reader costs more than the record: do it when enough lies there, else let the reader come by itself.
 #[inline(always)]
 fn wakeup(family: u32, ring: &RingBuf) -> u64 {
-    // A stack cannot wait: the collector moves what its frames point at. There are few, as each crosses but once.
-    if family == family::STACK || ring.query(u64::from(BPF_RB_AVAIL_DATA)) >= WAKEUP_BYTES {
+    // A stack cannot wait long: the collector moves what its frames point at.
+    if family == family::STACK && !woken_lately() || ring.query(u64::from(BPF_RB_AVAIL_DATA)) >= WAKEUP_BYTES {
         u64::from(BPF_RB_FORCE_WAKEUP)
     } else {
         u64::from(BPF_RB_NO_WAKEUP)
     }
+}
+
+/// This CPU woke the reader of stacks a moment ago: he will look again by himself.
+#[inline(always)]
+fn woken_lately() -> bool {
+    let Some(last) = maps::STACK_WOKEN_NS.get_ptr_mut(0) else { return false };
+    let now = now_ns();
+    // SAFETY: a per-CPU word; a program that interrupts another here wakes once more at worst.
+    unsafe {
+        if now.wrapping_sub(*last) < STACK_WAKEUP_NS {
+            return true;
+        }
+        *last = now;
+    }
+    false
 }
 
 /// Sends a record that `fill` writes in place.

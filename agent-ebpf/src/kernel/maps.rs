@@ -4,8 +4,8 @@ use agent_ebpf::{
     abi::stack::{KERNEL_FRAMES_MAX, KernelStack},
     state::{
         AliveKey, Cluster, LockWaitState, MainLoop, PgBackend, PgWaitKey, PgWaitSum, PgWaitWindow, Regions,
-        RunQueueKey, Scrutiny, SiteKey, SiteState, Tally, Target, ThreadState, UNWIND_ROWS_MAX, UnwindRow, WorkKey,
-        WorkState,
+        RunQueueKey, Scrutiny, SiteKey, SiteState, Switches, TARGET_WORDS, Tally, Target, ThreadState, UNWIND_ROWS_MAX,
+        UnwindRow, WorkKey, WorkState,
     },
 };
 use aya_ebpf::{
@@ -50,6 +50,12 @@ pub static TALLY: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static POLLS: Array<u32> = Array::with_max_entries(1, 0);
 
+/// Only user space writes these two.
+#[map]
+pub static MAYBE_TARGETS: Array<u64> = Array::with_max_entries(TARGET_WORDS, 0);
+#[map]
+pub static SWITCHES: Array<Switches> = Array::with_max_entries(1, 0);
+
 #[map]
 pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(4096, 0);
 #[map]
@@ -77,6 +83,9 @@ pub static SEEN: LruHashMap<u64, u8> = LruHashMap::with_max_entries(16384, 0);
 pub static KERNEL_SCRATCH: PerCpuArray<KernelBuffer> = PerCpuArray::with_max_entries(BUFFERS, 0);
 #[map]
 pub static USER_SCRATCH: PerCpuArray<UserBuffer> = PerCpuArray::with_max_entries(BUFFERS, 0);
+/// When this CPU last woke the reader of stacks.
+#[map]
+pub static STACK_WOKEN_NS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// The probe that is taking a stack on this CPU.
 #[map]
 pub static PROBE_BUSY: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);

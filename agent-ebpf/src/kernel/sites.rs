@@ -2,7 +2,9 @@
 //!
 //! Watched for seconds at a time, when something is known to grow: user space counts by other, cheaper means.
 
-use agent_ebpf::state::{ALLOCATION_STEP, AliveKey, Scrutiny, SiteKey, SiteState, Target, ThreadState, counter, site};
+use agent_ebpf::state::{
+    ALLOCATION_STEP, AliveKey, Scrutiny, SiteKey, SiteState, Switches, Target, ThreadState, counter, site,
+};
 use aya_ebpf::{
     EbpfContext,
     helpers::{bpf_get_prandom_u32, bpf_probe_read_user},
@@ -11,7 +13,7 @@ use aya_ebpf::{
 use super::{
     emit::{count, now_ns},
     maps,
-    stack::{self, Buffer, PRICE_BLOCKED, PRICE_PREEMPTED},
+    stack::{self, Buffer, PRICE_BLOCKED},
     unwind,
 };
 
@@ -22,7 +24,7 @@ use super::{
 #[inline(always)]
 fn stack_of<C: EbpfContext>(ctx: &C, state: &mut ThreadState, target: &Target, price: u64, buffer: Buffer) -> u64 {
     let now = now_ns();
-    if !stack::pay(state, now, price) {
+    if !stack::pay(state, now, price, Switches::STACK_TOKEN_NS) {
         return 0;
     }
     let Some(busy) = maps::PROBE_BUSY.get_ptr_mut(0) else { return 0 };
@@ -83,7 +85,7 @@ fn add(key: &SiteKey, made: u64, gone: u64) {
 pub fn made<C: EbpfContext>(ctx: &C, state: &mut ThreadState, target: &Target, kind: u32, count: u64) {
     let tgid = state.tgid;
     // Pages and areas of the heap are many while it churns, and a few of them tell as much.
-    let price = if kind == site::PAGE || kind == site::HEAP_AREA { PRICE_PREEMPTED } else { PRICE_BLOCKED };
+    let price = if kind == site::PAGE || kind == site::HEAP_AREA { Switches::PREEMPTED_TOKENS } else { PRICE_BLOCKED };
     let stack = stack_of(ctx, state, target, price, Buffer::Probe);
     if stack != 0 {
         add(&SiteKey { stack, tgid, kind }, count, 0);

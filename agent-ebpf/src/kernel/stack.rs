@@ -5,7 +5,7 @@ use agent_ebpf::{
         family, kind,
         stack::{KERNEL_FRAMES_MAX, KernelStack},
     },
-    state::{ThreadState, counter},
+    state::{Switches, ThreadState, counter},
 };
 use aya_ebpf::{EbpfContext, helpers::generated::bpf_get_stack};
 
@@ -14,23 +14,21 @@ use super::{
     maps,
 };
 
-/// Stacks that a thread may take at once, and the time in which it earns one: 4000 a second,
-/// which cost about one percent of a core where stacks are 20 frames deep.
+/// Stacks that a thread may take at once.
 const TOKENS_MAX: u64 = 256;
-const TOKEN_NS: u64 = 250_000;
 
-/// Tokens that a stack costs: one where the thread waits for something, more where it was merely preempted, as that
-/// happens more often and tells less.
+/// Tokens that a stack costs where the thread waits for something; what one costs of a thread that was merely preempted, which
+/// happens more often and tells less, is [`Switches::preempted_tokens`].
 pub const PRICE_BLOCKED: u64 = 1;
-pub const PRICE_PREEMPTED: u64 = 16;
 
 /// Frames of a user stack that each cost one more token.
 const FRAMES_A_TOKEN: u64 = 32;
 
-/// Takes the price of a stack from the thread's tokens.
+/// Takes the price of a stack from the thread's tokens, of which it earns one in so many nanoseconds.
 #[inline(always)]
-pub fn pay(state: &mut ThreadState, now: u64, price: u64) -> bool {
-    let earned = now.wrapping_sub(state.stack_filled_ns) / TOKEN_NS;
+pub fn pay(state: &mut ThreadState, now: u64, price: u64, token_ns: u64) -> bool {
+    let token_ns = if token_ns == 0 { Switches::STACK_TOKEN_NS } else { token_ns };
+    let earned = now.wrapping_sub(state.stack_filled_ns) / token_ns;
     if earned > 0 {
         let tokens = state.stack_tokens + earned;
         state.stack_tokens = if tokens > TOKENS_MAX { TOKENS_MAX } else { tokens };

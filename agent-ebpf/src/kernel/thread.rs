@@ -2,13 +2,13 @@
 
 use agent_ebpf::{
     abi::{event_loop::phase, sched},
-    state::{Target, ThreadState, counter, flag},
+    state::{Switches, TARGET_BITS, Target, ThreadState, counter, flag},
 };
 
 use super::{
     emit::{count, current, now_ns},
     maps,
-    probes::sched::catch_up,
+    probes::sched::{catch_up, charge_stay},
 };
 
 /// The target that a process is, if it is one.
@@ -41,24 +41,81 @@ unsafe fn add_one(at: *mut u32) {
     unsafe { core::arch::asm!("lock *(u32 *)({at} + 0) += {one}", at = in(reg) at, one = in(reg) 1u64) }
 }
 
+/// Whether a process can be a target at all: most are not, and this is cheaper than to look for it.
+#[inline(always)]
+pub fn may_be_target(tgid: u32) -> bool {
+    let bit = tgid % TARGET_BITS;
+    tgid != 0 && maps::MAYBE_TARGETS.get(bit / 64).is_some_and(|word| word >> (bit % 64) & 1 == 1)
+}
+
 /// The state of the running thread, if it is one of a target; inserted at first sight.
 #[inline(always)]
 pub fn current_state() -> Option<&'static mut ThreadState> {
     let (tgid, tid) = current();
-    maps::TARGETS.get_ptr(&tgid)?;
-    let state = of_target(tgid, tid)?;
-    if state.flags & flag::OFF_CPU != 0 {
+    if !may_be_target(tgid) {
+        return None;
+    }
+    let state = of_process(tgid, tid)?;
+    let switches = switches()?;
+    if switches.quiet != 0 {
+        return None;
+    }
+    if state.switches_epoch != switches.epoch {
+        meet_again(state, switches, now_ns());
+    } else if state.flags & flag::OFF_CPU != 0 {
         catch_up(state, now_ns());
     }
     Some(state)
 }
 
+/// The state of a thread of a process, if that is a target; inserted at first sight. A target whose threads have states need not be
+/// looked for.
+#[inline(always)]
+pub fn of_process(tgid: u32, tid: u32) -> Option<&'static mut ThreadState> {
+    if let Some(state) = lookup(tid)
+        && state.tgid == tgid
+    {
+        return Some(state);
+    }
+    maps::TARGETS.get_ptr(&tgid)?;
+    insert(tgid, tid)
+}
+
+/// What user space says of switches.
+#[inline(always)]
+pub fn switches() -> Option<&'static Switches> {
+    maps::SWITCHES.get(0)
+}
+
+/// Brings a state up to date that is of a time when switches were watched, or were not, as they are not now, or are. Up to the end of
+/// that time it holds; what the thread did from then to now is nobody's.
+#[inline(always)]
+pub fn meet_again(state: &mut ThreadState, switches: &Switches, now: u64) {
+    let until = switches.until(state.switches_epoch);
+    if state.flags & flag::OFF_CPU == 0 {
+        charge(state, until);
+    } else if until > state.out_ns {
+        let _ = charge_stay(state, until);
+    }
+    state.flags &= !(flag::OFF_CPU | flag::GC_JOB);
+    state.mark_ns = now;
+    state.switches_epoch = switches.epoch;
+}
+
 /// The state of a thread of a target; inserted at first sight.
 #[inline(always)]
 pub fn of_target(tgid: u32, tid: u32) -> Option<&'static mut ThreadState> {
-    if let Some(state) = lookup(tid) {
+    // Another process's thread may have had that id.
+    if let Some(state) = lookup(tid)
+        && state.tgid == tgid
+    {
         return Some(state);
     }
+    insert(tgid, tid)
+}
+
+#[inline(always)]
+fn insert(tgid: u32, tid: u32) -> Option<&'static mut ThreadState> {
     let blank = maps::BLANK.get_ptr(0)?;
     // SAFETY: BLANK is never written: its one value is zeroes.
     if maps::THREADS.insert(&tid, unsafe { &*blank }, 0).is_err() {
@@ -74,6 +131,7 @@ pub fn of_target(tgid: u32, tid: u32) -> Option<&'static mut ThreadState> {
     state.first_ns = now;
     state.mark_ns = now;
     state.polls_epoch = polls_epoch();
+    state.switches_epoch = switches()?.epoch;
     if tid == tgid
         && let Some(main) = maps::MAIN_LOOPS.get_ptr(&tgid)
     {
@@ -116,6 +174,10 @@ pub fn charge(state: &mut ThreadState, now: u64) {
     }
     let spent = now - state.mark_ns;
     state.mark_ns = now;
+    if state.switches_epoch & 1 == 1 {
+        // It may have been anywhere.
+        return;
+    }
     if state.flags & flag::GC_JOB != 0 {
         state.ledger.gc_ns += spent;
     }

@@ -8,7 +8,7 @@ use agent_ebpf::{
         event_loop::{Ledger, phase},
         sched::reason,
     },
-    state::{ThreadState, flag},
+    state::{Switches, ThreadState, flag},
 };
 
 use crate::units::{MonoNs, Tid};
@@ -22,25 +22,54 @@ pub struct Reading {
     pub ledger: Ledger,
 }
 
+/// What the kernel half watches as a window ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Watched {
+    /// How often it has changed whether polls are watched.
+    pub polls_epoch: u32,
+    pub switches: Switches,
+}
+
+impl Watched {
+    /// The state is of a time in which polls are watched.
+    fn has_polls(&self, state: &ThreadState) -> bool {
+        state.polls_epoch == self.polls_epoch && self.polls_epoch.is_multiple_of(2)
+    }
+
+    /// Up to when it is known what a thread does, if not up to now: from then on its switches were not watched.
+    #[must_use]
+    pub fn until(&self, state: &ThreadState) -> Option<MonoNs> {
+        let is_current = state.switches_epoch == self.switches.epoch && state.switches_epoch.is_multiple_of(2);
+        (!is_current).then(|| MonoNs(self.switches.until(state.switches_epoch)))
+    }
+}
+
 /// Reads a state: its ledger, and the open stretch up to `now`.
 #[must_use]
 pub fn read(state: &ThreadState, now: MonoNs) -> Reading {
+    read_until(state, now, None)
+}
+
+/// The same where it is known what the thread did up to some moment only: see [`Watched::until`].
+#[must_use]
+pub fn read_until(state: &ThreadState, now: MonoNs, until: Option<MonoNs>) -> Reading {
     // The thread may have been charged after the clock was read.
     let at = now.0.max(state.mark_ns);
+    let until = until.map_or(at, |until| until.0.min(at));
     let mut ledger = state.ledger;
     if state.flags & flag::OFF_CPU == 0 {
         let phase = state.phase as usize;
         let slot = if phase < phase::COUNT { phase } else { phase::UNSPLIT as usize };
         if let Some(ns) = ledger.on_cpu_ns.get_mut(slot) {
-            *ns = ns.saturating_add(at - state.mark_ns);
+            *ns = ns.saturating_add(until.saturating_sub(state.mark_ns));
         }
     } else {
         // Up to the switch the kernel half charged by itself.
-        let away = at.saturating_sub(state.out_ns);
+        let away = until.saturating_sub(state.out_ns);
         let runnable = match state.out_reason {
             reason::PREEMPTED => away,
             _ if state.woken_ns == 0 => 0,
-            _ => at.saturating_sub(state.woken_ns.max(state.out_ns)).min(away),
+            _ => until.saturating_sub(state.woken_ns.max(state.out_ns)).min(away),
         };
         let waited = away - runnable;
         ledger.runnable_ns = ledger.runnable_ns.saturating_add(runnable);
@@ -81,8 +110,8 @@ pub struct OpenTurn {
 /// What the kernel half goes by of a thread whose polls are not watched: nobody knows of its turn whether it goes on, and in which
 /// phase it is.
 #[must_use]
-pub fn unwatched(mut state: ThreadState) -> ThreadState {
-    if state.flags & flag::LOOP != 0 {
+pub fn as_watched(mut state: ThreadState, watched: &Watched) -> ThreadState {
+    if !watched.has_polls(&state) && state.flags & flag::LOOP != 0 {
         state.flags &= !(flag::IN_TURN | flag::POLL_WAS_EMPTY);
         state.phase = phase::UNSPLIT;
     }
@@ -91,11 +120,11 @@ pub fn unwatched(mut state: ThreadState) -> ThreadState {
 
 /// `None` if the thread has not begun a turn.
 #[must_use]
-pub fn open_turn(state: &ThreadState, now: MonoNs) -> Option<OpenTurn> {
+pub fn open_turn(state: &ThreadState, now: MonoNs, until: Option<MonoNs>) -> Option<OpenTurn> {
     if state.flags & flag::IN_TURN == 0 {
         return None;
     }
-    let reading = read(state, now);
+    let reading = read_until(state, now, until);
     let at = reading.at;
     if state.flags & flag::POLL_WAS_EMPTY != 0 {
         // Either a second poll follows at once, or this is the next turn already.

@@ -7,7 +7,7 @@ use agent_ebpf::state::{ThreadState, flag};
 use super::{
     gc::{self, Gc},
     histogram::Histogram,
-    ledger::{self, Reading, ThreadBook, ThreadFigures},
+    ledger::{self, Reading, ThreadBook, ThreadFigures, Watched},
     off_cpu::{self, Group, OffCpuWindow, Stay, Totals},
     profile::{SampleFigures, SamplePlace, SampleWindow},
     thread_pool::{PoolBook, PoolFigures},
@@ -158,16 +158,16 @@ impl ProcessBook {
         self.ended.push(book.close(tid, exit.flags, &Reading { at, ledger: exit.ledger }));
     }
 
-    /// The window's look at a thread's state, when it is, and the kernel half's count of changes in what it watches of polls.
+    /// The window's look at a thread's state, when it is, and what the kernel half watches by then.
     pub fn thread(
         &mut self,
         state: &ThreadState,
         name: Option<&str>,
-        (now, polls_epoch): (MonoNs, u32),
+        (now, watched): (MonoNs, Watched),
         counters: &mut Counters,
     ) -> Option<ThreadFigures> {
-        let is_watched = state.polls_epoch == polls_epoch && polls_epoch.is_multiple_of(2);
-        let state = &if is_watched { *state } else { ledger::unwatched(*state) };
+        let state = &ledger::as_watched(*state, &watched);
+        let until = watched.until(state);
         let tid = Tid(state.tid);
         let first = MonoNs(state.first_ns);
         if self.threads.len() >= THREADS_MAX && !self.threads.contains_key(&tid) {
@@ -182,12 +182,12 @@ impl ProcessBook {
         if let Some(name) = name {
             book.rename(name);
         }
-        let figures = book.close(tid, state.flags, &ledger::read(state, now));
-        if self.settings.is_profile {
+        let figures = book.close(tid, state.flags, &ledger::read_until(state, now, until));
+        if self.settings.is_profile && until.is_none() {
             self.away.extend(Stay::open(state, now).map(|stay| (tid, stay)));
         }
         if state.flags & flag::LOOP != 0 {
-            let open = ledger::open_turn(state, now);
+            let open = ledger::open_turn(state, now, until);
             if let Some(of_loop) = self.loop_of(tid, counters) {
                 of_loop.open(open);
             }

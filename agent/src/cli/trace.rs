@@ -85,7 +85,7 @@ pub struct TraceArgs {
     pub phases: Phases,
 
     /// Share of the host's CPUs that probes may take which come off where they are hit too often: of the thread pool, of phases, of
-    /// requests; a process pays at most twice that of one CPU
+    /// requests, of turns, of switches; a process pays at most twice that of one CPU
     #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = share)]
     pub max_overhead: f64,
 
@@ -172,7 +172,7 @@ pub struct DiagnoseArgs {
     pub native_leaks: bool,
 
     /// Share of the host's CPUs that probes may take which come off where they are hit too often: of the thread pool, of phases, of
-    /// requests; a process pays at most twice that of one CPU
+    /// requests, of turns, of switches; a process pays at most twice that of one CPU
     #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = share)]
     pub max_overhead: f64,
 

@@ -111,6 +111,7 @@ impl Allocations {
             | Group::Takers
             | Group::Scopes
             | Group::Polls
+            | Group::Switches
             | Group::Allocators => true,
         }
     }

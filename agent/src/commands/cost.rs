@@ -1,6 +1,6 @@
 //! What the agent itself costs: its own CPU time and memory, and what a probe takes from the thread that hits it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use agent_ebpf::spec::{Group, HITS_CALIBRATION};
 
@@ -75,7 +75,7 @@ fn own_offset(address: usize) -> Option<(std::path::PathBuf, u64)> {
 
 /// CPU time and memory of this process so far.
 pub fn of_self(hits: Vec<(u64, u64)>, hit_cost: Option<HitCost>) -> SelfCost {
-    let (cpu_user_ns, cpu_system_ns) = cpu_time();
+    let (cpu_user_ns, cpu_system_ns) = cpu_times();
     SelfCost {
         cpu_user_ns,
         cpu_system_ns,
@@ -83,12 +83,20 @@ pub fn of_self(hits: Vec<(u64, u64)>, hit_cost: Option<HitCost>) -> SelfCost {
         hits,
         bpf_run_ns: None,
         hit_cost,
+        stacks_rarer: 1,
+        records_rarer: 1,
         streams: Vec::new(),
     }
 }
 
+/// CPU time of all threads so far.
+pub fn cpu_time() -> Duration {
+    let (user_ns, system_ns) = cpu_times();
+    Duration::from_nanos(user_ns.saturating_add(system_ns))
+}
+
 /// Nanoseconds in user space and in the kernel, of all threads.
-fn cpu_time() -> (u64, u64) {
+fn cpu_times() -> (u64, u64) {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: the pointer is to a `rusage`, which the call fills; zeroes are a valid one should it fail.
     let usage = unsafe {

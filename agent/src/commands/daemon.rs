@@ -8,7 +8,7 @@ use super::{
     clusters::Search,
     driver::{self, DriverError, Mission, Whom, nanoseconds, say},
     resident::Resident,
-    session::{PhasesWanted, TypesAhead},
+    session::{PhasesWanted, SwitchesWanted, TypesAhead},
     sinks::Destinations,
     subject, trace,
 };
@@ -94,6 +94,7 @@ fn mission(config: &Config, ring_bytes: Option<u32>) -> Mission {
             Phases::Always => PhasesWanted::Always,
             Phases::Never => PhasesWanted::Never,
         },
+        switches: SwitchesWanted::Auto,
         max_overhead: config.budget.max_overhead,
         window: config.trace.window,
         config: TraceConfig {

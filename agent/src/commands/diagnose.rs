@@ -10,7 +10,7 @@ use super::{
     discover::Discovery,
     driver::{self, DriverError, Finished, Mission, Whom, nanoseconds, say, style},
     postgres::Watch,
-    session::{PhasesWanted, TypesAhead},
+    session::{PhasesWanted, SwitchesWanted, TypesAhead},
     sinks::Destinations,
     streams, subject,
 };
@@ -155,6 +155,7 @@ fn mission(args: &DiagnoseArgs, thresholds: Thresholds) -> Mission {
         settings,
         groups: &[Group::Gc, Group::Pool, Group::Requests],
         phases: PhasesWanted::Auto,
+        switches: SwitchesWanted::Auto,
         max_overhead: args.max_overhead,
         window: args.window,
         config,

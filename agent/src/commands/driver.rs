@@ -35,7 +35,7 @@ use super::{
     postgres::Watch,
     relations::Names,
     resident::{Findings, Resident, Verdict},
-    session::{FileProbes, PhasesWanted, Session, SessionError, TypesAhead},
+    session::{FileProbes, PhasesWanted, Session, SessionError, SwitchesWanted, TypesAhead},
     sinks::{Destinations, Sinks},
     subject::{self, Subject, SubjectError},
     symbols::Symbols,
@@ -122,6 +122,7 @@ pub struct Mission {
     /// Uprobes that every file gets.
     pub groups: &'static [Group],
     pub phases: PhasesWanted,
+    pub switches: SwitchesWanted,
     /// Share of the host's CPUs that probes may take which can come off.
     pub max_overhead: f64,
     pub window: Duration,
@@ -184,7 +185,8 @@ pub fn drive(
         let sinks = Sinks::open(destinations).map_err(DriverError::Output)?;
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
         let budget = Budget::new(mission.max_overhead, cpus);
-        let session = Session::start(&mission.settings, mission.groups, mission.phases, budget, types)?;
+        let wanted = (mission.phases, mission.switches);
+        let session = Session::start(&mission.settings, mission.groups, wanted, budget, types)?;
         let duration = mission.duration;
         let Whom { subjects, launched, follow, examine, discovery, clusters, mut search, resident } = whom;
         let mut driver = Driver::new(mission, session, sinks, examine)?;
@@ -221,7 +223,7 @@ pub fn drive(
             launched.go();
         }
         let end = driver.run(duration).await?;
-        Ok(driver.finish(end).await)
+        Ok(Box::pin(driver.finish(end)).await)
     })
 }
 
@@ -793,9 +795,7 @@ impl Driver {
     async fn finish(mut self, end: Ending) -> Finished {
         // Before the targets are quiet: from then on the kernel half follows their threads no more.
         let now = monotonic_ns();
-        for pid in &self.targets {
-            self.session.quiet_target(*pid);
-        }
+        self.session.quiet();
         let tick = self.session.snapshot(now);
         let detaching = std::time::Instant::now();
         self.session.detach();

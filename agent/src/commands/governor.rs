@@ -2,22 +2,57 @@
 
 use std::time::Duration;
 
-use agent_ebpf::spec::{Group, PROBES};
+use agent_ebpf::spec::{Group, PROBES, slot};
 
-use super::session::PhasesWanted;
+use super::{
+    driver::nanoseconds,
+    session::{PhasesWanted, SwitchesWanted},
+};
 use crate::{
-    govern::{Action, Budget, Duty},
+    govern::{Action, Budget, Duty, Level},
     units::MonoNs,
 };
 
 /// What a uprobe hit costs until it is measured: more than on most machines.
 const UPROBE_COST: Duration = Duration::from_micros(2);
 
+/// What the program of a uprobe does in a target, beyond the trap and the filter that are measured.
+const PROGRAM_COST: Duration = Duration::from_nanos(120);
+
 /// What a turn costs: two tracepoints, and a record that is sent.
 const TURN_COST: Duration = Duration::from_nanos(800);
 
-/// All that can come off; phases are told apart, as they have a switch of their own.
+/// What a switch and a wake-up cost, by whomever: those of threads that are traced, of which there are most where it matters; those
+/// of others are cheaper.
+const SWITCH_COST: Duration = Duration::from_nanos(190);
+const WAKE_UP_COST: Duration = Duration::from_nanos(120);
+
+/// What a stack costs where the thread did something else since the last one: caches are cold.
+const STACK_COST: Duration = Duration::from_micros(3);
+
+/// The agent's own CPU time is looked at from then on: at first it reads the symbols of whole programs.
+const OWN_GRACE: Duration = Duration::from_secs(3);
+
+/// All that can come off; phases and switches are told apart, as they have a switch of their own.
 const GOVERNED: [Group; 3] = [Group::Polls, Group::Pool, Group::Requests];
+
+/// Running totals of what is governed.
+#[derive(Clone, Copy, Debug)]
+pub struct Counts<'a> {
+    /// By probe.
+    pub hits: &'a [u64],
+    /// Of all loops.
+    pub turns: u64,
+    /// Stacks that were walked, and of which samples.
+    pub stacks: u64,
+    pub sampled: u64,
+    /// The agent's own CPU time.
+    pub own: Duration,
+    /// How many processes are watched.
+    pub targets: usize,
+    /// Whether there is a file that uprobes are in: without one nothing comes off but switches.
+    pub has_files: bool,
+}
 
 /// CPUs that a group may take which is attached on suspicion. One that takes more comes off when it has taken so much in all, which is
 /// some seconds to see who it is, or at once if it takes far more; then it is not attached again for a while.
@@ -42,6 +77,12 @@ pub struct Governor {
     budget: Budget,
     hit_cost: Duration,
     groups: Vec<Governed>,
+    /// How much rarer stacks are, as they cost too much, or as the agent itself does.
+    stacks: Level,
+    own: Level,
+    began: MonoNs,
+    /// Of a profile nothing is cut down: it is what was asked for.
+    cuts_down: bool,
     /// When it was last looked, and the hits by then.
     last: (MonoNs, Vec<u64>),
     /// What groups on suspicion have taken since they were attached.
@@ -51,7 +92,12 @@ pub struct Governor {
 }
 
 impl Governor {
-    pub fn new(groups: &[Group], phases: PhasesWanted, budget: Budget, now: MonoNs) -> Self {
+    pub fn new(
+        groups: &[Group],
+        (phases, switches): (PhasesWanted, SwitchesWanted),
+        budget: Budget,
+        now: MonoNs,
+    ) -> Self {
         let governed = |group, always| Governed { group, duty: Duty::new(now, 0, always), marked: now, seen_ns: 0 };
         let is_wanted = |group: &Group| *group == Group::Polls || groups.contains(group);
         let mut all: Vec<Governed> =
@@ -61,10 +107,15 @@ impl Governor {
             PhasesWanted::Auto => all.push(governed(Group::Phases, false)),
             PhasesWanted::Always => all.push(governed(Group::Phases, true)),
         }
+        all.push(governed(Group::Switches, switches == SwitchesWanted::Always));
         Self {
             budget,
             hit_cost: UPROBE_COST,
             groups: all,
+            stacks: Level::quick(now),
+            own: Level::steady(now),
+            began: now,
+            cuts_down: switches == SwitchesWanted::Auto,
             last: (now, Vec::new()),
             spent: Vec::new(),
             refused: Vec::new(),
@@ -73,7 +124,7 @@ impl Governor {
 
     /// A hit was measured to cost this; on a busy machine too much is measured, as everything else only adds.
     pub fn set_hit_cost(&mut self, hit_cost: Duration) {
-        self.hit_cost = hit_cost.min(UPROBE_COST);
+        self.hit_cost = hit_cost.saturating_add(PROGRAM_COST).min(UPROBE_COST);
     }
 
     /// Whether a group is attached.
@@ -92,14 +143,16 @@ impl Governor {
 
     /// There was nothing to be attached to up to now.
     pub fn begin(&mut self, now: MonoNs) {
-        for governed in self.groups.iter_mut().filter(|governed| governed.duty.is_attached()) {
+        let is_new = |governed: &&mut Governed| governed.duty.is_attached() && governed.group != Group::Switches;
+        for governed in self.groups.iter_mut().filter(is_new) {
             governed.marked = now;
         }
     }
 
-    /// Counts for how long each was attached.
-    pub fn mark(&mut self, now: MonoNs) {
-        for governed in self.groups.iter_mut().filter(|governed| governed.duty.is_attached()) {
+    /// Counts for how long each was attached; without files, to which nothing can be attached, switches alone.
+    pub fn mark(&mut self, now: MonoNs, has_files: bool) {
+        let is_there = |governed: &&mut Governed| has_files || governed.group == Group::Switches;
+        for governed in self.groups.iter_mut().filter(is_there).filter(|governed| governed.duty.is_attached()) {
             governed.mark(now);
         }
     }
@@ -110,24 +163,56 @@ impl Governor {
         governed.map_or(0, |governed| std::mem::take(&mut governed.seen_ns))
     }
 
-    /// What is to be attached or detached; `hits` are the totals by probe, `turns` those of all loops, `targets` how many processes are
-    /// watched.
-    pub fn decide(&mut self, now: MonoNs, hits: &[u64], turns: u64, targets: usize) -> Vec<(Group, Action)> {
+    /// What is to be attached or detached.
+    pub fn decide(&mut self, now: MonoNs, counts: &Counts) -> Vec<(Group, Action)> {
+        if self.cuts_down {
+            self.cut_down(now, counts);
+        }
         let budget = self.budget;
         let uprobe_cost = self.hit_cost;
+        let rarer = f64::from(self.records_rarer());
         let step = |governed: &mut Governed| {
             let group = governed.group;
-            // Others that poll pass the tracepoints in a tenth of the time.
-            let (hits, hit_cost) =
-                if group == Group::Polls { (turns, TURN_COST) } else { (hits_of(group, hits), uprobe_cost) };
+            let part = budget.part(group, counts.targets);
+            let (hits, hit_cost, part) = match group {
+                // Others that poll pass the tracepoints in a tenth of the time.
+                Group::Polls => (counts.turns, TURN_COST, part / rarer),
+                Group::Pool => (hits_of(group, counts.hits), uprobe_cost, part / rarer),
+                Group::Switches => (switching_ns(counts.hits), Duration::from_nanos(1), part),
+                _ => (hits_of(group, counts.hits), uprobe_cost, part),
+            };
             let was_attached = governed.duty.is_attached();
-            let action = governed.duty.step(now, hits, hit_cost, budget.part(group, targets));
+            let action = governed.duty.step(now, hits, hit_cost, part);
             if was_attached {
                 governed.mark(now);
             }
             (action != Action::Keep).then_some((group, action))
         };
-        self.groups.iter_mut().filter_map(step).collect()
+        let is_there = |governed: &&mut Governed| counts.has_files || governed.group == Group::Switches;
+        self.groups.iter_mut().filter(is_there).filter_map(step).collect()
+    }
+
+    /// Where stacks or the agent itself cost too much, there are fewer of them, and less for it to do.
+    fn cut_down(&mut self, now: MonoNs, counts: &Counts) {
+        // Samples cannot be made rarer: they are not in it.
+        let stacks = counts.stacks.saturating_sub(counts.sampled);
+        let stacks = Duration::from_nanos(nanoseconds(STACK_COST).saturating_mul(stacks));
+        self.stacks.step(now, stacks, self.budget.stacks(counts.targets));
+        if now.since(self.began).0 >= nanoseconds(OWN_GRACE) {
+            self.own.step(now, counts.own, self.budget.own(counts.targets));
+        }
+    }
+
+    /// So many times rarer stacks off CPU shall be than usual.
+    #[must_use]
+    pub fn stacks_rarer(&self) -> u32 {
+        self.stacks.times().max(self.own.times())
+    }
+
+    /// And so many times less turns and the thread pool may take: where fewer stacks were not enough.
+    #[must_use]
+    pub fn records_rarer(&self) -> u32 {
+        self.own.times_after_first()
     }
 
     /// Of groups that are attached on suspicion, for seconds, those that cost too much even so. What makes handles and what frees them
@@ -176,6 +261,17 @@ impl Governed {
         self.seen_ns += now.since(self.marked).0;
         self.marked = now;
     }
+}
+
+/// CPU time that the scheduler's programs took so far, without stacks.
+fn switching_ns(hits: &[u64]) -> u64 {
+    const SWITCH: [u32; 2] = [slot("sched_switch"), slot("sched_switch_record")];
+    const WAKE_UP: [u32; 3] = [slot("sched_wakeup"), slot("sched_wakeup_new"), slot("sched_wakeup_record")];
+    let of = |slots: &[u32], each: Duration| {
+        let hits = slots.iter().filter_map(|slot| hits.get(*slot as usize)).sum::<u64>();
+        hits.saturating_mul(nanoseconds(each))
+    };
+    of(&SWITCH, SWITCH_COST).saturating_add(of(&WAKE_UP, WAKE_UP_COST))
 }
 
 fn hits_of(group: Group, hits: &[u64]) -> u64 {

@@ -13,7 +13,7 @@ use super::{
     driver::{self, DriverError, Finished, Mission, Whom, nanoseconds, say, style},
     launch::Launched,
     report::read_summary,
-    session::{PhasesWanted, TypesAhead},
+    session::{PhasesWanted, SwitchesWanted, TypesAhead},
     sinks::Destinations,
     streams, subject,
     trace::{LOOP_OFF_CPU_MIN, OTHER_OFF_CPU_MIN},
@@ -163,6 +163,7 @@ fn mission(args: &ProfileArgs) -> Mission {
         // Whether a thread of the pool waits for work, or is kept from it.
         groups: if measure == Measure::OnCpu { &[Group::Gc] } else { &[Group::Gc, Group::Pool] },
         phases: PhasesWanted::Never,
+        switches: SwitchesWanted::Always,
         max_overhead: SHARE,
         window: args.window,
         config,

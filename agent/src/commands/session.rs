@@ -14,17 +14,21 @@ use agent_ebpf::{
     abi::family,
     spec::{Group, Part, Tracepoint, id},
     state::{
-        AliveKey, Cluster, MainLoop, PgBackend, Scrutiny, SiteKey, SiteState, Target, ThreadState, flag, is_idle_wait,
-        target_flag,
+        AliveKey, Cluster, MainLoop, PgBackend, Scrutiny, SiteKey, SiteState, Switches, Tally, Target, ThreadState,
+        counter, flag, is_idle_wait, target_flag,
     },
 };
 use log::{debug, info, warn};
 use tokio::sync::{mpsc, oneshot};
 use zerocopy::FromBytes;
 
-use super::{allocator::Allocations, cost, governor::Governor};
+use super::{
+    allocator::Allocations,
+    cost,
+    governor::{Counts, Governor},
+};
 use crate::{
-    core::{HitCost, Tick},
+    core::{HitCost, SelfCost, Tick},
     govern::{Action, Budget},
     intake::{Batch, Intake, IntakeError},
     limits::FILES_IDLE_MAX,
@@ -152,7 +156,7 @@ impl Session {
     pub fn start(
         settings: &Settings,
         groups: &'static [Group],
-        phases: PhasesWanted,
+        wanted: (PhasesWanted, SwitchesWanted),
         budget: Budget,
         types: TypesAhead,
     ) -> Result<Self, SessionError> {
@@ -173,7 +177,11 @@ impl Session {
             return Err(SessionError::NoFrame(format!("{category}:{event}: {}", one_line(&fatal.reason))));
         }
         degraded.extend(skips.iter().map(tracepoint_degraded));
-        let maps = Maps::take(&mut probes)?;
+        let mut maps = Maps::take(&mut probes)?;
+        maps.set_preempted_tokens(match wanted.1 {
+            SwitchesWanted::Auto => Switches::PREEMPTED_TOKENS_LONG,
+            SwitchesWanted::Always => Switches::PREEMPTED_TOKENS,
+        })?;
         let tables = Tables::take(&mut probes)?;
         let (to_core, batches) = mpsc::channel(BATCHES_MAX);
         let (flush, requests) = mpsc::channel(1);
@@ -186,7 +194,7 @@ impl Session {
             files: Vec::new(),
             users: BTreeMap::new(),
             groups,
-            governor: Governor::new(groups, phases, budget, monotonic_ns()),
+            governor: Governor::new(groups, wanted, budget, monotonic_ns()),
             demanded: Vec::new(),
             received: [0; family::COUNT],
             flush,
@@ -321,7 +329,7 @@ impl Session {
 
     /// The postmaster is gone.
     pub fn remove_cluster(&mut self, pid: Pid) {
-        self.maps.quiet_target(pid.0);
+        self.maps.quiet_cluster(pid.0);
         if self.waiting.remove(&pid).is_some()
             && self.waiting.is_empty()
             && let Some(probes) = &mut self.probes
@@ -394,8 +402,9 @@ impl Session {
         }
     }
 
-    pub fn quiet_target(&mut self, pid: Pid) {
-        self.maps.quiet_target(pid.0);
+    /// From now on, nothing is recorded.
+    pub fn quiet(&mut self) {
+        self.maps.quiet();
     }
 
     /// Makes stacks of a process complete in code without frame pointers, as which everything counts but the file that holds V8.
@@ -446,9 +455,7 @@ impl Session {
     pub fn snapshot(&mut self, now: MonoNs) -> Result<Tick, SessionError> {
         let snapshot = self.maps.snapshot(now)?;
         self.shed_polls(&snapshot.threads);
-        if !self.files.is_empty() {
-            self.governor.mark(snapshot.now);
-        }
+        self.governor.mark(snapshot.now, !self.files.is_empty());
         self.allocations.count(&snapshot.hits, self.hit_cost);
         let (mut waits, pg_open_waits) = self.take_waits(now)?;
         waits.ended.sort_unstable_by_key(|(key, _)| (key.cluster, key.event, key.bucket, key.epoch));
@@ -459,6 +466,9 @@ impl Session {
             requests_seen_ns: self.governor.take_seen_ns(Group::Requests),
             pool_seen_ns: self.governor.take_seen_ns(Group::Pool),
             turns_seen_ns: self.governor.take_seen_ns(Group::Polls),
+            switches_seen_ns: self.governor.take_seen_ns(Group::Switches),
+            switches_epoch: self.maps.switches().epoch,
+            switches_until_ns: self.maps.switches().until_ns,
             polls_epoch: self.maps.polls_epoch(),
             threads: snapshot.threads,
             works: snapshot.works,
@@ -469,7 +479,11 @@ impl Session {
             received: self.received,
             kernel_counters: snapshot.counters,
             thread_names: Vec::new(),
-            self_cost: cost::of_self(hits, self.hit_cost),
+            self_cost: SelfCost {
+                stacks_rarer: self.governor.stacks_rarer(),
+                records_rarer: self.governor.records_rarer(),
+                ..cost::of_self(hits, self.hit_cost)
+            },
         })
     }
 
@@ -487,16 +501,30 @@ impl Session {
     /// Attaches or detaches probes as their budget has it. Until they have polled once, loops are looked at, too: others that poll a
     /// hundred thousand times a second shall not pass tracepoints that no target does.
     pub fn govern(&mut self) {
-        if self.files.is_empty() {
-            return;
-        }
         if self.polls == Polls::Unknown {
             let threads = self.maps.threads();
             self.shed_polls(&threads);
         }
-        let (Ok(hits), Ok(families)) = (self.maps.all_hits(), self.maps.families()) else { return };
-        let turns = families.get(family::EVENT_LOOP as usize).map_or(0, |family| family.emitted);
-        for (group, action) in self.governor.decide(monotonic_ns(), &hits, turns, self.users.len()) {
+        let Ok(Tally { families, counters, hits }) = self.maps.tally() else { return };
+        let emitted = |of: u32| families.get(of as usize).map_or(0, |family| family.emitted);
+        let counts = Counts {
+            hits: &hits,
+            turns: emitted(family::EVENT_LOOP),
+            stacks: counters.get(counter::STACKS_WALKED as usize).copied().unwrap_or(0),
+            sampled: emitted(family::SAMPLE),
+            own: cost::cpu_time(),
+            targets: self.users.len(),
+            has_files: !self.files.is_empty(),
+        };
+        let stacks_rarer = self.governor.stacks_rarer();
+        let actions = self.governor.decide(monotonic_ns(), &counts);
+        if self.governor.stacks_rarer() != stacks_rarer {
+            debug!("stacks are {} times rarer than usual", self.governor.stacks_rarer());
+            if let Err(error) = self.maps.make_stacks_dearer(self.governor.stacks_rarer()) {
+                warn!("{error}");
+            }
+        }
+        for (group, action) in actions {
             self.apply(group, action);
             if action == Action::Attach {
                 self.governor.is_back(group, monotonic_ns());
@@ -568,8 +596,10 @@ impl Session {
     }
 
     fn apply(&mut self, group: Group, action: Action) {
-        if group == Group::Polls {
-            return self.apply_polls(action);
+        match group {
+            Group::Polls => return self.apply_polls(action),
+            Group::Switches => return self.apply_switches(action),
+            _ => {}
         }
         let Some(probes) = &mut self.probes else { return };
         if action == Action::Attach
@@ -646,6 +676,25 @@ impl Session {
         debug!("polls: {action:?}");
     }
 
+    /// Switches come off as a whole: whoever makes more of them than can be paid for, traced or not, is then left alone.
+    fn apply_switches(&mut self, action: Action) {
+        let Some(probes) = &mut self.probes else { return };
+        if action == Action::Attach
+            && let Err(error) = probes.attach_again(&SWITCHES)
+        {
+            warn!("switches are not seen: {error}");
+            return;
+        }
+        if let Err(error) = self.maps.change_switches() {
+            warn!("{error}");
+            return;
+        }
+        if action == Action::Detach {
+            probes.detach_tracepoints(&SWITCHES);
+        }
+        debug!("switches: {action:?}");
+    }
+
     /// Tracepoints of the call by which no loop polls come off: every poll of every other process would pass them.
     fn shed_polls(&mut self, threads: &[u8]) {
         if self.polls != Polls::Unknown {
@@ -678,6 +727,10 @@ const SUSPICIONS: [Group; 4] = [Group::Makers, Group::Takers, Group::Scopes, Gro
 
 /// Programs by which PostgreSQL's waits are followed.
 const WAITS: [&str; 3] = ["postgres_switch", "postgres_fork", "postgres_exit"];
+
+/// Programs by which time is accounted for; the kernel has some of them.
+const SWITCHES: [&str; 5] =
+    ["sched_switch", "sched_wakeup", "sched_wakeup_new", "sched_switch_record", "sched_wakeup_record"];
 
 /// Programs on the two calls by which loops poll.
 const BY_WAIT: [&str; 2] = ["enter_epoll_wait", "exit_epoll_wait"];
@@ -726,6 +779,13 @@ pub enum PhasesWanted {
     Auto,
     Always,
     Never,
+}
+
+/// Whether switches come off where they cost too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SwitchesWanted {
+    Auto,
+    Always,
 }
 
 fn tracepoint_degraded(skip: &TracepointSkip) -> Degraded {

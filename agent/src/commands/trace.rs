@@ -8,7 +8,7 @@ use super::{
     driver::{self, DriverError, Mission, Whom, nanoseconds, say, style},
     launch::Launched,
     postgres::Watch,
-    session::{PhasesWanted, TypesAhead},
+    session::{PhasesWanted, SwitchesWanted, TypesAhead},
     sinks::Destinations,
     streams, subject,
 };
@@ -120,6 +120,7 @@ fn mission(args: &TraceArgs) -> Mission {
         settings,
         groups: &[Group::Gc, Group::Pool],
         phases: phases(args.phases),
+        switches: SwitchesWanted::Auto,
         max_overhead: args.max_overhead,
         window: args.window,
         config,

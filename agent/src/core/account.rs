@@ -101,6 +101,8 @@ impl Account {
             probes,
             probe_cost_ns,
             naming: std::mem::take(&mut self.naming),
+            stacks_rarer: now.stacks_rarer.max(1),
+            records_rarer: now.records_rarer.max(1),
             families: self.families(),
             kernel_counters,
             counters: counters.nonzero().map(|(name, n)| (name.to_owned(), n)).collect(),

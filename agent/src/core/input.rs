@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use agent_ebpf::{
     abi::family,
-    state::{FamilyCounters, PgWaitKey, PgWaitSum, RunQueueKey, counter},
+    state::{FamilyCounters, PgWaitKey, PgWaitSum, RunQueueKey, SWITCHES_KEPT, counter},
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -114,6 +114,11 @@ pub struct Tick {
     pub pool_seen_ns: u64,
     /// And polls, which turns are told apart by.
     pub turns_seen_ns: u64,
+    /// And switches, by which time is accounted for.
+    pub switches_seen_ns: u64,
+    /// What the kernel half went by at switches: see [`agent_ebpf::state::Switches`].
+    pub switches_epoch: u32,
+    pub switches_until_ns: [u64; SWITCHES_KEPT],
     /// See [`agent_ebpf::state::ThreadState::polls_epoch`].
     pub polls_epoch: u32,
     /// [`agent_ebpf::state::ThreadState`], one after the other.
@@ -144,6 +149,9 @@ impl Default for Tick {
             requests_seen_ns: 0,
             pool_seen_ns: u64::MAX,
             turns_seen_ns: u64::MAX,
+            switches_seen_ns: u64::MAX,
+            switches_epoch: 0,
+            switches_until_ns: [0; SWITCHES_KEPT],
             polls_epoch: 0,
             threads: Bytes::new(),
             works: Bytes::new(),
@@ -171,6 +179,9 @@ pub struct SelfCost {
     pub bpf_run_ns: Option<u64>,
     /// Calibrated cost of a hit.
     pub hit_cost: Option<HitCost>,
+    /// So many times rarer than usual stacks are, and the time that turns and the thread pool may take, to keep to the budget.
+    pub stacks_rarer: u32,
+    pub records_rarer: u32,
     /// The streams of records to collectors, since the trace began.
     #[serde(default)]
     pub streams: Vec<StreamAccount>,

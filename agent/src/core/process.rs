@@ -4,7 +4,7 @@ use crate::{
     aggregate::process::{ProcessBook, Settings},
     core::TargetFacts,
     counters::{Counters, Reason},
-    decode::Body,
+    decode::{Body, Turn},
     limits::LIFE_WINDOW_MAX,
     report::model::{self, Measure, TraceConfig},
     units::{Clock, MonoNs, Pid, Tid},
@@ -16,6 +16,8 @@ pub struct Process {
     pub book: ProcessBook,
     /// When it exited; it is forgotten at the next tick.
     pub exited: Option<MonoNs>,
+    /// A turn of one of its loops was seen.
+    turned: bool,
     /// Lines in this window.
     pub gc_pauses: usize,
     pub life_lines: usize,
@@ -24,7 +26,7 @@ pub struct Process {
 impl Process {
     pub fn new(since: MonoNs, facts: Option<TargetFacts>) -> Self {
         let book = ProcessBook::new(since, settings(facts.as_ref()));
-        Self { facts, book, exited: None, gc_pauses: 0, life_lines: 0 }
+        Self { facts, book, exited: None, turned: false, gc_pauses: 0, life_lines: 0 }
     }
 
     /// The facts come, or come anew after an exec.
@@ -41,6 +43,13 @@ impl Process {
     /// 0 is not known.
     pub fn pool_size(&self) -> u32 {
         self.facts.as_ref().and_then(|facts| facts.thread_pool_size).unwrap_or(0)
+    }
+
+    /// Takes in a turn; the line about the first one, as whoever starts a trace waits to see that it works.
+    pub fn turn(&mut self, tid: Tid, turn: &Turn, at: MonoNs, counters: &mut Counters) -> Option<model::Process> {
+        self.book.turn(tid, turn, at, counters);
+        let is_first = !std::mem::replace(&mut self.turned, true) && self.profile().is_none();
+        is_first.then_some(model::Process::FirstTurn { tid: tid.0 })
     }
 
     /// Takes in a fork, an exec or an exit; the line about it, if there is room for one.

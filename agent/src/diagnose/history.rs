@@ -6,7 +6,9 @@ use crate::{
     limits::{HISTORY_STACKS_MAX, HISTORY_WINDOWS_MAX, PROFILE_KEPT_MAX, TARGETS_MAX},
     report::{
         Body, ClusterSummary, Record,
-        model::{Memory, PgClient, Profile, Role, SCHEMA_VERSION, Stack, StackId, Target, Window, WorkKind},
+        model::{
+            LedgerPart, Memory, PgClient, Profile, Role, SCHEMA_VERSION, Stack, StackId, Target, Window, WorkKind,
+        },
         summary::Summary,
     },
 };
@@ -156,6 +158,19 @@ impl History {
     }
 }
 
+/// Wall time of a loop's thread but for what nobody knows of.
+#[expect(clippy::cast_precision_loss, reason = "a figure for trends")]
+fn accounted_ns(ledger: &LedgerPart) -> f64 {
+    ledger.wall_ns as f64 - ledger.unaccounted_ns.max(0) as f64
+}
+
+/// Its time on CPU, scaled up from the time that is accounted for.
+#[expect(clippy::cast_precision_loss, reason = "a figure for trends")]
+fn on_cpu_ns(ledger: &LedgerPart) -> f64 {
+    let accounted_ns = accounted_ns(ledger);
+    if accounted_ns > 0.0 { ledger.on_cpu_ns as f64 * ledger.wall_ns as f64 / accounted_ns } else { 0.0 }
+}
+
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -186,8 +201,8 @@ impl Process {
             requests,
             memory,
             idle_ns: loops.clone().map(|of_loop| of_loop.ledger.idle_ns as f64).sum(),
-            loops_ns: length_s * 1e9 * loops.clone().count() as f64,
-            on_cpu_ns: loops.clone().map(|of_loop| of_loop.ledger.on_cpu_ns as f64).sum(),
+            loops_ns: loops.clone().map(|of_loop| accounted_ns(&of_loop.ledger)).sum(),
+            on_cpu_ns: loops.clone().map(|of_loop| on_cpu_ns(&of_loop.ledger)).sum(),
             turns: loops.map(|of_loop| of_loop.turns).sum(),
             pool: (pool_seen_s > SEEN_LEAST * length_s).then_some(pool),
             profile: Profile::default(),

@@ -31,7 +31,8 @@ pub fn level(body: &Body) -> Level {
         | Body::Agent(_)
         | Body::PgClient(_)
         | Body::Process(
-            Process::ThreadStart { .. }
+            Process::FirstTurn { .. }
+            | Process::ThreadStart { .. }
             | Process::ThreadEnd { .. }
             | Process::Fork { .. }
             | Process::Exec { .. }
@@ -155,6 +156,7 @@ fn of_lock(lock: &PgLock) -> String {
 
 fn of_process(process: &Process) -> String {
     match process {
+        Process::FirstTurn { tid } => format!("the first turn of thread {tid}'s loop was seen"),
         Process::ThreadStart { tid, .. } => format!("thread {tid} began"),
         Process::ThreadEnd { tid, name } => format!("thread {tid} ({name}) ended"),
         Process::Fork { child_pid } => format!("started process {child_pid}"),

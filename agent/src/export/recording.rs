@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use agent_ebpf::state::{FamilyCounters, PgWaitKey, PgWaitSum, RunQueueKey};
+use agent_ebpf::state::{FamilyCounters, PgWaitKey, PgWaitSum, RunQueueKey, SWITCHES_KEPT};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -81,6 +81,9 @@ struct TickHead {
     turns_seen_ns: u64,
     #[serde(default)]
     polls_epoch: u32,
+    switches_seen_ns: u64,
+    switches_epoch: u32,
+    switches_until_ns: [u64; SWITCHES_KEPT],
     threads_len: usize,
     works_len: usize,
     run_queue_len: usize,
@@ -213,6 +216,9 @@ impl<W: Write> Writer<W> {
             pool_seen_ns: tick.pool_seen_ns,
             turns_seen_ns: tick.turns_seen_ns,
             polls_epoch: tick.polls_epoch,
+            switches_seen_ns: tick.switches_seen_ns,
+            switches_epoch: tick.switches_epoch,
+            switches_until_ns: tick.switches_until_ns,
             threads_len: tick.threads.len(),
             works_len: tick.works.len(),
             run_queue_len: tick.run_queue.len(),
@@ -382,6 +388,9 @@ fn parse_tick(mut payload: Bytes) -> Result<Tick, &'static str> {
         pool_seen_ns: head.pool_seen_ns,
         turns_seen_ns: head.turns_seen_ns,
         polls_epoch: head.polls_epoch,
+        switches_seen_ns: head.switches_seen_ns,
+        switches_epoch: head.switches_epoch,
+        switches_until_ns: head.switches_until_ns,
         threads,
         works,
         run_queue,

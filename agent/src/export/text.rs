@@ -161,7 +161,7 @@ fn life(page: &mut Page, time: &str, event: &Process) {
             page.alarm(&format!("  {clock}  {how}{}", if *core_dumped { ", core dumped" } else { "" }));
         }
         Process::Gone => page.alarm(&format!("  {clock}  is gone")),
-        Process::ThreadStart { .. } | Process::ThreadEnd { .. } => {}
+        Process::FirstTurn { .. } | Process::ThreadStart { .. } | Process::ThreadEnd { .. } => {}
     }
 }
 

@@ -1,6 +1,10 @@
 //! How much probes may take from what runs here.
 
+use std::time::Duration;
+
 use agent_ebpf::spec::Group;
+
+use crate::units::MonoNs;
 
 /// Of the host's CPUs, where nothing else is said.
 pub const SHARE: f64 = 0.01;
@@ -23,19 +27,44 @@ impl Budget {
     /// pays no more than twice the share of one CPU.
     #[must_use]
     pub fn part(&self, group: Group, targets: usize) -> f64 {
+        self.whole(targets) * weight(group)
+    }
+
+    /// Of that which cannot come off: stacks of threads that leave the CPU.
+    #[must_use]
+    pub fn stacks(&self, targets: usize) -> f64 {
+        const WEIGHT: f64 = 0.5;
+        self.whole(targets) * WEIGHT
+    }
+
+    /// The agent itself, in user space and beside its targets: what it does there is seldom in anybody's way.
+    #[must_use]
+    pub fn own(&self, targets: usize) -> f64 {
+        const WEIGHT: f64 = 3.0;
+        self.whole(targets) * WEIGHT
+    }
+
+    fn whole(&self, targets: usize) -> f64 {
         const CPUS_A_TARGET: usize = 2;
         let cpus = self.cpus.min(targets.max(1).saturating_mul(CPUS_A_TARGET));
         #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
-        let all = self.share * cpus as f64;
-        all * weight(group)
+        let cpus = cpus as f64;
+        self.share * cpus
     }
+}
+
+/// CPUs that are taken from one look to another: when, and CPU time so far.
+#[must_use]
+pub fn share(from: (MonoNs, Duration), to: (MonoNs, Duration)) -> f64 {
+    let span = Duration::from_nanos(to.0.since(from.0).0);
+    if span.is_zero() { 0.0 } else { to.1.saturating_sub(from.1).as_secs_f64() / span.as_secs_f64() }
 }
 
 /// Which part of the budget is whose. Turns are the frame of everything: they may take all of it, the details on top of that, each for
 /// itself, less.
 fn weight(group: Group) -> f64 {
     match group {
-        Group::Polls => 1.0,
+        Group::Polls | Group::Switches => 1.0,
         Group::Pool => 0.5,
         Group::Phases | Group::Requests => 0.125,
         // They are attached all the time, or on suspicion, which has a limit of its own.

@@ -17,9 +17,9 @@ use agent_ebpf::{
     state::global,
 };
 use aya::{
-    Ebpf, EbpfLoader, include_bytes_aligned,
+    Btf, Ebpf, EbpfLoader, Endianness, include_bytes_aligned,
     programs::{
-        PerfEvent, ProgramError, ProgramType, RawTracePoint, TracePoint, UProbe,
+        BtfTracePoint, PerfEvent, Program, ProgramError, ProgramType, RawTracePoint, TracePoint, UProbe,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
@@ -98,6 +98,7 @@ impl Way {
             | Group::Takers
             | Group::Scopes
             | Group::Polls
+            | Group::Switches
             | Group::Allocations
             | Group::Frees => true,
         };
@@ -151,6 +152,8 @@ pub struct Probes {
     has_types: bool,
     sample_hz: u32,
     tracepoints: Vec<(&'static str, Link)>,
+    /// What programs on tracepoints with types are loaded by.
+    types: Option<Btf>,
     /// With the file that they are on.
     uprobes: BTreeMap<Group, Vec<(FileKey, Link)>>,
 }
@@ -228,6 +231,7 @@ impl Probes {
             has_types: types.is_some(),
             sample_hz: settings.sample_hz,
             tracepoints: Vec::new(),
+            types: types.and_then(|types| Btf::parse(&types.stub(), Endianness::default()).ok()),
             uprobes: BTreeMap::new(),
         };
         probes.load_uprobe(Group::Gc)?;
@@ -314,6 +318,15 @@ impl Probes {
         let program =
             self.ebpf.program_mut(tracepoint.program).ok_or_else(|| format!("no program {}", tracepoint.program))?;
         let links: Result<Vec<Link>, ProgramError> = match tracepoint.form {
+            Form::Raw if matches!(program, Program::BtfTracePoint(_)) => {
+                let program: &mut BtfTracePoint = program.try_into().map_err(|error: ProgramError| chain(&error))?;
+                let types = self.types.as_ref().ok_or("needs the kernel's BTF")?;
+                let loaded = if program.fd().is_ok() { Ok(()) } else { program.load(tracepoint.event, types) };
+                loaded.and_then(|()| {
+                    let id = program.attach()?;
+                    Ok(vec![Box::new(program.take_link(id)?) as Link])
+                })
+            }
             Form::Raw => {
                 let program: &mut RawTracePoint = program.try_into().map_err(|error: ProgramError| chain(&error))?;
                 program.load().and_then(|()| {

@@ -36,7 +36,19 @@ pub struct KernelTypes {
     pub signal_live: u32,
     /// `sched_switch` passes the previous task's state as its fourth argument.
     pub switch_has_state: bool,
+    /// Tracepoints whose programs are passed types, and the ids of theirs.
+    pub tracepoints: [(&'static str, u32); 3],
 }
+
+/// Names of the types of tracepoints that are needed, and of the tracepoints.
+const TRACEPOINT_TYPES: [(&str, &str); 3] = [
+    ("btf_trace_sched_switch", "sched_switch"),
+    ("btf_trace_sched_wakeup", "sched_wakeup"),
+    ("btf_trace_sched_wakeup_new", "sched_wakeup_new"),
+];
+
+/// More types than any kernel has.
+const TYPES_MAX: u32 = 1 << 20;
 
 impl KernelTypes {
     /// Of the running kernel.
@@ -66,7 +78,35 @@ impl KernelTypes {
             task_signal: field(task, "signal", "task_struct.signal")?,
             signal_live: field(signal, "live", "signal_struct.live")?,
             switch_has_state: btf.switch_parameters().is_some_and(|count| count >= SWITCH_PARAMETERS_WITH_STATE),
+            tracepoints: btf.tracepoints,
         })
+    }
+
+    /// BTF that says nothing but which ids the types of tracepoints have: all that loading their programs takes, while to take in
+    /// the kernel's own takes longer than all else at the start.
+    #[must_use]
+    pub fn stub(&self) -> Vec<u8> {
+        const HEADER_BYTES: u32 = 24;
+        const ENTRY_BYTES: u32 = 12;
+        let last = self.tracepoints.iter().map(|(_, id)| *id).max().unwrap_or(0).min(TYPES_MAX);
+        let mut strings = vec![0];
+        let mut types = Vec::new();
+        for id in 1..=last {
+            let known = self.tracepoints.iter().position(|(_, known)| *known == id);
+            let name = known.and_then(|at| TRACEPOINT_TYPES.get(at)).map_or(0, |(name, _)| {
+                let at = strings.len();
+                strings.extend_from_slice(name.as_bytes());
+                strings.push(0);
+                u32::try_from(at).unwrap_or(0)
+            });
+            let of_kind = if known.is_some() { kind::TYPEDEF } else { kind::FWD };
+            types.extend([name, of_kind << 24, 0]);
+        }
+        let types_len = last * ENTRY_BYTES;
+        let strings_len = u32::try_from(strings.len()).unwrap_or(0);
+        let head = [u32::from(MAGIC) | 1 << 16, HEADER_BYTES, 0, types_len, types_len, strings_len];
+        let words = head.into_iter().chain(types).flat_map(u32::to_le_bytes);
+        words.chain(strings).collect()
     }
 }
 
@@ -80,6 +120,7 @@ mod kind {
     pub const STRUCT: u32 = 4;
     pub const UNION: u32 = 5;
     pub const ENUM: u32 = 6;
+    pub const FWD: u32 = 7;
     pub const TYPEDEF: u32 = 8;
     pub const FUNC_PROTO: u32 = 13;
     pub const VAR: u32 = 14;
@@ -103,6 +144,7 @@ struct Btf<'a> {
     task: Option<TypeAt>,
     signal: Option<TypeAt>,
     switch: Option<TypeAt>,
+    tracepoints: [(&'static str, u32); 3],
 }
 
 impl<'a> Btf<'a> {
@@ -129,6 +171,7 @@ impl<'a> Btf<'a> {
             task: None,
             signal: None,
             switch: None,
+            tracepoints: TRACEPOINT_TYPES.map(|(_, tracepoint)| (tracepoint, 0)),
         };
         let mut at = type_begin;
         while at < type_end {
@@ -153,10 +196,22 @@ impl<'a> Btf<'a> {
         match kind {
             kind::STRUCT if self.is_named(ty, b"task_struct") => self.task = self.task.or(Some(ty)),
             kind::STRUCT if self.is_named(ty, b"signal_struct") => self.signal = self.signal.or(Some(ty)),
-            kind::TYPEDEF if self.is_named(ty, b"btf_trace_sched_switch") => self.switch = Some(ty),
+            kind::TYPEDEF => self.note_tracepoint(ty),
             _ => {}
         }
         ty.0.checked_add(TYPE_BYTES + tail).ok_or(BtfError::Malformed { at: ty.0, what: "type too long" })
+    }
+
+    fn note_tracepoint(&mut self, ty: TypeAt) {
+        let Some(at) = TRACEPOINT_TYPES.iter().position(|(name, _)| self.is_named(ty, name.as_bytes())) else { return };
+        // It was pushed just now, and ids begin at 1.
+        let id = u32::try_from(self.types.len() - 1).unwrap_or(0);
+        if let Some(tracepoint) = self.tracepoints.get_mut(at) {
+            tracepoint.1 = id;
+        }
+        if at == 0 {
+            self.switch = Some(ty);
+        }
     }
 
     fn word(&self, ty: TypeAt, offset: usize) -> Option<u32> {

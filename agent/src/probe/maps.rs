@@ -7,7 +7,8 @@ use agent_ebpf::{
     spec::HITS_COUNT,
     state::{
         AliveKey, Cluster, FamilyCounters, MainLoop, PgBackend, PgWaitKey, PgWaitSum, PgWaitWindow, RunQueueKey,
-        Scrutiny, SiteKey, SiteState, Tally, Target, ThreadState, WorkKey, WorkState, counter, site, target_flag,
+        SWITCHES_KEPT, Scrutiny, SiteKey, SiteState, Switches, TARGET_BITS, TARGET_WORDS, Tally, Target, ThreadState,
+        WorkKey, WorkState, counter, site, target_flag,
     },
 };
 use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
@@ -45,6 +46,7 @@ const SCRUTINY: usize = size_of::<Scrutiny>();
 const SITE_KEY: usize = size_of::<SiteKey>();
 const SITE: usize = size_of::<SiteState>();
 const ALIVE_KEY: usize = size_of::<AliveKey>();
+const SWITCHES: usize = size_of::<Switches>();
 
 /// What a look at the kernel half's maps tells: running totals.
 #[derive(Clone, Debug)]
@@ -111,6 +113,10 @@ pub struct Maps {
     sites: HashMap<MapData, Raw<SITE_KEY>, Raw<SITE>>,
     alive: HashMap<MapData, Raw<ALIVE_KEY>, u64>,
     polls: Array<MapData, u32>,
+    maybe_targets: Array<MapData, u64>,
+    switches: Array<MapData, Raw<SWITCHES>>,
+    /// What that map holds: only user space writes it.
+    switches_now: Switches,
 }
 
 impl Maps {
@@ -131,6 +137,15 @@ impl Maps {
             sites: take(probes, "SITES")?,
             alive: take(probes, "ALIVE")?,
             polls: take(probes, "POLLS")?,
+            maybe_targets: take(probes, "MAYBE_TARGETS")?,
+            switches: take(probes, "SWITCHES")?,
+            switches_now: Switches {
+                epoch: 0,
+                quiet: 0,
+                stack_token_ns: Switches::STACK_TOKEN_NS,
+                preempted_tokens: Switches::PREEMPTED_TOKENS,
+                until_ns: [0; SWITCHES_KEPT],
+            },
         })
     }
 
@@ -152,6 +167,18 @@ impl Maps {
 
     /// Makes a process a target: from now on its events are sent.
     pub fn add_target(&mut self, tgid: u32, target: Target) -> Result<(), MapsError> {
+        let access = |source| MapsError::Access { name: "MAYBE_TARGETS", source };
+        // Children that the kernel half follows may have any id.
+        let (words, bits) = if target.flags & target_flag::FOLLOW == 0 {
+            let bit = tgid % TARGET_BITS;
+            (bit / 64..bit / 64 + 1, 1 << (bit % 64))
+        } else {
+            (0..TARGET_WORDS, u64::MAX)
+        };
+        for word in words {
+            let known = self.maybe_targets.get(&word, 0).map_err(access)?;
+            self.maybe_targets.set(word, &(known | bits), 0).map_err(access)?;
+        }
         let mut value = [0; TARGET];
         value.copy_from_slice(target.as_bytes());
         self.targets.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "TARGETS", source })
@@ -227,15 +254,26 @@ impl Maps {
     /// Adds the state of a thread that the kernel half has not seen; its own is the better one.
     pub fn add_thread(&mut self, mut state: ThreadState) {
         state.polls_epoch = self.polls_epoch();
+        state.switches_epoch = self.switches_now.epoch;
         let mut value = [0; THREAD];
         value.copy_from_slice(state.as_bytes());
         let _ = self.threads.insert(&state.tid, &value, BPF_NOEXIST);
     }
 
-    /// From now on, nothing of this process is recorded; what the maps hold of it stays to be read.
-    pub fn quiet_target(&mut self, tgid: u32) {
-        let _ = self.targets.remove(&tgid);
-        let _ = self.clusters.remove(&tgid);
+    /// From now on, no wait of this cluster's backends is recorded.
+    pub fn quiet_cluster(&mut self, postmaster: u32) {
+        let _ = self.clusters.remove(&postmaster);
+    }
+
+    /// From now on, nothing is recorded; what the maps hold stays to be read.
+    pub fn quiet(&mut self) {
+        for tgid in self.targets.keys().flatten().collect::<Vec<_>>() {
+            let _ = self.targets.remove(&tgid);
+        }
+        for tgid in self.clusters.keys().flatten().collect::<Vec<_>>() {
+            let _ = self.clusters.remove(&tgid);
+        }
+        let _ = self.set_switches(Switches { quiet: 1, ..self.switches_now });
     }
 
     /// Forgets a target and all that the maps hold of it. Entries that are gone already are no error.
@@ -333,15 +371,21 @@ impl Maps {
         Ok(families)
     }
 
-    /// How often each probe was hit by now.
-    pub fn all_hits(&self) -> Result<Vec<u64>, MapsError> {
-        let mut hits = vec![0; HITS_COUNT as usize];
+    /// All that the kernel half has counted by now, over all CPUs.
+    pub fn tally(&self) -> Result<Tally, MapsError> {
+        let mut sum = Tally {
+            families: [FamilyCounters { emitted: 0, dropped: 0 }; family::COUNT],
+            counters: [0; counter::COUNT],
+            hits: [0; HITS_COUNT as usize],
+        };
         for tally in self.tallies()? {
-            for (sum, count) in hits.iter_mut().zip(tally.hits) {
-                *sum += count;
+            add_families(&mut sum.families, &tally);
+            let counts = sum.counters.iter_mut().zip(tally.counters);
+            for (total, one) in counts.chain(sum.hits.iter_mut().zip(tally.hits)) {
+                *total += one;
             }
         }
-        Ok(hits)
+        Ok(sum)
     }
 
     /// How often it has changed whether polls are watched.
@@ -354,6 +398,43 @@ impl Maps {
     pub fn change_polls(&mut self) -> Result<(), MapsError> {
         let epoch = self.polls_epoch().wrapping_add(1);
         self.polls.set(0, &epoch, 0).map_err(|source| MapsError::Access { name: "POLLS", source })
+    }
+
+    /// What the kernel half goes by at switches.
+    #[must_use]
+    pub fn switches(&self) -> Switches {
+        self.switches_now
+    }
+
+    /// Switches are watched from now on, or not any more.
+    pub fn change_switches(&mut self) -> Result<(), MapsError> {
+        let mut switches = self.switches_now;
+        if let Some(until) = switches.until_ns.get_mut(switches.epoch as usize / 2 % SWITCHES_KEPT)
+            && switches.epoch.is_multiple_of(2)
+        {
+            *until = monotonic_ns().0;
+        }
+        switches.epoch = switches.epoch.wrapping_add(1);
+        self.set_switches(switches)
+    }
+
+    /// What a stack of a preempted thread costs.
+    pub fn set_preempted_tokens(&mut self, preempted_tokens: u64) -> Result<(), MapsError> {
+        self.set_switches(Switches { preempted_tokens, ..self.switches_now })
+    }
+
+    /// A thread earns a stack in so many times the usual time.
+    pub fn make_stacks_dearer(&mut self, times: u32) -> Result<(), MapsError> {
+        let stack_token_ns = Switches::STACK_TOKEN_NS.saturating_mul(times.into());
+        self.set_switches(Switches { stack_token_ns, ..self.switches_now })
+    }
+
+    fn set_switches(&mut self, switches: Switches) -> Result<(), MapsError> {
+        let mut value = [0; SWITCHES];
+        value.copy_from_slice(switches.as_bytes());
+        self.switches.set(0, &value, 0).map_err(|source| MapsError::Access { name: "SWITCHES", source })?;
+        self.switches_now = switches;
+        Ok(())
     }
 
     /// Forgets the items that are in flight in thread pools.

@@ -27,6 +27,7 @@ pub struct Seen {
     pub requests_ns: u64,
     pub pool_ns: u64,
     pub turns_ns: u64,
+    pub switches_ns: u64,
 }
 
 #[must_use]
@@ -48,6 +49,7 @@ pub fn window(pid: Pid, figures: &ProcessFigures, seen: Seen, pool_size: u32) ->
         requests_seen_ns: seen.requests_ns.min(duration_ns),
         pool_seen_ns: Some(seen.pool_ns.min(duration_ns)),
         turns_seen_ns: Some(seen.turns_ns.min(duration_ns)),
+        switches_seen_ns: Some(seen.switches_ns.min(duration_ns)),
         loops,
         threads,
         thread_pool: figures.pool.as_ref().map(|pool| thread_pool(pool, pool_size)),

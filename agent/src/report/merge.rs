@@ -139,6 +139,8 @@ pub fn merge_cost(sum: &mut AgentCost, other: &AgentCost) {
         probes,
         probe_cost_ns,
         naming,
+        stacks_rarer,
+        records_rarer,
         families,
         kernel_counters,
         counters,
@@ -154,6 +156,8 @@ pub fn merge_cost(sum: &mut AgentCost, other: &AgentCost) {
     if let Some(ns) = probe_cost_ns {
         add(sum.probe_cost_ns.get_or_insert(0), *ns);
     }
+    sum.stacks_rarer = sum.stacks_rarer.max(*stacks_rarer);
+    sum.records_rarer = sum.records_rarer.max(*records_rarer);
     for probe in probes {
         if let Some(mine) = sum.probes.iter_mut().find(|mine| mine.probe == probe.probe) {
             add(&mut mine.hits, probe.hits);

@@ -171,6 +171,10 @@ pub struct Window {
     /// Of which polls were watched: turns, and what is said of them, are those of that time. `None` as above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turns_seen_ns: Option<u64>,
+    /// Of which switches were watched: what threads did in the rest of the time is unaccounted, and stays off CPU and waits for a CPU
+    /// are those of that time. `None` as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switches_seen_ns: Option<u64>,
     /// Threads that turn an event loop: the main thread first.
     pub loops: Vec<LoopWindow>,
     /// All other threads.
@@ -185,8 +189,9 @@ pub struct Window {
 impl Window {
     /// For how long each part was watched that is not always.
     #[must_use]
-    pub fn watched_ns(&self) -> [(&'static str, u64); 4] {
+    pub fn watched_ns(&self) -> [(&'static str, u64); 5] {
         [
+            ("switches", self.switches_seen_ns.unwrap_or(self.duration_ns)),
             ("turns", self.turns_seen_ns.unwrap_or(self.duration_ns)),
             ("phases", self.phases_seen_ns),
             ("requests", self.requests_seen_ns),
@@ -410,6 +415,10 @@ pub struct HeapLimit {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Process {
+    /// The first turn of one of its loops was seen to end: what its probes tell is coming in.
+    FirstTurn {
+        tid: u32,
+    },
     ThreadStart {
         tid: u32,
         parent_tid: u32,

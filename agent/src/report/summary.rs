@@ -45,6 +45,7 @@ pub struct TargetSummary {
     pub requests_seen_ns: u64,
     pub pool_seen_ns: u64,
     pub turns_seen_ns: u64,
+    pub switches_seen_ns: u64,
     /// End of the last window.
     pub last_time: String,
     /// The main thread first.
@@ -220,6 +221,7 @@ impl TargetSummary {
             requests_seen_ns,
             pool_seen_ns,
             turns_seen_ns,
+            switches_seen_ns,
             loops,
             threads,
             thread_pool,
@@ -231,6 +233,7 @@ impl TargetSummary {
         self.phases_seen_ns = self.phases_seen_ns.saturating_add(*phases_seen_ns);
         self.requests_seen_ns = self.requests_seen_ns.saturating_add(*requests_seen_ns);
         self.turns_seen_ns = self.turns_seen_ns.saturating_add(turns_seen_ns.unwrap_or(*duration_ns));
+        self.switches_seen_ns = self.switches_seen_ns.saturating_add(switches_seen_ns.unwrap_or(*duration_ns));
         self.pool_seen_ns = self.pool_seen_ns.saturating_add(pool_seen_ns.unwrap_or(*duration_ns));
         time.clone_into(&mut self.last_time);
         for of_loop in loops {
@@ -328,6 +331,7 @@ impl TargetSummary {
 
     fn process(&mut self, time: &str, process: &Process) {
         match process {
+            Process::FirstTurn { .. } => {}
             Process::ThreadStart { .. } => self.threads_started += 1,
             Process::ThreadEnd { .. } => self.threads_ended += 1,
             Process::Fork { .. } | Process::Exec { .. } | Process::Exit { .. } | Process::Gone => {

@@ -78,6 +78,21 @@ impl Daemon {
         }
     }
 
+    /// Waits until a process is told to have ended, or to be looked at no more.
+    #[track_caller]
+    fn await_end(&self, pid: u32) {
+        let is_end = |record: &Value| {
+            record["pid"] == pid
+                && record["type"] == "process"
+                && (record["event"] == "exit" || record["event"] == "gone")
+        };
+        let deadline = Instant::now() + LIMIT;
+        while !self.lines().iter().any(is_end) {
+            assert!(Instant::now() < deadline, "no end of {pid}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     fn status(&self, key: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
@@ -148,11 +163,11 @@ fn a_daemon_meets_who_comes_and_ends_cleanly() {
     other.process.wait(LIMIT);
     let pid = after.pid();
     drop(after);
-    daemon.await_line(pid, "process", 1);
+    daemon.await_end(pid);
     // Nobody is there, then somebody is again.
     let first = before.pid();
     drop(before);
-    daemon.await_line(first, "process", 1);
+    daemon.await_end(first);
     let again = Workload::start(VERSION, "mixed.js", &[]);
     daemon.await_line(again.pid(), "window", 1);
     let begin = Instant::now();
@@ -312,7 +327,7 @@ fn a_bad_configuration_is_refused_and_a_good_one_is_in_force() {
     let rule = "[[process]]\ncommand = \"*mixed.js*\"\ntrace = false";
     fs::write(&daemon.config, config(&daemon.ndjson, rule)).unwrap();
     daemon.process.wait_err(&format!("agent: {} is in force", daemon.config.display()));
-    daemon.await_line(workload.pid(), "process", 1);
+    daemon.await_end(workload.pid());
     thread::sleep(Duration::from_millis(1500));
     let windows = daemon.count(workload.pid(), "window");
     thread::sleep(Duration::from_millis(1500));
@@ -390,7 +405,7 @@ fn thousands_of_short_lived_processes_cost_nothing_lasting() {
     daemon.await_line(workload.pid(), "window", 1);
     let pid = workload.pid();
     drop(workload);
-    daemon.await_line(pid, "process", 1);
+    daemon.await_end(pid);
     thread::sleep(Duration::from_millis(1200));
     let (memory_after, descriptors_after) = (daemon.status("VmRSS"), daemon.descriptors());
     say(&format!(

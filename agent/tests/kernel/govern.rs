@@ -105,3 +105,48 @@ fn what_is_cheap_is_watched_all_the_time_and_so_is_what_may_cost_anything() {
     let records = trace(&bench, &mut workload, 2.0, &["--max-overhead", "100%"]);
     close("pool_seen_ns of the time, much to do", 1.0, seen(&records, "pool_seen_ns"), 0.02);
 }
+
+/// Hits a second of the scheduler's programs: as with the others, several times what the budget allows.
+const SWITCH_HITS_MAX: f64 = 400_000.0;
+const SWITCHING_SECONDS: f64 = 6.0;
+const SWITCHING: [&str; 3] = ["sched_switch", "sched_wakeup", "sched_wakeup_new"];
+
+#[test]
+fn threads_that_do_nothing_but_switch_are_watched_now_and_then_and_the_rest_of_their_time_is_nobodys() {
+    let Some(bench) = bench() else { return };
+    let mut workload = Workload::start(VERSION, "hot_switch.js", &[]);
+    // Less than the default: on a slow machine there may be too few switches for that.
+    let records = trace(&bench, &mut workload, SWITCHING_SECONDS, &["--max-overhead", "0.1%"]);
+    let truths = workload.truths();
+    let log = list(&truths, "log");
+    let (first, last) = (&log[0], &log[log.len() - 1]);
+    let of = |entry: &serde_json::Value, at: usize| entry[at].as_f64().unwrap();
+    let span = of(last, 0) - of(first, 0);
+    let rounds = (of(last, 1) - of(first, 1)) / span * 1e9;
+    let (hits, share) = (hits_a_second(&records, &SWITCHING), seen(&records, "switches_seen_ns"));
+    say(&format!(
+        "measured hot switches: {rounds:.0} hand-overs a second, programs hit {hits:.0} times, {share:.3} seen"
+    ));
+    assert!(hits < SWITCH_HITS_MAX, "{hits} hits a second");
+    assert!((0.001..0.5).contains(&share), "{share} of the time seen");
+    // What was not seen is said to be unaccounted; what was seen is.
+    let (mut wall, mut unaccounted, mut on_cpu) = (0.0, 0.0, 0.0);
+    for (tid, windows) in records.threads() {
+        on_cpu += sum(&windows, "on_cpu_ns");
+        if text(windows[0], "role") == "worker" || text(windows[0], "name").starts_with("WorkerThread") {
+            continue;
+        }
+        let switches = sum(&windows, "switches");
+        if switches > 1000.0 {
+            say(&format!("measured hot switches: thread {tid} was seen to switch {switches:.0} times"));
+            wall += sum(&windows, "wall_ns");
+            unaccounted += sum(&windows, "unaccounted_ns");
+        }
+    }
+    assert!(wall > 0.0, "no thread switches");
+    close("hot switches: time accounted for (share)", share, 1.0 - unaccounted / wall, 0.05);
+    // Nothing is made up: no more time on CPU than there was.
+    let cpu = |entry: &serde_json::Value| (number(&entry[2], "user") + number(&entry[2], "system")) * 1e3;
+    let truth = (cpu(last) - cpu(first)) / span * SWITCHING_SECONDS * 1e9;
+    assert!(on_cpu < truth * share * 1.5, "{on_cpu} ns on CPU of {truth}, {share} of the time seen");
+}

@@ -174,6 +174,7 @@ fn tick(main: &Thread, rings: &Rings, now: u64, second: u64, run_queue: u64) -> 
         phases_seen_ns: if second == 1 { 1000 * MS } else { 400 * MS },
         pool_seen_ns: 1000 * MS,
         turns_seen_ns: 1000 * MS,
+        switches_seen_ns: 1000 * MS,
         threads: Bytes::from(threads),
         run_queue: vec![
             (RunQueueKey { tgid: PID, class: 1, bucket: bucket(30_000) }, run_queue),
@@ -188,6 +189,8 @@ fn tick(main: &Thread, rings: &Rings, now: u64, second: u64, run_queue: u64) -> 
             hits: vec![(1, 500 * second), (5, 500 * second), (40, 20 * second), (64, 4000 * second)],
             bpf_run_ns: None,
             hit_cost: Some(HitCost { uprobe_ns: 2_000, tracepoint_ns: 400 }),
+            stacks_rarer: 1,
+            records_rarer: 1,
             streams: Vec::new(),
         },
         ..Tick::default()

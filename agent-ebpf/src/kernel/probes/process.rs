@@ -85,6 +85,11 @@ pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
     let now = now_ns();
     let (first_ns, state_flags, ledger) = match thread::lookup(tid) {
         Some(state) => {
+            if let Some(switches) = thread::switches()
+                && state.switches_epoch != switches.epoch
+            {
+                thread::meet_again(state, switches, now);
+            }
             thread::charge(state, now);
             (state.first_ns, u64::from(state.flags), &raw const state.ledger)
         }

@@ -7,13 +7,13 @@ use agent_ebpf::{
     },
     histogram,
     spec::slot,
-    state::{RunQueueKey, ThreadState, counter, flag},
+    state::{RunQueueKey, Switches, ThreadState, counter, flag},
 };
 use aya_ebpf::{
     EbpfContext,
     helpers::bpf_probe_read_kernel,
-    macros::{raw_tracepoint, tracepoint},
-    programs::{RawTracePointContext, TracePointContext},
+    macros::{btf_tracepoint, tracepoint},
+    programs::{BtfTracePointContext, TracePointContext},
 };
 
 use crate::kernel::{
@@ -39,14 +39,21 @@ pub fn read_u32(base: u64, offset: u32) -> u32 {
     unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const u32) }.unwrap_or(0)
 }
 
-#[raw_tracepoint(tracepoint = "sched_switch")]
-pub fn sched_switch(ctx: RawTracePointContext) -> i32 {
+/// Reads a 32-bit field of a kernel structure that a tracepoint with types passes: a load and no helper.
+#[inline(always)]
+fn load_u32(base: u64, offset: u32) -> u32 {
+    // SAFETY: the verifier knows what the address is of, as it comes straight from the context, and checks that the field is one.
+    unsafe { core::ptr::read_volatile((base + u64::from(offset)) as *const u32) }
+}
+
+#[btf_tracepoint(function = "sched_switch")]
+pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     emit::count_hit(const { slot("sched_switch") });
-    switch(&ctx, read_u32(ctx.arg(2), globals::TASK_PID.load()), || {
+    switch(&ctx, tid_if_ours(ctx.arg(2)), || {
         let task_state = if globals::SWITCH_HAS_STATE.load() != 0 {
             ctx.arg::<u64>(3) as u32
         } else {
-            read_u32(ctx.arg(1), globals::TASK_STATE.load())
+            load_u32(ctx.arg(1), globals::TASK_STATE.load())
         };
         if task_state & STATE_DEAD != 0 {
             Left::Dead
@@ -89,20 +96,36 @@ enum Left {
     Because(u32),
 }
 
-/// Most switches of a machine are between threads of no target: those pay for two look-ups and nothing else.
+/// The thread that a `task_struct` is of; 0 if it cannot be one of a target.
+#[inline(always)]
+fn tid_if_ours(task: u64) -> u32 {
+    let tgid = load_u32(task, globals::TASK_TGID.load());
+    if thread::may_be_target(tgid) { load_u32(task, globals::TASK_PID.load()) } else { 0 }
+}
+
+/// Most switches of a machine are between threads of no target: those pay for two looks at a filter and nothing else.
 #[inline(always)]
 fn switch<C: EbpfContext>(ctx: &C, next: u32, left: impl FnOnce() -> Left) {
     let (tgid, tid) = current();
-    let previous_is_ours = tgid != 0 && maps::TARGETS.get_ptr(&tgid).is_some();
-    let next = if next == 0 { None } else { thread::lookup(next) };
-    if !previous_is_ours && next.is_none() {
+    let previous_may_be_ours = thread::may_be_target(tgid);
+    if !previous_may_be_ours && next == 0 {
+        return;
+    }
+    let Some(switches) = thread::switches() else { return };
+    if switches.epoch & 1 == 1 || switches.quiet != 0 {
+        // The last ones before the tracepoint is gone, or the first ones.
         return;
     }
     let now = now_ns();
-    if previous_is_ours {
-        switch_out(ctx, tgid, tid, left(), now);
+    if previous_may_be_ours {
+        switch_out(ctx, (tgid, tid), left(), switches, now);
     }
-    if let Some(state) = next {
+    if next != 0
+        && let Some(state) = thread::lookup(next)
+    {
+        if state.switches_epoch != switches.epoch {
+            thread::meet_again(state, switches, now);
+        }
         switch_in(state, now);
     }
 }
@@ -114,12 +137,15 @@ fn threshold_ns(class: u32) -> u64 {
 }
 
 #[inline(always)]
-fn switch_out<C: EbpfContext>(ctx: &C, tgid: u32, tid: u32, left: Left, now: u64) {
+fn switch_out<C: EbpfContext>(ctx: &C, (tgid, tid): (u32, u32), left: Left, switches: &Switches, now: u64) {
     let Left::Because(out_reason) = left else {
         let _ = maps::THREADS.remove(&tid);
         return;
     };
-    let Some(state) = thread::of_target(tgid, tid) else { return };
+    let Some(state) = thread::of_process(tgid, tid) else { return };
+    if state.switches_epoch != switches.epoch {
+        thread::meet_again(state, switches, now);
+    }
     catch_up(state, now);
     charge(state, now);
     state.out_reason = out_reason;
@@ -137,8 +163,8 @@ fn switch_out<C: EbpfContext>(ctx: &C, tgid: u32, tid: u32, left: Left, now: u64
     if thread::is_idle(state) || threshold_ns(thread::class(state)) == u64::MAX {
         return;
     }
-    let price = if out_reason == reason::PREEMPTED { stack::PRICE_PREEMPTED } else { stack::PRICE_BLOCKED };
-    if stack::pay(state, now, price) {
+    let price = if out_reason == reason::PREEMPTED { switches.preempted_tokens } else { stack::PRICE_BLOCKED };
+    if stack::pay(state, now, price, switches.stack_token_ns) {
         if let Some(target) = thread::target(tgid) {
             let walked = unwind::user(ctx, &target, Buffer::Scheduler, now);
             stack::pay_for_depth(state, walked.depth);
@@ -187,6 +213,23 @@ fn woken_after(state: &ThreadState) -> u64 {
 /// Books a stay off CPU that ended then; returns how much of it the thread waited for a CPU.
 #[inline(always)]
 fn come_back(state: &mut ThreadState, back: u64) -> u64 {
+    let idle = thread::is_idle(state);
+    let (away, runnable) = charge_stay(state, back);
+    state.mark_ns = back;
+    state.flags &= !flag::OFF_CPU;
+
+    let class = thread::class(state);
+    let threshold = threshold_ns(class);
+    // Idling is no event, unless the thread sat there stopped or waiting for a CPU.
+    if away >= threshold && !(idle && state.out_reason == reason::BLOCKED) {
+        emit_off_cpu(state, back, woken_after(state), class);
+    }
+    runnable
+}
+
+/// Charges a stay off CPU up to then; returns how long it was, and how much of it the thread waited for a CPU.
+#[inline(always)]
+pub fn charge_stay(state: &mut ThreadState, back: u64) -> (u64, u64) {
     let away = back.wrapping_sub(state.out_ns);
     let woken = woken_after(state);
     let idle = thread::is_idle(state);
@@ -196,7 +239,8 @@ fn come_back(state: &mut ThreadState, back: u64) -> u64 {
         _ if woken == 0 => 0,
         _ => back.wrapping_sub(woken),
     };
-    let waited = away - if runnable > away { away } else { runnable };
+    let runnable = if runnable > away { away } else { runnable };
+    let waited = away - runnable;
     state.ledger.runnable_ns += runnable;
     if state.out_reason == reason::STOPPED {
         state.ledger.stopped_ns += waited;
@@ -205,16 +249,7 @@ fn come_back(state: &mut ThreadState, back: u64) -> u64 {
     } else {
         state.ledger.blocked_ns += waited;
     }
-    state.mark_ns = back;
-    state.flags &= !flag::OFF_CPU;
-
-    let class = thread::class(state);
-    let threshold = threshold_ns(class);
-    // Idling is no event, unless the thread sat there stopped or waiting for a CPU.
-    if away >= threshold && !(idle && state.out_reason == reason::BLOCKED) {
-        emit_off_cpu(state, back, woken, class);
-    }
-    runnable
+    (away, runnable)
 }
 
 #[inline(always)]
@@ -252,17 +287,17 @@ fn count_run_queue(tgid: u32, class: u32, latency_ns: u64) {
     }
 }
 
-#[raw_tracepoint(tracepoint = "sched_wakeup")]
-pub fn sched_wakeup(ctx: RawTracePointContext) -> i32 {
+#[btf_tracepoint(function = "sched_wakeup")]
+pub fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
     emit::count_hit(const { slot("sched_wakeup") });
-    wake(read_u32(ctx.arg(0), globals::TASK_PID.load()));
+    wake(tid_if_ours(ctx.arg(0)));
     0
 }
 
-#[raw_tracepoint(tracepoint = "sched_wakeup_new")]
-pub fn sched_wakeup_new(ctx: RawTracePointContext) -> i32 {
+#[btf_tracepoint(function = "sched_wakeup_new")]
+pub fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
     emit::count_hit(const { slot("sched_wakeup_new") });
-    wake(read_u32(ctx.arg(0), globals::TASK_PID.load()));
+    wake(tid_if_ours(ctx.arg(0)));
     0
 }
 
@@ -279,9 +314,11 @@ pub fn sched_wakeup_record(ctx: TracePointContext) -> u32 {
 
 #[inline(always)]
 fn wake(tid: u32) {
-    if let Some(state) = thread::lookup(tid)
+    if tid != 0
+        && let Some(state) = thread::lookup(tid)
         && state.flags & flag::OFF_CPU != 0
         && state.woken_ns == 0
+        && thread::switches().is_some_and(|switches| switches.epoch == state.switches_epoch)
     {
         state.woken_ns = now_ns();
     }

@@ -46,6 +46,14 @@ fn cost(page: &mut Page, summary: &Summary) {
         let _ = write!(line, "; inside BPF programs {}", percent(ns, agent.duration_ns));
     }
     page.line(&line);
+    for (what, times) in [
+        ("stacks off CPU were", agent.stacks_rarer),
+        ("turns and the thread pool were watched, as the agent itself took too much,", agent.records_rarer),
+    ] {
+        if times > 1 {
+            page.aside(&format!("  {what} up to {times} times rarer than usual, to keep to --max-overhead"));
+        }
+    }
 }
 
 fn books(page: &mut Page, summary: &Summary) {

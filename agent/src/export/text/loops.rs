@@ -161,7 +161,7 @@ fn account(page: &mut Page, target: &TargetSummary, of_loop: &LoopWindow) {
         duration(ledger.wall_ns),
         percent(unaccounted.unsigned_abs(), ledger.wall_ns),
     );
-    page.aside(&(accounted + &phases_seen(target)));
+    page.aside(&(accounted + &switches_seen(target) + &phases_seen(target)));
 }
 
 /// How the loop turned.
@@ -204,6 +204,16 @@ fn turns(page: &mut Page, target: &TargetSummary, of_loop: &LoopWindow) {
 )]
 fn scaled(ns: u64, part: f64) -> u64 {
     (ns as f64 * part) as u64
+}
+
+/// What is not seen is unaccounted.
+fn switches_seen(target: &TargetSummary) -> String {
+    if ratio(target.switches_seen_ns, target.duration_ns) < 0.995 {
+        let seen = percent(target.switches_seen_ns, target.duration_ns);
+        format!("; switches seen {seen} of the time, as all of them would cost too much (--max-overhead)")
+    } else {
+        String::new()
+    }
 }
 
 fn phases_seen(target: &TargetSummary) -> String {

@@ -23,6 +23,12 @@ pub struct AgentCost {
     /// From when a user stack was taken until its frames had names.
     #[serde(with = "histogram_json", skip_serializing_if = "Histogram::is_empty", default)]
     pub naming: Histogram,
+    /// So many times rarer than usual stacks off CPU were, to keep to the budget.
+    #[serde(skip_serializing_if = "is_one", default = "one")]
+    pub stacks_rarer: u32,
+    /// Likewise the time that turns and the thread pool might take, as the agent itself took too much.
+    #[serde(skip_serializing_if = "is_one", default = "one")]
+    pub records_rarer: u32,
     pub families: Vec<FamilyAccount>,
     /// What the kernel half gave up, by reason.
     pub kernel_counters: BTreeMap<String, u64>,
@@ -31,6 +37,15 @@ pub struct AgentCost {
     /// The streams of records to collectors, since the trace began.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub streams: Vec<StreamAccount>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_one(times: &u32) -> bool {
+    *times <= 1
 }
 
 /// The books of one stream: `emitted + recovered = delivered + spooled + queued + dropped` at every moment.
