@@ -115,7 +115,7 @@ proptest! {
                 thread.wake();
             }
             let figures = book.close(Tid(1), 0, &read_until(&thread.state, MonoNs(thread.now), until));
-            prop_assert_eq!(figures.unaccounted_ns(), i64::try_from(unseen).unwrap());
+            prop_assert_eq!(u64::try_from(figures.unaccounted_ns()), Ok(unseen));
         }
         prop_assert_eq!(accounted_ns(&read_until(&thread.state, MonoNs(thread.now), until).ledger), run + off);
     }
