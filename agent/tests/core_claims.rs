@@ -238,6 +238,22 @@ fn records_that_come_after_the_exit_make_no_new_process() {
 }
 
 #[test]
+fn threads_that_end_at_the_same_time_are_one_end_of_the_process() {
+    let mut run = Run::new();
+    let mut main = Thread::new(PID, BEGIN);
+    main.run(phase::POLL, 20 * MS);
+    let mut other = Thread::new(PID + 1, BEGIN);
+    other.run(phase::UNSPLIT, 10 * MS);
+    run.record(family::PROCESS, exit(PID + 1, BEGIN + 20 * MS, &other.state, true).as_bytes());
+    run.record(family::PROCESS, exit(PID, BEGIN + 20 * MS, &main.state, true).as_bytes());
+    run.tick(&[], BEGIN + 1000 * MS);
+    let threads: Vec<_> = run.windows()[0].threads.iter().map(|thread| (thread.tid, thread.ledger.on_cpu_ns)).collect();
+    assert_eq!(threads, [(PID, 20 * MS), (PID + 1, 10 * MS)]);
+    let exits = run.records.iter().filter(|record| matches!(record.body, Body::Process(Process::Exit { .. }))).count();
+    assert_eq!(exits, 1);
+}
+
+#[test]
 fn books_that_do_not_balance_are_shown() {
     let mut run = Run::new();
     let mut tick = Tick { now: MonoNs(BEGIN + MS), threads: Bytes::new(), ..Tick::default() };

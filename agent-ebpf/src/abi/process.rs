@@ -28,7 +28,7 @@ pub mod exec_flag {
 
 /// `Header::flags` of an [`Exit`].
 pub mod exit_flag {
-    /// It was the last thread: the process is gone.
+    /// No other thread is left: the process is gone. Threads that end at the same time may all say so.
     pub const PROCESS: u32 = 1;
 }
 

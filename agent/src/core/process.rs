@@ -69,7 +69,8 @@ impl Process {
             Body::Exec { name } => model::Process::Exec { name: name.clone() },
             Body::Exit(exit) => {
                 self.book.exit(tid, exit, at, counters);
-                if exit.process {
+                // Threads that end at the same time may each be taken for the last one.
+                if exit.process && self.exited.is_none() {
                     self.exited = Some(at);
                     let (name, code, signal) = (exit.name.clone(), exit.code, exit.signal);
                     // The process's end is never left out.

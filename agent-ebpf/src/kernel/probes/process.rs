@@ -73,7 +73,9 @@ fn send_exec(flags: u32) {
 pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
     emit::count_hit(const { slot("process_exit") });
     let (tgid, tid) = current();
-    if thread::target(tgid).is_none() {
+    let state = thread::lookup(tid).filter(|state| state.tgid == tgid);
+    // A thread may get here after the last one to be counted out: the process is no target any more, but its time was.
+    if state.is_none() && thread::target(tgid).is_none() {
         return 0;
     }
     // SAFETY: the helper takes nothing; the pointer is only read through checked reads.
@@ -83,7 +85,7 @@ pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
     let signal = unsafe { bpf_probe_read_kernel(signal_at) }.unwrap_or(0);
     let last = signal != 0 && read_u32(signal, globals::SIGNAL_LIVE.load()) == 0;
     let now = now_ns();
-    let (first_ns, state_flags, ledger) = match thread::lookup(tid) {
+    let (first_ns, state_flags, ledger) = match state {
         Some(state) => {
             if let Some(switches) = thread::switches()
                 && state.switches_epoch != switches.epoch
