@@ -50,7 +50,9 @@ pub static TALLY: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static POLLS: Array<u32> = Array::with_max_entries(1, 0);
 
-/// Only user space writes these two.
+/// Only user space writes these three.
+#[map]
+pub static COUNT_REQUESTS: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub static MAYBE_TARGETS: Array<u64> = Array::with_max_entries(TARGET_WORDS, 0);
 #[map]

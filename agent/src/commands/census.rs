@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Times that a census is taken where too much was moved meanwhile.
-pub const ATTEMPTS_MAX: u32 = 3;
+const ATTEMPTS_MAX: u32 = 3;
 
 /// A share of pointers to no object from which it is taken again.
 const STRAY_SHARE_MAX: f64 = 0.01;
@@ -97,17 +97,21 @@ impl Counter {
         Ok(Self { pid, incarnation, v8: V8Heap::new(LiveMemory::of(pid), layout), types, shared, node_version })
     }
 
-    /// The best of some censuses, and how many there were; `go_on` is asked now and then.
+    /// The best of some censuses; `go_on` is asked now and then.
+    ///
+    /// One during which the collector ran is taken again, too, where `collections` tells: of what is linked in a chain, a timer's list for
+    /// one, a single object that was moved hides all behind it.
     pub fn count(
         &self,
-        attempts_max: u32,
         time: Duration,
+        collections: &Collections,
         go_on: &mut dyn FnMut(&Tally) -> bool,
-    ) -> Result<(Census, u32), HeapError> {
+    ) -> Result<Taken, HeapError> {
         let (pid, started) = (self.pid, Instant::now());
-        let (mut best, mut attempts) = (None::<Census>, 0);
-        while attempts < attempts_max && (attempts == 0 || started.elapsed() < time) {
+        let (mut best, mut attempts) = (None::<Taken>, 0);
+        while attempts < ATTEMPTS_MAX && (attempts == 0 || started.elapsed() < time) {
             attempts += 1;
+            let (begun, before) = (Instant::now(), collections());
             let pages = PageMap::of(pid);
             let subject = census::Subject {
                 heap: &self.v8,
@@ -120,21 +124,44 @@ impl Counter {
             if procfs::incarnation(pid) != self.incarnation || !procfs::is_alive(pid) {
                 return Err(HeapError::Ended(pid));
             }
-            if best.as_ref().is_none_or(|best| census.stray_share() < best.stray_share()) {
-                best = Some(census);
+            let disturbed = collections() != before;
+            let taken = Taken { census, disturbed, begun, took: begun.elapsed(), attempts };
+            if best.as_ref().is_none_or(|best| taken.rank() < best.rank()) {
+                best = Some(taken);
             }
-            if best.as_ref().is_some_and(|best| best.stray_share() < STRAY_SHARE_MAX) {
+            if best.as_ref().is_some_and(|best| !best.disturbed && best.census.stray_share() < STRAY_SHARE_MAX) {
                 break;
             }
         }
-        let census = best.ok_or(HeapError::NoPages(pid))?;
+        let taken = Taken { attempts, ..best.ok_or(HeapError::NoPages(pid))? };
+        let census = &taken.census;
         if census.tally.read_bytes == 0 {
             return Err(if procfs::is_refused(pid) { HeapError::Denied(pid) } else { HeapError::Ended(pid) });
         }
         if census.pages == 0 || census.tally.objects == 0 {
             return Err(HeapError::NoPages(pid));
         }
-        Ok((census, attempts))
+        Ok(taken)
+    }
+}
+
+/// Tells how many collections there were in the process; `None` where nobody counts them.
+pub type Collections = dyn Fn() -> Option<u32>;
+
+/// A census, and how it was come by.
+pub struct Taken {
+    pub census: Census,
+    /// The collector ran meanwhile.
+    disturbed: bool,
+    begun: Instant,
+    took: Duration,
+    pub attempts: u32,
+}
+
+impl Taken {
+    /// What is less is better.
+    fn rank(&self) -> (bool, bool, u64) {
+        (self.census.tally.cut_short, self.disturbed, self.census.stray_share().to_bits())
     }
 }
 
@@ -150,22 +177,31 @@ pub struct Counting {
 pub struct Counted {
     pub counter: Counter,
     pub count: Result<HeapCount, HeapError>,
-    /// When the reading began: a process is got to know before that, which may take longer.
+    /// When the reading began of what counts: a process is got to know before that, which may take longer.
     pub begun: Instant,
     pub took: Duration,
+    /// With all attempts.
+    pub took_in_all: Duration,
 }
 
 impl Counting {
     /// Takes that long at most, once the process is known.
-    pub fn start(pid: Pid, known: Option<Counter>, time: Duration) -> std::io::Result<Self> {
+    pub fn start(
+        pid: Pid,
+        known: Option<Counter>,
+        time: Duration,
+        collections: Box<dyn Fn() -> Option<u32> + Send>,
+    ) -> std::io::Result<Self> {
         let thread = std::thread::Builder::new().name("census".to_owned()).spawn(move || {
             // A priority is a thread's own on Linux, and it is no harm if this one has none.
             let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), PRIORITY);
             let counter = known.map_or_else(|| Counter::of(pid), Ok)?;
-            let begun = Instant::now();
-            let census = counter.count(1, time, &mut |_| begun.elapsed() < time);
-            let took = begun.elapsed();
-            Ok(Counted { counter, count: census.map(|(census, _)| summed_up(census, took)), begun, took })
+            let started = Instant::now();
+            let taken = counter.count(time, &*collections, &mut |_| started.elapsed() < time);
+            let took_in_all = started.elapsed();
+            let (begun, took) = taken.as_ref().map_or((started, took_in_all), |taken| (taken.begun, taken.took));
+            let count = taken.map(|taken| summed_up(taken.census, took));
+            Ok(Counted { counter, count, begun, took, took_in_all })
         })?;
         Ok(Self { thread })
     }

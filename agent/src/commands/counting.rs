@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
-use super::census::{Counted, Counter, Counting};
+use super::{
+    census::{Counted, Counter, Counting},
+    session::Session,
+};
 use crate::{
     report::model::{HeapCount, Memory},
     units::Pid,
@@ -54,7 +57,7 @@ enum State {
 
 impl HeapWatch {
     /// Begins to count, if that is due at the end of this window.
-    pub fn step(&mut self, pid: Pid, memory: &Memory, is_ending: bool) {
+    pub fn step(&mut self, pid: Pid, memory: &Memory, is_ending: bool, session: &Session) {
         let Some(used) = memory.heaps.iter().filter_map(|heap| heap.used_bytes_min).max() else { return };
         self.windows = self.windows.saturating_add(1);
         let least = self.least.map_or(used, |least| least.min(used));
@@ -75,7 +78,9 @@ impl HeapWatch {
             State::Waiting { counter, .. } => Some(*counter),
             _ => None,
         };
-        match Counting::start(pid, known, PATIENCE) {
+        let collections = session.collections().ok();
+        let of_process = move || collections.as_ref().and_then(|all| all.of(pid.0)).map(|(_, all)| all);
+        match Counting::start(pid, known, PATIENCE, Box::new(of_process)) {
             Ok(counting) => self.state = State::Counting(counting),
             Err(error) => debug!("objects are not counted, pid={pid}: {error}"),
         }
@@ -90,9 +95,9 @@ impl HeapWatch {
                 return None;
             }
         };
-        let Counted { counter, count, begun, took } =
+        let Counted { counter, count, begun, took, took_in_all } =
             counting.end()?.map_err(|error| debug!("objects are not counted: {error}")).ok()?;
-        let pace = PACE.max(took.saturating_mul(PACE_TIMES));
+        let pace = PACE.max(took_in_all.saturating_mul(PACE_TIMES));
         self.state = State::Waiting { counter: Box::new(counter), since: Instant::now(), pace };
         let count = count.map_err(|error| debug!("objects are not counted: {error}")).ok()?;
         // An object is counted when it is come to, which is in the middle as a mean.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    census::{ATTEMPTS_MAX, Counter, HeapError, constructors},
+    census::{Counter, HeapError, Taken, constructors},
     driver::{nanoseconds, say, style},
 };
 use crate::{
@@ -60,9 +60,9 @@ fn count(args: &HeapArgs, pid: Pid) -> Result<(), Failure> {
     let started = Instant::now();
     let time = now().to_string();
     let mut progress = Progress::new(args, started);
-    let taken = counter.count(ATTEMPTS_MAX, args.timeout, &mut |tally| progress.go_on(tally));
+    let taken = counter.count(args.timeout, &|| None, &mut |tally| progress.go_on(tally));
     progress.clear();
-    let (census, attempts) = taken?;
+    let Taken { census, attempts, .. } = taken?;
     let whole = Whole {
         schema_version: heap::SCHEMA_VERSION,
         time,

@@ -225,17 +225,17 @@ impl Lookout {
             .filter_map(|(pid, watched)| Some((*pid, watched.look(*pid, &of(*pid, &sites), &alive, seen_ns)?)));
         let mut memories: Vec<(Pid, Memory)> = memories.collect();
         if self.counts_objects {
-            self.count_objects(&mut memories);
+            self.count_objects(session, &mut memories);
         }
         memories
     }
 
     /// Has live objects counted where heaps grow, beside all else, and takes in what was counted meanwhile.
-    fn count_objects(&mut self, memories: &mut [(Pid, Memory)]) {
+    fn count_objects(&mut self, session: &Session, memories: &mut [(Pid, Memory)]) {
         let looked = Instant::now();
         for (pid, memory) in memories.iter() {
             if let Some(watched) = self.processes.get_mut(pid) {
-                watched.objects.step(*pid, memory, self.is_ending);
+                watched.objects.step(*pid, memory, self.is_ending, session);
             }
         }
         for (pid, memory) in memories {

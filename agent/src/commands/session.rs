@@ -266,6 +266,9 @@ impl Session {
                 file.attach(group, probes)?;
             }
             if self.files.is_empty() {
+                if self.governor.is_attached(Group::Requests) {
+                    self.maps.count_requests(true)?;
+                }
                 self.governor.begin(monotonic_ns());
             }
         }
@@ -518,6 +521,9 @@ impl Session {
         };
         let stacks_rarer = self.governor.stacks_rarer();
         let actions = self.governor.decide(monotonic_ns(), &counts);
+        if actions.contains(&(Group::Requests, Action::Detach)) {
+            self.count_requests(false);
+        }
         if self.governor.stacks_rarer() != stacks_rarer {
             debug!("stacks are {} times rarer than usual", self.governor.stacks_rarer());
             if let Err(error) = self.maps.make_stacks_dearer(self.governor.stacks_rarer()) {
@@ -527,10 +533,20 @@ impl Session {
         for (group, action) in actions {
             self.apply(group, action);
             if action == Action::Attach {
+                if group == Group::Requests {
+                    self.count_requests(true);
+                }
                 self.governor.is_back(group, monotonic_ns());
             }
         }
         self.drop_suspicions(&hits);
+    }
+
+    /// Requests count while their probe is there as a whole: what is counted is scaled up by that time.
+    fn count_requests(&mut self, counts: bool) {
+        if let Err(error) = self.maps.count_requests(counts) {
+            warn!("requests are not counted: {error}");
+        }
     }
 
     /// Detaches what is attached on suspicion and takes too much.

@@ -113,6 +113,7 @@ pub struct Maps {
     sites: HashMap<MapData, Raw<SITE_KEY>, Raw<SITE>>,
     alive: HashMap<MapData, Raw<ALIVE_KEY>, u64>,
     polls: Array<MapData, u32>,
+    count_requests: Array<MapData, u32>,
     maybe_targets: Array<MapData, u64>,
     switches: Array<MapData, Raw<SWITCHES>>,
     /// What that map holds: only user space writes it.
@@ -137,6 +138,7 @@ impl Maps {
             sites: take(probes, "SITES")?,
             alive: take(probes, "ALIVE")?,
             polls: take(probes, "POLLS")?,
+            count_requests: take(probes, "COUNT_REQUESTS")?,
             maybe_targets: take(probes, "MAYBE_TARGETS")?,
             switches: take(probes, "SWITCHES")?,
             switches_now: Switches {
@@ -386,6 +388,12 @@ impl Maps {
             }
         }
         Ok(sum)
+    }
+
+    /// From now on requests are counted, where their probe is attached, or are not.
+    pub fn count_requests(&mut self, counts: bool) -> Result<(), MapsError> {
+        let counts = u32::from(counts);
+        self.count_requests.set(0, &counts, 0).map_err(|source| MapsError::Access { name: "COUNT_REQUESTS", source })
     }
 
     /// How often it has changed whether polls are watched.

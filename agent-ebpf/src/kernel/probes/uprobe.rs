@@ -112,7 +112,9 @@ fn probe(ctx: &ProbeContext) -> u32 {
         id::QUEUE_DONE => done(ctx, function::QUEUE_WORK),
 
         id::MESSAGE_DONE => {
-            if read_user::<u8>(arg(ctx, 0) + offset::PARSER_TYPE) == REQUEST {
+            // Attaching and detaching take a while: those count that come in between.
+            let counts = maps::COUNT_REQUESTS.get(0).is_some_and(|counts| *counts != 0);
+            if counts && read_user::<u8>(arg(ctx, 0) + offset::PARSER_TYPE) == REQUEST {
                 state.ledger.requests += 1;
             }
         }
