@@ -33,7 +33,7 @@ pub fn render(heap: &Heap, top: usize, style: Style) -> String {
 /// Counts were held against heap snapshots of these versions.
 fn is_measured(node_version: Option<&str>) -> bool {
     let major = node_version.and_then(|version| version.trim_start_matches('v').split('.').next()?.parse::<u32>().ok());
-    major.is_some_and(|major| (18..=26).contains(&major))
+    major.is_some_and(|major| (18..=24).contains(&major))
 }
 
 fn whole(page: &mut Page, whole: &Whole) {
@@ -48,7 +48,7 @@ fn whole(page: &mut Page, whole: &Whole) {
     let trust = if is_measured(whole.node_version.as_deref()) {
         "counts are within 10 % of a heap snapshot's"
     } else {
-        "this version of Node.js was not compared with heap snapshots"
+        "of this version of Node.js, what died lately may still count now and then"
     };
     page.aside(&format!(
         "read in {} while it ran ({} read); {trust}",
