@@ -16,6 +16,8 @@ pub struct Process {
     pub book: ProcessBook,
     /// When it exited; it is forgotten at the next tick.
     pub exited: Option<MonoNs>,
+    /// There was a line about its end.
+    end_told: bool,
     /// A turn of one of its loops was seen.
     turned: bool,
     /// Lines in this window.
@@ -26,7 +28,7 @@ pub struct Process {
 impl Process {
     pub fn new(since: MonoNs, facts: Option<TargetFacts>) -> Self {
         let book = ProcessBook::new(since, settings(facts.as_ref()));
-        Self { facts, book, exited: None, turned: false, gc_pauses: 0, life_lines: 0 }
+        Self { facts, book, exited: None, end_told: false, turned: false, gc_pauses: 0, life_lines: 0 }
     }
 
     /// The facts come, or come anew after an exec.
@@ -70,7 +72,7 @@ impl Process {
             Body::Exit(exit) => {
                 self.book.exit(tid, exit, at, counters);
                 // Threads that end at the same time may each be taken for the last one.
-                if exit.process && self.exited.is_none() {
+                if exit.process && !std::mem::replace(&mut self.end_told, true) {
                     self.exited = Some(at);
                     let (name, code, signal) = (exit.name.clone(), exit.code, exit.signal);
                     // The process's end is never left out.
