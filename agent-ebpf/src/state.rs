@@ -207,13 +207,33 @@ record! {
 }
 
 record! {
-    /// Key of the run-queue latency histogram, which is kept in the kernel: wake-ups are too many to send each.
+    /// A bucket of the run-queue latency histogram, which is kept in the kernel: wake-ups are too many to send each.
     pub struct RunQueueKey[8] {
         pub tgid: u32,
         /// One of [`crate::abi::sched::class`].
         pub class: u16,
         /// [`crate::histogram::index`] of the latency in nanoseconds.
         pub bucket: u16,
+    }
+}
+
+/// Octaves of all processes: a class of a busy one has some fifteen.
+pub const RUN_QUEUE_OCTAVES_MAX: u32 = 8192;
+
+record! {
+    /// Key of the map: an octave is an entry, as reading an entry costs two system calls.
+    pub struct RunQueueOctaveKey[8] {
+        pub tgid: u32,
+        pub class: u16,
+        /// The bucket by [`crate::histogram::PER_OCTAVE`].
+        pub octave: u16,
+    }
+}
+
+record! {
+    /// How often each bucket of an octave was hit.
+    pub struct RunQueueOctave[512] {
+        pub counts: [u64; crate::histogram::PER_OCTAVE as usize],
     }
 }
 

@@ -71,11 +71,19 @@ pub fn count_hit(slot: u32) {
 /// A ring with so much in it wakes its reader, who else comes by at his own pace.
 const WAKEUP_BYTES: u64 = 64 << 10;
 
+/// How soon a record is to be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// When the reader comes by.
+    None,
+    /// At once: the collector moves what the frames of a user stack point at.
+    Moving,
+}
+
 /// Waking the reader costs more than the record: do it when enough lies there, else let the reader come by itself.
 #[inline(always)]
-fn wakeup(family: u32, ring: &RingBuf) -> u64 {
-    // A stack cannot wait long: the collector moves what its frames point at.
-    if family == family::STACK && !woken_lately() || ring.query(u64::from(BPF_RB_AVAIL_DATA)) >= WAKEUP_BYTES {
+fn wakeup(urgency: Urgency, ring: &RingBuf) -> u64 {
+    if urgency == Urgency::Moving && !woken_lately() || ring.query(u64::from(BPF_RB_AVAIL_DATA)) >= WAKEUP_BYTES {
         u64::from(BPF_RB_FORCE_WAKEUP)
     } else {
         u64::from(BPF_RB_NO_WAKEUP)
@@ -106,13 +114,13 @@ pub fn send<T: Copy + 'static>(family: u32, fill: impl FnOnce(*mut T)) {
         return;
     };
     fill(entry.as_mut_ptr());
-    entry.submit(wakeup(family, ring));
+    entry.submit(wakeup(Urgency::None, ring));
     count_family(family, false);
 }
 
 /// Sends bytes that are already in memory; false if there was no room.
 #[inline(always)]
-pub fn send_bytes(family: u32, bytes: *const u8, len: u64) -> bool {
+pub fn send_bytes(family: u32, bytes: *const u8, len: u64, urgency: Urgency) -> bool {
     let ring = ring(family);
     // SAFETY: the callers pass a map value and a length that they bounded by its size; the verifier checks it again.
     let status = unsafe {
@@ -120,7 +128,7 @@ pub fn send_bytes(family: u32, bytes: *const u8, len: u64) -> bool {
             core::ptr::from_ref(ring).cast_mut().cast(),
             bytes.cast_mut().cast(),
             len,
-            wakeup(family, ring),
+            wakeup(urgency, ring),
         )
     };
     count_family(family, status != 0);

@@ -3,9 +3,9 @@
 use agent_ebpf::{
     abi::stack::{KERNEL_FRAMES_MAX, KernelStack},
     state::{
-        AliveKey, Cluster, LockWaitState, MainLoop, PgBackend, PgWaitKey, PgWaitSum, PgWaitWindow, Regions,
-        RunQueueKey, Scrutiny, SiteKey, SiteState, Switches, TARGET_WORDS, Tally, Target, ThreadState, UNWIND_ROWS_MAX,
-        UnwindRow, WorkKey, WorkState,
+        AliveKey, Cluster, LockWaitState, MainLoop, PgBackend, PgWaitKey, PgWaitSum, PgWaitWindow,
+        RUN_QUEUE_OCTAVES_MAX, Regions, RunQueueOctave, RunQueueOctaveKey, Scrutiny, SiteKey, SiteState, Switches,
+        TARGET_WORDS, Tally, Target, ThreadState, UNWIND_ROWS_MAX, UnwindRow, WorkKey, WorkState,
     },
 };
 use aya_ebpf::{
@@ -78,7 +78,10 @@ pub static PG_WAITS: HashMap<PgWaitKey, PgWaitSum> = HashMap::with_max_entries(3
 #[map]
 pub static PG_WAIT_WINDOW: Array<PgWaitWindow> = Array::with_max_entries(1, 0);
 #[map]
-pub static RUN_QUEUE: HashMap<RunQueueKey, u64> = HashMap::with_max_entries(65536, 0);
+pub static RUN_QUEUE: HashMap<RunQueueOctaveKey, RunQueueOctave> = HashMap::with_max_entries(RUN_QUEUE_OCTAVES_MAX, 0);
+/// An octave as it is first inserted.
+#[map]
+pub static BLANK_OCTAVE: Array<RunQueueOctave> = Array::with_max_entries(1, 0);
 #[map]
 pub static SEEN: LruHashMap<u64, u8> = LruHashMap::with_max_entries(16384, 0);
 #[map]

@@ -10,7 +10,7 @@ use agent_ebpf::{
 use aya_ebpf::{EbpfContext, helpers::generated::bpf_get_stack};
 
 use super::{
-    emit::{count, header, send_bytes},
+    emit::{Urgency, count, header, send_bytes},
     maps,
 };
 
@@ -82,15 +82,15 @@ pub fn kernel<C: EbpfContext>(ctx: &C, buffer: Buffer, now: u64) -> u64 {
         (*buffer).head =
             KernelStack { header: header(kind::KERNEL_STACK, 0, now), id, depth: depth as u32, reserved: 0 };
         let len = core::mem::size_of::<KernelStack>() + (depth & 127) * 8;
-        send_once(id, buffer.cast(), len as u64);
+        send_once(id, buffer.cast(), len as u64, Urgency::None);
         id
     }
 }
 
 /// Sends a stack, and remembers that it went out; one that was dropped is sent again next time.
 #[inline(always)]
-pub fn send_once(id: u64, bytes: *const u8, len: u64) {
-    if send_bytes(family::STACK, bytes, len) {
+pub fn send_once(id: u64, bytes: *const u8, len: u64, urgency: Urgency) {
+    if send_bytes(family::STACK, bytes, len, urgency) {
         let _ = maps::SEEN.insert(&id, &1, 0);
     }
 }

@@ -28,7 +28,7 @@ use aya_ebpf::{
 
 use super::{
     awaits,
-    emit::{count_n, current, header},
+    emit::{Urgency, count_n, current, header},
     globals, maps,
     stack::{Buffer, mix, send_once},
     tables,
@@ -144,7 +144,7 @@ pub fn user<C: EbpfContext>(ctx: &C, target: &Target, buffer: Buffer, now: u64) 
             return Walked::NONE;
         }
         let len = size_of::<UserStack>() as u64 + frames * size_of::<UserFrame>() as u64;
-        send_once(id, buffer.cast(), len);
+        send_once(id, buffer.cast(), len, Urgency::Moving);
     }
     Walked { id, depth }
 }

@@ -444,6 +444,7 @@ impl Driver {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut out = pin!(sleep_until(deadline.unwrap_or_else(|| begin + FOREVER)));
         loop {
+            let due = self.sinks.due();
             tokio::select! {
                 biased;
                 _ = interrupt.recv() => return Ok(Ending { reason: EndReason::Interrupted, code: exit::INTERRUPTED }),
@@ -463,8 +464,9 @@ impl Driver {
                 }
                 Some(answer) = self.answers.recv() => self.answer_all(answer),
                 Some(batch) = self.session.batches.recv() => self.take(batch),
+                () = sleep_until(due.map_or_else(Instant::now, Into::into)), if due.is_some() => {}
             }
-            self.sinks.flush();
+            self.sinks.flush_due();
             if self.targets.is_empty() && self.resident.is_none() {
                 return Ok(Ending { reason: EndReason::TargetsGone, code: exit::OK });
             }

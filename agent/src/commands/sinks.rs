@@ -13,7 +13,7 @@ use std::{
         mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use log::{error, info, warn};
@@ -32,6 +32,9 @@ use crate::{
 const QUEUE_LEN: usize = 64;
 /// Messages in a bundle; a record is about a kilobyte. Each bundle wakes the writer, which costs more than what it writes.
 const BUNDLE_LEN: usize = 64;
+
+/// How long records wait for others at most: to wake the writer costs more than what it writes.
+const PACE: Duration = Duration::from_millis(50);
 
 /// How long streams may take for what is left at the end.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -74,6 +77,8 @@ pub struct Sinks {
     bundles: SyncSender<Vec<Message>>,
     /// Not sent yet.
     bundle: Vec<Message>,
+    /// From when on it may be.
+    due: Instant,
     thread: JoinHandle<Outcome>,
     books: Books,
     has_recording: bool,
@@ -123,7 +128,7 @@ impl Sinks {
                 outcome
             })
             .map_err(|error| format!("cannot start the writer thread: {error}"))?;
-        Ok(Self { bundles, bundle: Vec::new(), thread, books, has_recording, has_records })
+        Ok(Self { bundles, bundle: Vec::new(), due: Instant::now(), thread, books, has_recording, has_records })
     }
 
     pub fn record(&mut self, record: &Record) {
@@ -145,9 +150,22 @@ impl Sinks {
         }
     }
 
-    /// Sends what was put: to be called whenever nothing more comes at once.
-    pub fn flush(&mut self) {
+    /// When what was put is to be sent, if there is anything.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        (!self.bundle.is_empty()).then_some(self.due)
+    }
+
+    /// Sends what was put, if that is due: to be called whenever nothing more comes at once.
+    pub fn flush_due(&mut self) {
+        if self.due <= Instant::now() {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
         if !self.bundle.is_empty() {
+            self.due = Instant::now() + PACE;
             // A writer that is gone is found by `is_finished`.
             let _ = self.bundles.send(std::mem::take(&mut self.bundle));
         }

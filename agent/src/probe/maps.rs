@@ -4,11 +4,12 @@ use std::{mem::size_of, os::fd::AsFd};
 
 use agent_ebpf::{
     abi::{family, thread_pool::source},
+    histogram::PER_OCTAVE,
     spec::HITS_COUNT,
     state::{
         AliveKey, Cluster, FamilyCounters, MainLoop, PgBackend, PgWaitKey, PgWaitSum, PgWaitWindow, RunQueueKey,
-        SWITCHES_KEPT, Scrutiny, SiteKey, SiteState, Switches, TARGET_BITS, TARGET_WORDS, Tally, Target, ThreadState,
-        WorkKey, WorkState, counter, site, target_flag,
+        RunQueueOctave, RunQueueOctaveKey, SWITCHES_KEPT, Scrutiny, SiteKey, SiteState, Switches, TARGET_BITS,
+        TARGET_WORDS, Tally, Target, ThreadState, WorkKey, WorkState, counter, site, target_flag,
     },
 };
 use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
@@ -38,7 +39,8 @@ const PG_WAIT_SUM: usize = size_of::<PgWaitSum>();
 const PG_WAIT_WINDOW: usize = size_of::<PgWaitWindow>();
 const THREAD: usize = size_of::<ThreadState>();
 const MAIN_LOOP: usize = size_of::<MainLoop>();
-const KEY: usize = size_of::<RunQueueKey>();
+const OCTAVE_KEY: usize = size_of::<RunQueueOctaveKey>();
+const OCTAVE: usize = size_of::<RunQueueOctave>();
 const TALLY: usize = size_of::<Tally>();
 const WORK_KEY: usize = size_of::<WorkKey>();
 const WORK: usize = size_of::<WorkState>();
@@ -57,7 +59,7 @@ pub struct Snapshot {
     pub threads: Bytes,
     /// [`WorkKey`] and [`WorkState`] of items in flight, in turn.
     pub works: Bytes,
-    /// Counts of run-queue latencies.
+    /// Counts of run-queue latencies, without buckets that were never hit.
     pub run_queue: Vec<(RunQueueKey, u64)>,
     pub families: [FamilyCounters; family::COUNT],
     pub counters: [u64; counter::COUNT],
@@ -105,7 +107,7 @@ pub struct Maps {
     pg_waits: HashMap<MapData, Raw<PG_WAIT_KEY>, Raw<PG_WAIT_SUM>>,
     pg_wait_window: Array<MapData, Raw<PG_WAIT_WINDOW>>,
     threads: HashMap<aya::maps::MapData, u32, Raw<THREAD>>,
-    run_queue: HashMap<aya::maps::MapData, Raw<KEY>, u64>,
+    run_queue: HashMap<aya::maps::MapData, Raw<OCTAVE_KEY>, Raw<OCTAVE>>,
     works: HashMap<aya::maps::MapData, Raw<WORK_KEY>, Raw<WORK>>,
     tally: PerCpuArray<aya::maps::MapData, Raw<TALLY>>,
     main_loops: HashMap<aya::maps::MapData, u32, Raw<MAIN_LOOP>>,
@@ -317,12 +319,7 @@ impl Maps {
             works.put_slice(&key);
             works.put_slice(&item);
         }
-        let run_queue = self
-            .run_queue
-            .iter()
-            .flatten()
-            .filter_map(|(key, count)| Some((RunQueueKey::read_from_bytes(&key).ok()?, count)))
-            .collect();
+        let run_queue = self.run_queue.iter().flatten().flat_map(|(key, octave)| buckets(key, &octave)).collect();
         let mut snapshot = Snapshot {
             now,
             threads,
@@ -501,6 +498,19 @@ where
 {
     let map = probes.ebpf.take_map(name).ok_or(MapsError::Missing(name))?;
     T::try_from(map).map_err(|source| MapsError::Access { name, source })
+}
+
+/// The buckets of an octave of the run-queue histogram.
+fn buckets(key: Raw<OCTAVE_KEY>, octave: &Raw<OCTAVE>) -> Vec<(RunQueueKey, u64)> {
+    let (Ok(RunQueueOctaveKey { tgid, class, octave: above }), Ok(octave)) =
+        (RunQueueOctaveKey::read_from_bytes(&key), RunQueueOctave::read_from_bytes(octave))
+    else {
+        return Vec::new();
+    };
+    let first = u32::from(above) * PER_OCTAVE;
+    let bucket = |bucket: u32| RunQueueKey { tgid, class, bucket: u16::try_from(bucket).unwrap_or(u16::MAX) };
+    let counts = (first..).zip(octave.counts).filter(|(_, count)| *count != 0);
+    counts.map(|(at, count)| (bucket(at), count)).collect()
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {

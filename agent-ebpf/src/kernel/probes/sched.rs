@@ -7,7 +7,7 @@ use agent_ebpf::{
     },
     histogram,
     spec::slot,
-    state::{RunQueueKey, Switches, ThreadState, counter, flag},
+    state::{RunQueueOctave, RunQueueOctaveKey, Switches, ThreadState, counter, flag},
 };
 use aya_ebpf::{
     EbpfContext,
@@ -23,6 +23,9 @@ use crate::kernel::{
     thread::{self, charge},
     unwind,
 };
+
+/// From `linux/bpf.h`: fail where the key is there.
+const BPF_NOEXIST: u64 = 1;
 
 /// `TASK_STOPPED | TASK_TRACED`.
 const STATE_STOPPED: u32 = 0x4 | 0x8;
@@ -278,13 +281,27 @@ fn emit_off_cpu(state: &ThreadState, now: u64, woken: u64, class: u32) {
 
 #[inline(always)]
 fn count_run_queue(tgid: u32, class: u32, latency_ns: u64) {
-    let key = RunQueueKey { tgid, class: class as u16, bucket: histogram::index(latency_ns) as u16 };
-    if let Some(count) = maps::RUN_QUEUE.get_ptr_mut(&key) {
-        // SAFETY: an aligned u64 in a map value; several CPUs add to it, each in one instruction.
-        unsafe { core::arch::asm!("lock *(u64 *)({at} + 0) += {one}", at = in(reg) count, one = in(reg) 1u64) }
-    } else if maps::RUN_QUEUE.insert(&key, &1, 0).is_err() {
-        count(counter::RUN_QUEUE_FULL);
+    let bucket = histogram::index(latency_ns);
+    let key = RunQueueOctaveKey { tgid, class: class as u16, octave: (bucket / histogram::PER_OCTAVE) as u16 };
+    let Some(octave) = octave(&key) else { return count(counter::RUN_QUEUE_FULL) };
+    // SAFETY: inside of the octave, and aligned; several CPUs add to it, each in one instruction.
+    unsafe {
+        let at = (&raw mut (*octave).counts).cast::<u64>().add((bucket % histogram::PER_OCTAVE) as usize);
+        core::arch::asm!("lock *(u64 *)({at} + 0) += {one}", at = in(reg) at, one = in(reg) 1u64);
     }
+}
+
+#[inline(always)]
+fn octave(key: &RunQueueOctaveKey) -> Option<*mut RunQueueOctave> {
+    let known = maps::RUN_QUEUE.get_ptr_mut(key);
+    if known.is_some() {
+        return known;
+    }
+    let blank = maps::BLANK_OCTAVE.get_ptr(0)?;
+    // Another CPU may have been first: its counts stay.
+    // SAFETY: BLANK_OCTAVE is never written: its one value is zeroes.
+    let _ = maps::RUN_QUEUE.insert(key, unsafe { &*blank }, BPF_NOEXIST);
+    maps::RUN_QUEUE.get_ptr_mut(key)
 }
 
 #[btf_tracepoint(function = "sched_wakeup")]

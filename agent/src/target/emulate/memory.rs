@@ -29,22 +29,29 @@ impl<S: Memory> Machine<'_, S> {
     }
 
     pub(super) fn load_bytes(&mut self, at: u64, into: &mut [u8]) -> Step<()> {
-        for (offset, byte) in (0u64..).zip(into) {
-            let at = at.wrapping_add(offset);
-            *byte = self.page(at)?.get((at & (PAGE - 1)) as usize).copied().unwrap_or(0);
+        let (mut at, mut rest) = (at, into);
+        while !rest.is_empty() {
+            let (part, tail) = rest.split_at_mut(within_page(at, rest.len()));
+            let page = self.page(at)?;
+            part.copy_from_slice(page.get(offset(at)..).and_then(|page| page.get(..part.len())).unwrap_or_default());
+            at = at.wrapping_add(part.len() as u64);
+            rest = tail;
         }
         Ok(())
     }
 
     pub(super) fn store_bytes(&mut self, at: u64, bytes: &[u8]) -> Step<()> {
-        for (offset, byte) in (0u64..).zip(bytes) {
-            let at = at.wrapping_add(offset);
+        let (mut at, mut rest) = (at, bytes);
+        while !rest.is_empty() {
+            let (part, tail) = rest.split_at(within_page(at, rest.len()));
             let journaling = self.journaling;
-            let Some(place) = self.page(at)?.get_mut((at & (PAGE - 1)) as usize) else { continue };
-            let old = std::mem::replace(place, *byte);
-            if journaling {
-                self.journal.push((at, old));
-            }
+            let place = self.page(at)?.get_mut(offset(at)..).and_then(|page| page.get_mut(..part.len()));
+            let place = place.unwrap_or_default();
+            let old = journaling.then(|| place.to_vec());
+            place.copy_from_slice(part);
+            self.journal.extend((at..).zip(old.into_iter().flatten()));
+            at = at.wrapping_add(part.len() as u64);
+            rest = tail;
         }
         Ok(())
     }
@@ -79,4 +86,14 @@ impl<S: Memory> Machine<'_, S> {
         self.set(number::RSP, top.wrapping_add(8));
         self.load(top, 8)
     }
+}
+
+/// Where in its page an address is.
+fn offset(at: u64) -> usize {
+    (at & (PAGE - 1)) as usize
+}
+
+/// How many of so many bytes are still in the page of the first one.
+fn within_page(at: u64, len: usize) -> usize {
+    len.min(PAGE as usize - offset(at))
 }

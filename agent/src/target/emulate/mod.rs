@@ -18,10 +18,9 @@ mod memory;
 mod operands;
 mod vector;
 
-use std::collections::HashMap;
-
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
 use operands::beyond;
+use rustc_hash::FxHashMap;
 
 use super::memory::Memory;
 use crate::units::UserAddr;
@@ -72,7 +71,7 @@ pub enum Fault {
 #[derive(Debug, Default)]
 pub struct Known {
     /// Instructions by address: a file's code does not change.
-    decoded: HashMap<u64, Instruction>,
+    decoded: FxHashMap<u64, Instruction>,
     /// Pages that a run has read: the next one reads them all at once, in a hundredth of the time.
     pages: Vec<u64>,
 }
@@ -81,7 +80,7 @@ pub struct Known {
 pub struct Machine<'a, S> {
     source: &'a S,
     known: &'a mut Known,
-    pages: HashMap<u64, Box<[u8; PAGE as usize]>>,
+    pages: FxHashMap<u64, Box<[u8; PAGE as usize]>>,
     registers: [u64; 16],
     vectors: [u128; 16],
     flags: Flags,
@@ -120,7 +119,7 @@ impl<'a, S: Memory> Machine<'a, S> {
         Self {
             source,
             known,
-            pages: HashMap::new(),
+            pages: FxHashMap::default(),
             registers: [0; 16],
             vectors: [0; 16],
             flags: Flags::default(),
