@@ -102,7 +102,7 @@ pub const SWITCHES_KEPT: usize = 8;
 
 record! {
     /// What user space says of switches and of stacks at them.
-    pub struct Switches[88] {
+    pub struct Switches[96] {
         /// Even while switches are watched and odd while they are not; each change adds one.
         pub epoch: u32,
         /// 1 once nothing is recorded any more of whatever process.
@@ -111,6 +111,8 @@ record! {
         pub stack_token_ns: u64,
         /// So many times the price of another stack one costs of a thread that was preempted.
         pub preempted_tokens: u64,
+        /// And that of a thread that turns no loop and runs no item of the thread pool, as far as is seen: it waits for work.
+        pub other_tokens: u64,
         /// When they were last watched, by `epoch / 2` of the time before.
         pub until_ns: [u64; SWITCHES_KEPT],
     }
@@ -124,6 +126,8 @@ impl Switches {
     pub const PREEMPTED_TOKENS: u64 = 16;
     /// 60 a second, where only long ones do: most that are preempted are back soon, and their stacks are for nothing.
     pub const PREEMPTED_TOKENS_LONG: u64 = 64;
+    /// 15 a second: it is the same one again and again.
+    pub const OTHER_TOKENS_LONG: u64 = 256;
 
     /// Up to when a state that was brought up to date in `epoch` can be relied on, where that is over; 0 where nobody knows any more,
     /// or where nothing was watched then.

@@ -269,6 +269,7 @@ impl Core {
                 quiet: 0,
                 stack_token_ns: 0,
                 preempted_tokens: 0,
+                other_tokens: 0,
                 until_ns: tick.switches_until_ns,
             },
         };

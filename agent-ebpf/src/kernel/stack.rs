@@ -17,8 +17,8 @@ use super::{
 /// Stacks that a thread may take at once.
 const TOKENS_MAX: u64 = 256;
 
-/// Tokens that a stack costs where the thread waits for something; what one costs of a thread that was merely preempted, which
-/// happens more often and tells less, is [`Switches::preempted_tokens`].
+/// Tokens that a stack costs where the thread waits for something. One of a thread that was merely preempted, which happens more often
+/// and tells less, or of a thread that serves others, costs more: see [`Switches`].
 pub const PRICE_BLOCKED: u64 = 1;
 
 /// Frames of a user stack that each cost one more token.

@@ -178,10 +178,9 @@ impl Session {
         }
         degraded.extend(skips.iter().map(tracepoint_degraded));
         let mut maps = Maps::take(&mut probes)?;
-        maps.set_preempted_tokens(match wanted.1 {
-            SwitchesWanted::Auto => Switches::PREEMPTED_TOKENS_LONG,
-            SwitchesWanted::Always => Switches::PREEMPTED_TOKENS,
-        })?;
+        if let SwitchesWanted::Auto = wanted.1 {
+            maps.set_stack_prices(Switches::PREEMPTED_TOKENS_LONG, Switches::OTHER_TOKENS_LONG)?;
+        }
         let tables = Tables::take(&mut probes)?;
         let (to_core, batches) = mpsc::channel(BATCHES_MAX);
         let (flush, requests) = mpsc::channel(1);

@@ -148,6 +148,7 @@ impl Maps {
                 quiet: 0,
                 stack_token_ns: Switches::STACK_TOKEN_NS,
                 preempted_tokens: Switches::PREEMPTED_TOKENS,
+                other_tokens: 1,
                 until_ns: [0; SWITCHES_KEPT],
             },
         })
@@ -423,9 +424,9 @@ impl Maps {
         self.set_switches(switches)
     }
 
-    /// What a stack of a preempted thread costs.
-    pub fn set_preempted_tokens(&mut self, preempted_tokens: u64) -> Result<(), MapsError> {
-        self.set_switches(Switches { preempted_tokens, ..self.switches_now })
+    /// What a stack costs of a thread that was preempted, or that serves others.
+    pub fn set_stack_prices(&mut self, preempted_tokens: u64, other_tokens: u64) -> Result<(), MapsError> {
+        self.set_switches(Switches { preempted_tokens, other_tokens, ..self.switches_now })
     }
 
     /// A thread earns a stack in so many times the usual time.

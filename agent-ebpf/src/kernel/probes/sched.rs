@@ -163,10 +163,13 @@ fn switch_out<C: EbpfContext>(ctx: &C, (tgid, tid): (u32, u32), left: Left, swit
         state.flags &= !flag::GC_JOB;
     }
     // Where no stay is an event, nobody asks for its stack.
-    if thread::is_idle(state) || threshold_ns(thread::class(state)) == u64::MAX {
+    let class = thread::class(state);
+    if thread::is_idle(state) || threshold_ns(class) == u64::MAX {
         return;
     }
     let price = if out_reason == reason::PREEMPTED { switches.preempted_tokens } else { stack::PRICE_BLOCKED };
+    let serves = class != class::EVENT_LOOP && state.work == 0;
+    let price = if serves && price < switches.other_tokens { switches.other_tokens } else { price };
     if stack::pay(state, now, price, switches.stack_token_ns) {
         if let Some(target) = thread::target(tgid) {
             let walked = unwind::user(ctx, &target, Buffer::Scheduler, now);
