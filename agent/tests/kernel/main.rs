@@ -43,6 +43,7 @@ mod profile;
 mod records;
 mod resident;
 mod sched;
+mod scrape;
 mod soak;
 mod stacks;
 mod stream;

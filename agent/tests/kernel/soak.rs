@@ -3,8 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fs,
-    io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::SocketAddr,
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
@@ -18,6 +17,7 @@ use crate::{
     harness::{Process, VERSION, VERSIONS, Workload, bench, node, read, say, script},
     records::{Records, text},
     resident::{Daemon, LIMIT},
+    scrape::{free_address, get},
 };
 
 /// Begins and ends so many programs a second, for as long as it lives.
@@ -46,7 +46,8 @@ impl Storm {
 #[test]
 fn a_burst_of_processes_is_met_whole_and_leaves_nothing() {
     let Some(bench) = bench() else { return };
-    let many = std::env::var("AGENT_TEST_BURST").map_or(30, |many| many.parse().unwrap());
+    let (many, lasting) = std::env::var("AGENT_TEST_BURST")
+        .map_or((30, Duration::ZERO), |many| (many.parse().unwrap(), Duration::from_mins(1)));
     let mut daemon = Daemon::start(&bench, "burst");
     let empty = daemon.entries();
     let storm = Storm { stop: AtomicBool::new(false), begun: AtomicU32::new(0) };
@@ -68,6 +69,7 @@ fn a_burst_of_processes_is_met_whole_and_leaves_nothing() {
             thread::sleep(Duration::from_millis(1500));
             left.push((daemon.descriptors(), daemon.entries()));
         }
+        thread::sleep(lasting.saturating_sub(since.elapsed()));
         storm.stop.store(true, Ordering::Relaxed);
     });
     let begun = storm.begun.load(Ordering::Relaxed);
@@ -155,12 +157,8 @@ fn held(daemon: &Daemon, metrics: SocketAddr) -> [f64; HELD.len()] {
 
 /// How many series Prometheus would read.
 fn series(metrics: SocketAddr) -> usize {
-    let mut stream = TcpStream::connect(metrics).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    answer.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase())).count()
+    let text = get(metrics, "/metrics").expect("metrics");
+    text.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase())).count()
 }
 
 /// How much a figure grows over all looks, by a straight line through them.
@@ -182,7 +180,7 @@ fn a_host_where_processes_come_and_go_leaves_nothing_in_the_daemon() {
     let Some(bench) = bench() else { return };
     let seconds = std::env::var("AGENT_TEST_SOAK").map_or(15, |seconds| seconds.parse().unwrap());
     let collector = Http::listen(&[]);
-    let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let metrics = free_address();
     let rules = format!(
         "[metrics]\nlisten = \"{metrics}\"\n[[stream]]\ntype = \"otlp\"\nto = \"http://{}\"\n\
          signals = [\"metrics\", \"logs\", \"profiles\"]\n",
@@ -237,7 +235,10 @@ fn a_host_where_processes_come_and_go_leaves_nothing_in_the_daemon() {
         if figure == 0 && seconds < 120 {
             allowed += MEMORY_A_PROCESS_MAX * pids.len() as f64;
         }
-        let line = format!("{name}: {first} at first, {last} at last, {most} at most, grown by {:.1} (allowed {allowed})", grown[figure]);
+        let line = format!(
+            "{name}: {first} at first, {last} at last, {most} at most, grown by {:.1} (allowed {allowed})",
+            grown[figure]
+        );
         say(&format!("measured soak: {line}"));
         if grown[figure] > allowed {
             too_much.push(line);
