@@ -101,8 +101,8 @@ pub const TARGET_BITS: u32 = TARGET_WORDS * 64;
 pub const SWITCHES_KEPT: usize = 8;
 
 record! {
-    /// What user space says of switches and of stacks at them.
-    pub struct Switches[88] {
+    /// What user space says of switches, of stacks at them and of samples.
+    pub struct Switches[96] {
         /// Even while switches are watched and odd while they are not; each change adds one.
         pub epoch: u32,
         /// 1 once nothing is recorded any more of whatever process.
@@ -111,6 +111,9 @@ record! {
         pub stack_token_ns: u64,
         /// So many times the price of another stack one costs of a thread that was preempted.
         pub preempted_tokens: u64,
+        /// One tick of a CPU's clock in so many is a sample; 0 counts as 1.
+        pub sample_step: u32,
+        pub reserved: u32,
         /// When they were last watched, by `epoch / 2` of the time before.
         pub until_ns: [u64; SWITCHES_KEPT],
     }

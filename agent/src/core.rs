@@ -269,6 +269,8 @@ impl Core {
                 quiet: 0,
                 stack_token_ns: 0,
                 preempted_tokens: 0,
+                sample_step: 0,
+                reserved: 0,
                 until_ns: tick.switches_until_ns,
             },
         };
