@@ -101,8 +101,8 @@ pub const TARGET_BITS: u32 = TARGET_WORDS * 64;
 pub const SWITCHES_KEPT: usize = 8;
 
 record! {
-    /// What user space says of switches and of stacks at them.
-    pub struct Switches[96] {
+    /// What user space says of switches, of stacks at them and of samples.
+    pub struct Switches[104] {
         /// Even while switches are watched and odd while they are not; each change adds one.
         pub epoch: u32,
         /// 1 once nothing is recorded any more of whatever process.
@@ -113,6 +113,9 @@ record! {
         pub preempted_tokens: u64,
         /// And that of a thread that turns no loop and runs no item of the thread pool, as far as is seen: it waits for work.
         pub other_tokens: u64,
+        /// One tick of a CPU's clock in so many is a sample; 0 counts as 1.
+        pub sample_step: u32,
+        pub reserved: u32,
         /// When they were last watched, by `epoch / 2` of the time before.
         pub until_ns: [u64; SWITCHES_KEPT],
     }

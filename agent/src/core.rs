@@ -270,6 +270,8 @@ impl Core {
                 stack_token_ns: 0,
                 preempted_tokens: 0,
                 other_tokens: 0,
+                sample_step: 0,
+                reserved: 0,
                 until_ns: tick.switches_until_ns,
             },
         };

@@ -13,6 +13,7 @@ use zerocopy::FromBytes;
 
 use crate::{
     counters::Reason,
+    limits::SAMPLE_WEIGHT_MAX,
     units::{MonoNs, Pid, Tid, UserAddr},
 };
 
@@ -173,7 +174,7 @@ impl<'a> Decoder<'a> {
             kernel_stack: Some(sample.kernel_stack).filter(|&id| id != 0),
             class,
             in_gc: sample.header.flags & sample::flag::IN_GC != 0,
-            cpu: sample.cpu,
+            weight: sample.weight.clamp(1, SAMPLE_WEIGHT_MAX),
             period_ns: sample.period_ns,
         })
     }

@@ -20,6 +20,9 @@ pub const FRAMES_DISTINCT_MAX: usize = 65_536;
 /// Stacks of samples that a window tells apart: 48 B x 16 384 = 768 KiB. What comes later is counted together.
 pub const SAMPLE_STACKS_MAX: usize = 16_384;
 
+/// Ticks of a CPU's clock that one sample may stand for: see `govern::Level`.
+pub const SAMPLE_WEIGHT_MAX: u32 = 1024;
+
 /// Stacks of one process and window that OTLP tells apart, most samples first: 4096 x 256 frames x 3 B = 3 MiB. The rest is summed.
 pub const OTLP_PROFILE_STACKS_MAX: usize = 4096;
 

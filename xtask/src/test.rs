@@ -1,13 +1,18 @@
 //! Everything that has to hold before a change is taken: format, lints, tests.
 
-use std::{ffi::OsString, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use serde_json::Value;
 
 use crate::{
     build::object,
     kernel::{self, Series},
-    run::{Error, line_of, run, say},
+    run::{Error, line_of, root, run, say, tools},
     toolchain::host_cargo,
 };
 
@@ -33,6 +38,7 @@ pub fn test(args: &[OsString]) -> Result<(), Error> {
         say("lints");
         let mut clippy = host_cargo(&["clippy", "--workspace", "--all-targets"]);
         run(clippy.args(FEATURES).args(["--", "--deny", "warnings"]))?;
+        dependencies()?;
     }
     say("tests");
     let mut test = host_cargo(&["test", "--workspace"]);
@@ -42,6 +48,22 @@ pub fn test(args: &[OsString]) -> Result<(), Error> {
         kernel::test(OLDER, &program()?, &args, ON_OLDER_LIMIT)?;
     }
     Ok(())
+}
+
+/// What is linked has licences that go with ours, and comes from the registry. Known vulnerabilities are another day's question, as their
+/// list is fetched: `cargo deny check advisories`.
+fn dependencies() -> Result<(), Error> {
+    let mut deny = Command::new(tools().join("bin/cargo-deny"));
+    deny.current_dir(root()).args(["--offline", "--log-level", "error", "check", "bans", "licenses", "sources"]);
+    if Path::new(deny.get_program()).is_file() {
+        say("dependencies");
+        return run(&mut deny);
+    }
+    say("SKIPPED dependencies: need cargo-deny (cargo xtask setup)");
+    match std::env::var_os("CI") {
+        Some(_) => Err(Error::Missing { what: "cargo-deny".into(), so: "nothing is skipped on CI".into() }),
+        None => Ok(()),
+    }
 }
 
 /// The tests against the kernel, on another one.

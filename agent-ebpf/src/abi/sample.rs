@@ -17,8 +17,9 @@ record! {
         pub kernel_stack: u64,
         /// One of [`super::sched::class`].
         pub class: u32,
-        pub cpu: u32,
-        /// Time on CPU that the sample stands for.
+        /// Ticks of that clock that it stands for: itself, and those before it that were passed over.
+        pub weight: u32,
+        /// Time on CPU that each of them stands for.
         pub period_ns: u64,
     }
 }

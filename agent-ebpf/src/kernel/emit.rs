@@ -61,11 +61,12 @@ pub fn count_n(counter: u32, n: u64) {
     }
 }
 
+/// Counts a hit of a program on this CPU, and says how many there were.
 #[inline(always)]
-pub fn count_hit(slot: u32) {
-    if let Some(value) = tally().and_then(|tally| tally.hits.get_mut(slot as usize)) {
-        *value += 1;
-    }
+pub fn count_hit(slot: u32) -> u64 {
+    let Some(value) = tally().and_then(|tally| tally.hits.get_mut(slot as usize)) else { return 0 };
+    *value += 1;
+    *value
 }
 
 /// A ring with so much in it wakes its reader, who else comes by at his own pace.

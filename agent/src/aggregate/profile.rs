@@ -33,6 +33,7 @@ pub struct SampleKey {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SampleTotals {
+    /// Those that are rarer than usual count for those that were left out, too.
     pub samples: u64,
     /// Of which: in garbage collection pauses.
     pub gc_samples: u64,
@@ -73,16 +74,17 @@ pub struct SampleWindow {
 impl SampleWindow {
     pub fn add(&mut self, tid: Tid, sample: &Sample, counters: &mut Counters) {
         self.period_ns = sample.period_ns;
+        let weight = u64::from(sample.weight);
         let place = SamplePlace { user_stack: sample.user_stack, kernel_stack: sample.kernel_stack };
         let key = SampleKey { tid, class: sample.class, place };
         if self.stacks.len() >= SAMPLE_STACKS_MAX && !self.stacks.contains_key(&key) {
             counters.add(Reason::SampleStacksFull);
-            self.other += 1;
+            self.other += weight;
             return;
         }
         let totals = self.stacks.entry(key).or_default();
-        totals.samples += 1;
-        totals.gc_samples += u64::from(sample.in_gc);
+        totals.samples += weight;
+        totals.gc_samples += if sample.in_gc { weight } else { 0 };
     }
 
     #[must_use]
@@ -105,7 +107,7 @@ mod tests {
             kernel_stack: None,
             class: Class::EventLoop,
             in_gc: user_stack == 0,
-            cpu: 0,
+            weight: 1,
             period_ns: 10,
         }
     }
@@ -123,5 +125,16 @@ mod tests {
         assert_eq!(figures.stacks.iter().map(|(_, totals)| totals.samples).sum::<u64>() + figures.other, n + 7);
         assert_eq!(figures.stacks[0].1, SampleTotals { samples: 2, gc_samples: 2 });
         assert_eq!(window.close(), SampleFigures::default());
+    }
+
+    #[test]
+    fn a_sample_that_stands_for_others_counts_for_them() {
+        let mut window = SampleWindow::default();
+        let mut counters = Counters::default();
+        for (stack, weight) in [(0, 1), (1, 1), (1, 4), (0, 16)] {
+            window.add(Tid(1), &Sample { weight, ..sample(stack) }, &mut counters);
+        }
+        let totals: Vec<SampleTotals> = window.close().stacks.into_iter().map(|(_, totals)| totals).collect();
+        assert_eq!(totals, [SampleTotals { samples: 17, gc_samples: 17 }, SampleTotals { samples: 5, gc_samples: 0 }]);
     }
 }

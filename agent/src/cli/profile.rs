@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{
     StreamArgs,
     help::DIFF_EXAMPLES,
-    values::{duration, lasting, pid, requests, window},
+    values::{duration, lasting, pid, requests, share, window},
 };
 
 /// What a profile is written as.
@@ -133,6 +133,11 @@ pub struct ProfileArgs {
     /// Profile Node.js processes that a process starts, too
     #[arg(long)]
     pub follow: bool,
+
+    /// Share of the host's CPUs that samples may take: half of it from what runs here, and three times of it for the agent to name them;
+    /// where it is too much, one in 4, 16, … is taken, and counts for all of them
+    #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = share)]
+    pub max_overhead: f64,
 
     /// How often figures are summed up
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = window)]

@@ -84,6 +84,8 @@ pub fn of_self(hits: Vec<(u64, u64)>, hit_cost: Option<HitCost>) -> SelfCost {
         bpf_run_ns: None,
         hit_cost,
         stacks_rarer: 1,
+        samples_rarer: 1,
+        looks_rarer: 1,
         records_rarer: 1,
         streams: Vec::new(),
     }

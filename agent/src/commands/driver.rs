@@ -616,6 +616,9 @@ impl Driver {
     /// What each process holds as the window ends.
     fn look(&mut self, tick: &Tick) {
         let Some(lookout) = &mut self.lookout else { return };
+        if !lookout.is_due(&self.session) {
+            return;
+        }
         let memories = lookout.look(&self.session, &tick.threads);
         lookout.suspect(&mut self.session, &memories);
         for (pid, memory) in memories {

@@ -77,11 +77,12 @@ pub struct Governor {
     budget: Budget,
     hit_cost: Duration,
     groups: Vec<Governed>,
-    /// How much rarer stacks are, as they cost too much, or as the agent itself does.
+    /// How much rarer stacks off CPU and samples are, as they cost too much, or as the agent itself does.
     stacks: Level,
+    samples: Level,
     own: Level,
     began: MonoNs,
-    /// Of a profile nothing is cut down: it is what was asked for.
+    /// Of a profile stacks off CPU are not cut down: they are what was asked for.
     cuts_down: bool,
     /// When it was last looked, and the hits by then.
     last: (MonoNs, Vec<u64>),
@@ -113,6 +114,7 @@ impl Governor {
             hit_cost: UPROBE_COST,
             groups: all,
             stacks: Level::quick(now),
+            samples: Level::quick(now),
             own: Level::steady(now),
             began: now,
             cuts_down: switches == SwitchesWanted::Auto,
@@ -165,9 +167,7 @@ impl Governor {
 
     /// What is to be attached or detached.
     pub fn decide(&mut self, now: MonoNs, counts: &Counts) -> Vec<(Group, Action)> {
-        if self.cuts_down {
-            self.cut_down(now, counts);
-        }
+        self.cut_down(now, counts);
         let budget = self.budget;
         let uprobe_cost = self.hit_cost;
         let rarer = f64::from(self.records_rarer());
@@ -194,10 +194,11 @@ impl Governor {
 
     /// Where stacks or the agent itself cost too much, there are fewer of them, and less for it to do.
     fn cut_down(&mut self, now: MonoNs, counts: &Counts) {
-        // Samples cannot be made rarer: they are not in it.
-        let stacks = counts.stacks.saturating_sub(counts.sampled);
-        let stacks = Duration::from_nanos(nanoseconds(STACK_COST).saturating_mul(stacks));
-        self.stacks.step(now, stacks, self.budget.stacks(counts.targets));
+        let cost = |stacks: u64| Duration::from_nanos(nanoseconds(STACK_COST).saturating_mul(stacks));
+        let part = self.budget.stacks(counts.targets);
+        // Each sample has a stack.
+        self.stacks.step(now, cost(counts.stacks.saturating_sub(counts.sampled)), part);
+        self.samples.step(now, cost(counts.sampled), part);
         if now.since(self.began).0 >= nanoseconds(OWN_GRACE) {
             self.own.step(now, counts.own, self.budget.own(counts.targets));
         }
@@ -206,13 +207,25 @@ impl Governor {
     /// So many times rarer stacks off CPU shall be than usual.
     #[must_use]
     pub fn stacks_rarer(&self) -> u32 {
-        self.stacks.times().max(self.own.times())
+        if self.cuts_down { self.stacks.times().max(self.own.times()) } else { 1 }
+    }
+
+    /// And samples.
+    #[must_use]
+    pub fn samples_rarer(&self) -> u32 {
+        self.samples.times().max(self.own.times())
+    }
+
+    /// And looks at heaps: where fewer stacks were not enough.
+    #[must_use]
+    pub fn looks_rarer(&self) -> u32 {
+        self.own.times_after_first()
     }
 
     /// And so many times less turns and the thread pool may take: where fewer stacks were not enough.
     #[must_use]
     pub fn records_rarer(&self) -> u32 {
-        self.own.times_after_first()
+        if self.cuts_down { self.own.times_after_first() } else { 1 }
     }
 
     /// Of groups that are attached on suspicion, for seconds, those that cost too much even so. What makes handles and what frees them
@@ -277,4 +290,81 @@ fn switching_ns(hits: &[u64]) -> u64 {
 fn hits_of(group: Group, hits: &[u64]) -> u64 {
     let ids = PROBES.iter().filter(|probe| probe.group == group).map(|probe| probe.id);
     ids.filter_map(|id| hits.get(usize::try_from(id).ok()?)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::govern::SHARE;
+
+    const LOOK: Duration = Duration::from_millis(250);
+    /// On two CPUs, of one process: the agent itself may take six percent of one, and stacks one.
+    const BUDGET: Budget = Budget::new(SHARE, 2);
+
+    /// Running totals, of a load that takes so much in each look where nothing is cut down.
+    struct Load {
+        governor: Governor,
+        now: MonoNs,
+        own: Duration,
+        sampled: u64,
+    }
+
+    impl Load {
+        fn new(switches: SwitchesWanted) -> Self {
+            let governor = Governor::new(&[], (PhasesWanted::Never, switches), BUDGET, MonoNs(0));
+            Self { governor, now: MonoNs(0), own: Duration::ZERO, sampled: 0 }
+        }
+
+        /// Runs for so long, with samples that cost so much to take and so much to name, and looks at heaps that cost so much.
+        fn run(&mut self, lasting: Duration, a_second: u32, naming: Duration, looking: f64) {
+            for _ in 0..lasting.as_millis() / LOOK.as_millis() {
+                self.now = MonoNs(self.now.0 + nanoseconds(LOOK));
+                let samples = a_second / 4 / self.governor.samples_rarer();
+                self.sampled += u64::from(samples);
+                self.own += naming * samples + LOOK.mul_f64(looking / f64::from(self.governor.looks_rarer()));
+                let counts = Counts {
+                    hits: &[],
+                    turns: 0,
+                    stacks: self.sampled,
+                    sampled: self.sampled,
+                    own: self.own,
+                    targets: 1,
+                    has_files: true,
+                };
+                self.governor.decide(self.now, &counts);
+            }
+        }
+
+        fn rarer(&self) -> [u32; 4] {
+            let governor = &self.governor;
+            [governor.stacks_rarer(), governor.samples_rarer(), governor.looks_rarer(), governor.records_rarer()]
+        }
+    }
+
+    #[test]
+    fn samples_whose_names_cost_too_much_are_rarer_until_they_do_not() {
+        for (switches, others) in [(SwitchesWanted::Auto, 4), (SwitchesWanted::Always, 1)] {
+            let mut load = Load::new(switches);
+            load.run(Duration::from_secs(60), 99, Duration::from_micros(500), 0.0);
+            assert_eq!(load.rarer(), [1; 4], "a twentieth of a CPU is within the budget");
+            load.run(Duration::from_secs(60), 396, Duration::from_micros(500), 0.0);
+            assert_eq!(load.rarer(), [others, 4, 1, 1]);
+            load.run(Duration::from_secs(60), 20, Duration::from_micros(500), 0.0);
+            assert_eq!(load.rarer(), [1; 4]);
+        }
+    }
+
+    #[test]
+    fn so_many_samples_that_their_stacks_cost_too_much_are_rarer() {
+        let mut load = Load::new(SwitchesWanted::Always);
+        load.run(Duration::from_secs(10), 10_000, Duration::ZERO, 0.0);
+        assert_eq!(load.rarer(), [1, 4, 1, 1]);
+    }
+
+    #[test]
+    fn looks_at_heaps_that_cost_too_much_are_rarer_when_fewer_samples_were_not_enough() {
+        let mut load = Load::new(SwitchesWanted::Auto);
+        load.run(Duration::from_secs(60), 0, Duration::ZERO, 0.12);
+        assert_eq!(load.rarer(), [16, 16, 4, 4]);
+    }
 }

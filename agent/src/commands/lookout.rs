@@ -22,7 +22,7 @@ use crate::{
         heap::{self, GLOBAL_HANDLE_BYTES, HeapFigures, HeapReader},
         procfs,
     },
-    units::{Pid, UserAddr},
+    units::{MonoNs, Pid, UserAddr},
 };
 
 /// Searches for the isolate of a loop before it is taken to have none.
@@ -31,6 +31,8 @@ const SEARCHES_MAX: u32 = 10;
 /// All that are watched.
 pub struct Lookout {
     processes: BTreeMap<Pid, Watched>,
+    /// Glances and windows that were let pass, as looks are to be rarer.
+    passed: (u32, u32),
     /// Windows until sites are read again; each of them is two system calls.
     sites_in: u32,
     /// Live objects are counted where a heap grows.
@@ -64,6 +66,27 @@ struct Place {
     searches: u32,
     /// What was seen in this window.
     seen: Seen,
+    /// What was last read. A loop that sleeps since then has nothing new to tell, and costs nothing more.
+    scopes: LastRead<Option<u64>>,
+    figures: LastRead<HeapFigures>,
+    handles: LastRead<LoopHandles>,
+}
+
+/// What was read when the loop's thread had been off the CPU since some moment.
+#[derive(Default)]
+struct LastRead<T> {
+    out_since: Option<MonoNs>,
+    value: T,
+}
+
+impl<T: Clone> LastRead<T> {
+    /// Reads it anew, unless the thread has been off the CPU since before it was last read.
+    fn get(&mut self, out_since: Option<MonoNs>, read: impl FnOnce() -> T) -> T {
+        if out_since.is_none() || out_since != self.out_since {
+            *self = Self { out_since, value: read() };
+        }
+        self.value.clone()
+    }
 }
 
 #[derive(Default)]
@@ -156,7 +179,7 @@ const SITES_WINDOWS: u32 = 4;
 impl Lookout {
     #[must_use]
     pub fn new(counts_objects: bool) -> Self {
-        Self { processes: BTreeMap::new(), sites_in: SITES_WINDOWS, counts_objects, is_ending: false }
+        Self { processes: BTreeMap::new(), passed: (0, 0), sites_in: SITES_WINDOWS, counts_objects, is_ending: false }
     }
 
     pub fn add(&mut self, pid: Pid, heaps: Option<HeapReader>) {
@@ -187,10 +210,17 @@ impl Lookout {
 
     /// A look at the heaps alone, some times a window: at those that were collected meanwhile, as else they only grow.
     pub fn glance(&mut self, session: &Session) {
-        for (pid, watched) in &mut self.processes {
-            let collections = session.collections_of(*pid);
-            watched.glance(collections, Glance::Between);
+        if !is_due(&mut self.passed.0, session.looks_rarer()) {
+            return;
         }
+        for (pid, watched) in &mut self.processes {
+            watched.glance(*pid, session, Glance::Between);
+        }
+    }
+
+    /// Whether it is looked at what processes hold as this window ends.
+    pub fn is_due(&mut self, session: &Session) -> bool {
+        self.is_ending || is_due(&mut self.passed.1, session.looks_rarer())
     }
 
     /// Ends a window: what each process holds. `threads` are the kernel half's states.
@@ -209,7 +239,7 @@ impl Lookout {
             watched.loops.retain(|tid, _| *tid == pid.0 || present.contains(tid));
         }
         for (pid, watched) in &mut self.processes {
-            watched.glance(session.collections_of(*pid), Glance::AtEnd);
+            watched.glance(*pid, session, Glance::AtEnd);
         }
         self.sites_in = self.sites_in.saturating_sub(1);
         let mut sites = Vec::new();
@@ -217,12 +247,11 @@ impl Lookout {
             self.sites_in = SITES_WINDOWS;
             sites = session.sites();
         }
-        let seen_ns = session.allocations_seen_ns();
         let alive = if sites.is_empty() { Vec::new() } else { session.alive(ALIVE_READ_MAX) };
         let memories = self
             .processes
             .iter_mut()
-            .filter_map(|(pid, watched)| Some((*pid, watched.look(*pid, &of(*pid, &sites), &alive, seen_ns)?)));
+            .filter_map(|(pid, watched)| Some((*pid, watched.look(*pid, session, &of(*pid, &sites), &alive)?)));
         let mut memories: Vec<(Pid, Memory)> = memories.collect();
         if self.counts_objects {
             self.count_objects(session, &mut memories);
@@ -278,6 +307,16 @@ impl Lookout {
     }
 }
 
+/// Once in so many times.
+fn is_due(passed: &mut u32, times: u32) -> bool {
+    *passed += 1;
+    let is_due = *passed >= times;
+    if is_due {
+        *passed = 0;
+    }
+    is_due
+}
+
 fn of(pid: Pid, sites: &[(SiteKey, SiteState)]) -> Vec<(SiteKey, SiteState)> {
     let mut own: Vec<_> = sites.iter().filter(|(key, _)| key.tgid == pid.0).copied().collect();
     own.sort_by_key(|(_, state)| std::cmp::Reverse(state.made.saturating_sub(state.gone)));
@@ -305,11 +344,21 @@ impl Watched {
         // The main thread's is known first.
         let has_room = known.is_some() || self.loops.len() < LOOPS_WATCHED_MAX;
         if has_room && known.is_none_or(|place| place.event_loop != event_loop) {
-            self.loops.insert(tid, Place { event_loop, isolate: None, searches: 0, seen: Seen::default() });
+            let place = Place {
+                event_loop,
+                isolate: None,
+                searches: 0,
+                seen: Seen::default(),
+                scopes: LastRead::default(),
+                figures: LastRead::default(),
+                handles: LastRead::default(),
+            };
+            self.loops.insert(tid, place);
         }
     }
 
-    fn glance(&mut self, collections: Option<(u32, u32)>, glance: Glance) {
+    fn glance(&mut self, pid: Pid, session: &Session, glance: Glance) {
+        let collections = session.collections_of(pid);
         // Within a full one, sizes are of no use.
         let is_quiet = collections.is_none_or(|(majors, _)| majors.is_multiple_of(2));
         let before = self.collections;
@@ -319,32 +368,36 @@ impl Watched {
             self.collections = collections;
         }
         if glance == Glance::Between && !has_collected {
-            self.glance_at_scopes();
+            self.glance_at_scopes(session);
             return;
         }
         let Some(heaps) = &mut self.heaps else { return };
         // A search reads much: one at a time.
         let mut has_searched = false;
-        for place in self.loops.values_mut() {
+        for (tid, place) in &mut self.loops {
             if place.isolate.is_none() && place.searches < SEARCHES_MAX && !has_searched {
                 has_searched = true;
                 place.searches += 1;
                 place.isolate = heaps.isolate_of(place.event_loop);
             }
             let Some(isolate) = place.isolate else { continue };
-            match heaps.read(isolate).filter(HeapFigures::is_plausible) {
-                Some(figures) => place.seen.add(figures, after_major),
+            let read = || heaps.read(isolate).unwrap_or_default();
+            let figures = place.figures.get(session.out_since(*tid), read);
+            if figures.is_plausible() {
+                place.seen.add(figures, after_major);
+            } else {
                 // The isolate of a worker that has ended.
-                None => place.isolate = None,
+                place.isolate = None;
             }
         }
     }
 
     /// Handles in scopes alone, which costs some reads.
-    fn glance_at_scopes(&mut self) {
+    fn glance_at_scopes(&mut self, session: &Session) {
         let Some(heaps) = &mut self.heaps else { return };
-        for place in self.loops.values_mut() {
-            if let Some(handles) = place.isolate.and_then(|isolate| heaps.scope_handles(isolate)) {
+        for (tid, place) in &mut self.loops {
+            let Some(isolate) = place.isolate else { continue };
+            if let Some(handles) = place.scopes.get(session.out_since(*tid), || heaps.scope_handles(isolate)) {
                 place.seen.scope_handles_min =
                     Some(place.seen.scope_handles_min.map_or(handles, |min| min.min(handles)));
             }
@@ -354,9 +407,9 @@ impl Watched {
     fn look(
         &mut self,
         pid: Pid,
+        session: &Session,
         sites: &[(SiteKey, SiteState)],
         alive: &[(AliveKey, u64)],
-        seen_ns: u64,
     ) -> Option<Memory> {
         let resident = procfs::resident(pid)?;
         let mut memory = Memory {
@@ -374,18 +427,22 @@ impl Watched {
                 memory.heaps.push(heap_of(*tid, &seen));
             }
             if let Some(heaps) = &self.heaps {
-                let handles = handles::count(heaps.memory(), place.event_loop);
-                if handles.by_type.is_empty() {
-                    continue;
+                let event_loop = place.event_loop;
+                let read = || {
+                    let handles = handles::count(heaps.memory(), event_loop);
+                    let by_type = handles.by_type.into_iter().map(|(kind, n)| (kind.to_owned(), n)).collect();
+                    LoopHandles { tid: *tid, handles: by_type, partial: handles.partial }
+                };
+                let handles = place.handles.get(session.out_since(*tid), read);
+                if !handles.handles.is_empty() {
+                    memory.loops.push(handles);
                 }
-                let by_type = handles.by_type.into_iter().map(|(kind, n)| (kind.to_owned(), n)).collect();
-                memory.loops.push(LoopHandles { tid: *tid, handles: by_type, partial: handles.partial });
             }
         }
         memory.heaps.sort_by_key(|heap| (heap.tid != pid.0, heap.tid));
         memory.sites = self.sites(pid, sites, alive);
         if memory.sites.iter().any(|site| site.kind == SiteKind::Allocation) {
-            memory.allocations_seen_ns = seen_ns;
+            memory.allocations_seen_ns = session.allocations_seen_ns();
         }
         Some(memory)
     }

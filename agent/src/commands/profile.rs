@@ -25,7 +25,6 @@ use crate::{
         stream::OtlpSignal,
         text::{self, Style},
     },
-    govern::SHARE,
     probe::attach::Settings,
     report::{
         Body, Record,
@@ -164,7 +163,7 @@ fn mission(args: &ProfileArgs) -> Mission {
         groups: if measure == Measure::OnCpu { &[Group::Gc] } else { &[Group::Gc, Group::Pool] },
         phases: PhasesWanted::Never,
         switches: SwitchesWanted::Always,
-        max_overhead: SHARE,
+        max_overhead: args.max_overhead,
         window: args.window,
         config,
         duration: args.duration,

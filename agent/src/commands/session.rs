@@ -52,6 +52,10 @@ use crate::{
 /// Batches that may wait for the core: 16 of 256 KiB.
 const BATCHES_MAX: usize = 16;
 
+/// A thread's state takes two system calls to read, some 2 µs: of hundreds of processes that all sleep, a thousandth of the time is spent
+/// on the question how their loops poll.
+const POLLS_REST_NS: u64 = 2_000_000;
+
 /// From a `uv_work_t` back to the vtable word of the `node::ThreadPoolWork` around it: vtable, environment, request. The same in
 /// Node.js 16 to 26.
 const THREAD_POOL_WORK_VTABLE_BACK: u32 = 16;
@@ -143,6 +147,8 @@ pub struct Session {
     hit_cost: Option<HitCost>,
     calibrated: bool,
     polls: Polls,
+    /// When it is next looked at which of them are needed.
+    polls_due: MonoNs,
     /// Clusters whose waits are followed, and their processes as of the last window.
     waiting: BTreeMap<Pid, Cluster>,
     backends: BTreeMap<u32, Pid>,
@@ -201,6 +207,7 @@ impl Session {
             hit_cost: None,
             calibrated: false,
             polls: Polls::default(),
+            polls_due: MonoNs(0),
             waiting: BTreeMap::new(),
             backends: BTreeMap::new(),
             batches,
@@ -392,6 +399,12 @@ impl Session {
         self.maps.collections_of(pid.0)
     }
 
+    /// Since when a thread has been switched out: what only it changes is as it was then.
+    #[must_use]
+    pub fn out_since(&self, tid: u32) -> Option<MonoNs> {
+        self.maps.out_since(tid)
+    }
+
     /// Reads how many collections there were in a process, from any thread.
     pub fn collections(&self) -> Result<Collections, SessionError> {
         Ok(self.maps.collections()?)
@@ -483,6 +496,8 @@ impl Session {
             thread_names: Vec::new(),
             self_cost: SelfCost {
                 stacks_rarer: self.governor.stacks_rarer(),
+                samples_rarer: self.governor.samples_rarer(),
+                looks_rarer: self.governor.looks_rarer(),
                 records_rarer: self.governor.records_rarer(),
                 ..cost::of_self(hits, self.hit_cost)
             },
@@ -503,9 +518,12 @@ impl Session {
     /// Attaches or detaches probes as their budget has it. Until they have polled once, loops are looked at, too: others that poll a
     /// hundred thousand times a second shall not pass tracepoints that no target does.
     pub fn govern(&mut self) {
-        if self.polls == Polls::Unknown {
+        if self.polls == Polls::Unknown && monotonic_ns() >= self.polls_due {
             let threads = self.maps.threads();
             self.shed_polls(&threads);
+            let count = threads.len() / size_of::<ThreadState>();
+            let rest_ns = POLLS_REST_NS.saturating_mul(u64::try_from(count).unwrap_or(u64::MAX));
+            self.polls_due = MonoNs(monotonic_ns().0.saturating_add(rest_ns));
         }
         let Ok(Tally { families, counters, hits }) = self.maps.tally() else { return };
         let emitted = |of: u32| families.get(of as usize).map_or(0, |family| family.emitted);
@@ -518,7 +536,7 @@ impl Session {
             targets: self.users.len(),
             has_files: !self.files.is_empty(),
         };
-        let stacks_rarer = self.governor.stacks_rarer();
+        let (stacks_rarer, samples_rarer) = (self.governor.stacks_rarer(), self.governor.samples_rarer());
         let actions = self.governor.decide(monotonic_ns(), &counts);
         if actions.contains(&(Group::Requests, Action::Detach)) {
             self.count_requests(false);
@@ -526,6 +544,12 @@ impl Session {
         if self.governor.stacks_rarer() != stacks_rarer {
             debug!("stacks are {} times rarer than usual", self.governor.stacks_rarer());
             if let Err(error) = self.maps.make_stacks_dearer(self.governor.stacks_rarer()) {
+                warn!("{error}");
+            }
+        }
+        if self.governor.samples_rarer() != samples_rarer {
+            debug!("samples are {} times rarer than usual", self.governor.samples_rarer());
+            if let Err(error) = self.maps.make_samples_rarer(self.governor.samples_rarer()) {
                 warn!("{error}");
             }
         }
@@ -539,6 +563,12 @@ impl Session {
             }
         }
         self.drop_suspicions(&hits);
+    }
+
+    /// So many times rarer than usual heaps shall be looked at. What was attached on suspicion of one is not to stay for longer.
+    #[must_use]
+    pub fn looks_rarer(&self) -> u32 {
+        if self.demanded.is_empty() { self.governor.looks_rarer() } else { 1 }
     }
 
     /// Requests count while their probe is there as a whole: what is counted is scaled up by that time.

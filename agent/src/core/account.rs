@@ -102,6 +102,8 @@ impl Account {
             probe_cost_ns,
             naming: std::mem::take(&mut self.naming),
             stacks_rarer: now.stacks_rarer.max(1),
+            samples_rarer: now.samples_rarer.max(1),
+            looks_rarer: now.looks_rarer.max(1),
             records_rarer: now.records_rarer.max(1),
             families: self.families(),
             kernel_counters,

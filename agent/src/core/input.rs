@@ -179,8 +179,11 @@ pub struct SelfCost {
     pub bpf_run_ns: Option<u64>,
     /// Calibrated cost of a hit.
     pub hit_cost: Option<HitCost>,
-    /// So many times rarer than usual stacks are, and the time that turns and the thread pool may take, to keep to the budget.
+    /// So many times rarer than usual stacks off CPU and samples are, looks at heaps, and the time that turns and the thread pool may
+    /// take, to keep to the budget.
     pub stacks_rarer: u32,
+    pub samples_rarer: u32,
+    pub looks_rarer: u32,
     pub records_rarer: u32,
     /// The streams of records to collectors, since the trace began.
     #[serde(default)]

@@ -239,8 +239,9 @@ pub struct Sample {
     pub kernel_stack: Option<u64>,
     pub class: Class,
     pub in_gc: bool,
-    pub cpu: u32,
-    /// Time on CPU that it stands for.
+    /// Ticks that it stands for.
+    pub weight: u32,
+    /// Time on CPU that each of them stands for.
     pub period_ns: u64,
 }
 

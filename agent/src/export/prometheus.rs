@@ -111,17 +111,37 @@ pub struct Registry {
     /// Values for which there was no room.
     refused: u64,
     targets: BTreeMap<u32, Vec<(&'static str, String)>>,
+    /// Processes and threads that have ended in this window, the last figures of which come at its end.
+    ended: Vec<Whose>,
 }
 
 impl Registry {
     pub fn record(&mut self, record: &Record) {
         match &record.body {
             Body::Target(target) => self.begin(record.pid, target),
-            Body::Process(Process::Exit { .. } | Process::Gone) => self.end(record.pid),
-            Body::Warning(warning) if warning.code == "postgres_gone" => self.end(record.pid),
-            Body::Process(Process::ThreadEnd { tid, .. }) => self.retain(|whose| whose.tid != *tid),
+            Body::Process(Process::Exit { .. } | Process::Gone) => self.ended.push(Whose { pid: record.pid, tid: 0 }),
+            Body::Warning(warning) if warning.code == "postgres_gone" => {
+                self.ended.push(Whose { pid: record.pid, tid: 0 });
+            }
+            Body::Process(Process::ThreadEnd { tid, .. }) => self.ended.push(Whose { pid: record.pid, tid: *tid }),
             body => put::put(self, record.pid, body),
         }
+        // The last record of a window.
+        if let Body::Agent(_) = record.body {
+            self.sweep();
+        }
+    }
+
+    /// Series go with who has ended.
+    fn sweep(&mut self) {
+        let ended = std::mem::take(&mut self.ended);
+        if ended.is_empty() {
+            return;
+        }
+        for whole in ended.iter().filter(|whose| whose.tid == 0) {
+            self.targets.remove(&whole.pid);
+        }
+        self.retain(|whose| !ended.contains(&whose) && !ended.contains(&Whose { tid: 0, ..whose }));
     }
 
     fn begin(&mut self, pid: u32, target: &Target) {
@@ -131,15 +151,15 @@ impl Registry {
             ("pod", "k8s.pod.name"),
             ("container", "k8s.container.name"),
         ];
+        // Under the same number, but another one.
+        if self.ended.contains(&Whose { pid, tid: 0 }) {
+            self.ended.retain(|whose| whose.pid != pid);
+            self.retain(|whose| whose.pid != pid);
+        }
         if self.targets.len() < TARGETS_MAX {
             let label = |(label, key): (&'static str, &str)| Some((label, target.resource.get(key)?.clone()));
             self.targets.insert(pid, SHOWN.into_iter().filter_map(label).collect());
         }
-    }
-
-    fn end(&mut self, pid: u32) {
-        self.targets.remove(&pid);
-        self.retain(|whose| whose.pid != pid);
     }
 
     fn retain(&mut self, keep: impl Fn(Whose) -> bool) {
@@ -316,6 +336,17 @@ mod tests {
         Record { schema_version: SCHEMA_VERSION, time: String::new(), pid, body }
     }
 
+    fn end_of_window() -> Record {
+        Record { body: Body::Agent(Box::default()), ..window(0, 0..0) }
+    }
+
+    #[track_caller]
+    fn assert_nobody(registry: &Registry) {
+        let text = registry.text();
+        assert!(!text.contains("pid=\""), "{text}");
+        assert!(registry.families.values().all(|family| family.metric.name.starts_with("agent_")), "{text}");
+    }
+
     #[test]
     fn figures_add_up_and_go_with_their_process() {
         let mut registry = Registry::default();
@@ -327,8 +358,28 @@ mod tests {
         assert!(text.contains(&format!("{} 0\n", delay("0.001"))), "{text}");
         assert!(text.contains(&format!("{} 2\n", delay("0.0025"))), "{text}");
         registry.record(&Record { body: Body::Process(Process::Gone), ..window(7, 0..0) });
-        assert!(!registry.text().contains("pid=\"7\""));
-        assert_eq!(registry.lines, 0);
+        // Its last window is closed after its end.
+        registry.record(&window(7, 1..2));
+        assert!(registry.text().contains("nodejs_eventloop_turns_total{pid=\"7\",thread_id=\"1\"} 9\n"));
+        registry.record(&end_of_window());
+        assert_nobody(&registry);
+    }
+
+    #[test]
+    fn figures_of_a_thread_go_with_it_and_those_of_another_process_of_that_number_begin_anew() {
+        let mut registry = Registry::default();
+        registry.record(&window(7, 1..3));
+        let ended = |body| Record { body: Body::Process(body), ..window(7, 0..0) };
+        registry.record(&ended(Process::ThreadEnd { tid: 2, name: "w".into() }));
+        registry.record(&window(7, 1..3));
+        registry.record(&end_of_window());
+        let text = registry.text();
+        assert!(text.contains("thread_id=\"1\"} 6\n") && !text.contains("thread_id=\"2\""), "{text}");
+        registry.record(&ended(Process::Gone));
+        registry.record(&Record { body: Body::Target(Box::default()), ..window(7, 0..0) });
+        registry.record(&window(7, 1..2));
+        registry.record(&end_of_window());
+        assert!(registry.text().contains("nodejs_eventloop_turns_total{pid=\"7\",thread_id=\"1\"} 3\n"));
     }
 
     #[test]
@@ -342,7 +393,8 @@ mod tests {
         for pid in 1..2000 {
             registry.record(&Record { body: Body::Process(Process::Gone), ..window(pid, 0..0) });
         }
-        assert_eq!(registry.lines, 0);
+        registry.record(&end_of_window());
+        assert_nobody(&registry);
     }
 
     #[test]
@@ -383,7 +435,8 @@ mod tests {
         assert!(text.contains("postgresql_wait_time_seconds_total{pid=\"7\",class=\"LWLock\",event=\"WALWrite\"} 1\n"));
         let warning = Warning { code: "postgres_gone".into(), message: String::new() };
         registry.record(&record(Body::Warning(warning)));
-        assert_eq!(registry.lines, 0);
+        registry.record(&end_of_window());
+        assert_nobody(&registry);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::{
 const MAGIC: [u8; 8] = *b"AGENTREC";
 
 /// Rises whenever an input or a kernel record changes.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Why a recording cannot be read (on).
 #[derive(Debug, Error)]

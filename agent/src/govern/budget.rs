@@ -19,7 +19,7 @@ pub struct Budget {
 impl Budget {
     /// `share` is of the time of all CPUs of the host: 0.01 is one percent.
     #[must_use]
-    pub fn new(share: f64, cpus: usize) -> Self {
+    pub const fn new(share: f64, cpus: usize) -> Self {
         Self { share, cpus }
     }
 
@@ -30,7 +30,7 @@ impl Budget {
         self.whole(targets) * weight(group)
     }
 
-    /// Of that which cannot come off: stacks of threads that leave the CPU.
+    /// Of what does not come off, but is made rarer: stacks of threads that leave the CPU, and as much again of samples.
     #[must_use]
     pub fn stacks(&self, targets: usize) -> f64 {
         const WEIGHT: f64 = 0.5;

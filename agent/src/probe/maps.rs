@@ -9,7 +9,7 @@ use agent_ebpf::{
     state::{
         AliveKey, Cluster, FamilyCounters, MainLoop, PgBackend, PgWaitKey, PgWaitSum, PgWaitWindow, RunQueueKey,
         RunQueueOctave, RunQueueOctaveKey, SWITCHES_KEPT, Scrutiny, SiteKey, SiteState, Switches, TARGET_BITS,
-        TARGET_WORDS, Tally, Target, ThreadState, WorkKey, WorkState, counter, site, target_flag,
+        TARGET_WORDS, Tally, Target, ThreadState, WorkKey, WorkState, counter, flag, site, target_flag,
     },
 };
 use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
@@ -149,6 +149,8 @@ impl Maps {
                 stack_token_ns: Switches::STACK_TOKEN_NS,
                 preempted_tokens: Switches::PREEMPTED_TOKENS,
                 other_tokens: 1,
+                sample_step: 1,
+                reserved: 0,
                 until_ns: [0; SWITCHES_KEPT],
             },
         })
@@ -168,6 +170,15 @@ impl Maps {
     pub fn collections_of(&self, tgid: u32) -> Option<(u32, u32)> {
         let target = Target::read_from_bytes(&self.targets.get(&tgid, 0).ok()?).ok()?;
         Some((target.major_gcs, target.gcs))
+    }
+
+    /// Since when a thread has been switched out, if it is, and switches are watched.
+    #[must_use]
+    pub fn out_since(&self, tid: u32) -> Option<MonoNs> {
+        let state = ThreadState::read_from_bytes(&self.threads.get(&tid, 0).ok()?).ok()?;
+        let epoch = self.switches_now.epoch;
+        let is_known = epoch.is_multiple_of(2) && state.switches_epoch == epoch;
+        (is_known && state.flags & flag::OFF_CPU != 0).then_some(MonoNs(state.out_ns))
     }
 
     /// Makes a process a target: from now on its events are sent.
@@ -433,6 +444,11 @@ impl Maps {
     pub fn make_stacks_dearer(&mut self, times: u32) -> Result<(), MapsError> {
         let stack_token_ns = Switches::STACK_TOKEN_NS.saturating_mul(times.into());
         self.set_switches(Switches { stack_token_ns, ..self.switches_now })
+    }
+
+    /// One tick of the clock in so many is a sample.
+    pub fn make_samples_rarer(&mut self, times: u32) -> Result<(), MapsError> {
+        self.set_switches(Switches { sample_step: times, ..self.switches_now })
     }
 
     fn set_switches(&mut self, switches: Switches) -> Result<(), MapsError> {

@@ -140,6 +140,8 @@ pub fn merge_cost(sum: &mut AgentCost, other: &AgentCost) {
         probe_cost_ns,
         naming,
         stacks_rarer,
+        samples_rarer,
+        looks_rarer,
         records_rarer,
         families,
         kernel_counters,
@@ -157,6 +159,8 @@ pub fn merge_cost(sum: &mut AgentCost, other: &AgentCost) {
         add(sum.probe_cost_ns.get_or_insert(0), *ns);
     }
     sum.stacks_rarer = sum.stacks_rarer.max(*stacks_rarer);
+    sum.samples_rarer = sum.samples_rarer.max(*samples_rarer);
+    sum.looks_rarer = sum.looks_rarer.max(*looks_rarer);
     sum.records_rarer = sum.records_rarer.max(*records_rarer);
     for probe in probes {
         if let Some(mine) = sum.probes.iter_mut().find(|mine| mine.probe == probe.probe) {

@@ -195,7 +195,11 @@ fn run(bench: &Bench, app: &App, version: &str, command: &mut Command) {
     let mut wrk = Process::spawn(&mut wrk);
     std::thread::sleep(WARM_UP);
     let duration = format!("{SECONDS}s");
-    let mut trace = Trace::profile(bench, workload.pid(), &["--duration", &duration, "--frequency", SAMPLE_HZ]);
+    let mut trace = Trace::profile(
+        bench,
+        workload.pid(),
+        &["--duration", &duration, "--frequency", SAMPLE_HZ, "--max-overhead", "100%"],
+    );
     let records = trace.finish(Duration::from_secs(SECONDS));
     let status = wrk.wait(Duration::from_secs(30));
     let answers = wrk.out.join("\n");

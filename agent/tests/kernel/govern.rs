@@ -1,7 +1,9 @@
 //! What is dear is watched for a part of the time, whatever a target does, and what is cheap all the time.
 
+use std::{fs, thread, time::Duration};
+
 use crate::{
-    harness::{VERSION, Workload, bench, close, say, trace},
+    harness::{Trace, VERSION, Workload, bench, close, read, say, trace},
     records::{Records, assert_closed, list, number, sum, text},
 };
 
@@ -149,4 +151,44 @@ fn threads_that_do_nothing_but_switch_are_watched_now_and_then_and_the_rest_of_t
     let cpu = |entry: &serde_json::Value| (number(&entry[2], "user") + number(&entry[2], "system")) * 1e3;
     let truth = (cpu(last) - cpu(first)) / span * SWITCHING_SECONDS * 1e9;
     assert!(on_cpu < truth * share * 1.5, "{on_cpu} ns on CPU of {truth}, {share} of the time seen");
+}
+
+/// CPU time of all threads of a process, to the nanosecond.
+fn on_cpu_ns(pid: u32) -> f64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let of = |text: String| text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(0.0);
+    tasks.map(|task| of(read(task.path().join("schedstat")))).sum()
+}
+
+#[test]
+fn samples_that_cost_too_much_are_rarer_and_count_for_those_left_out() {
+    const HZ: f64 = 2_000.0;
+    let Some(bench) = bench() else { return };
+    let mut workload = Workload::start(VERSION, "burn.js", &[]);
+    let (pid, rate) = (workload.pid(), HZ.to_string());
+    // The process ends before the profile does: what it took by then is what there was.
+    let args = ["--duration", "6s", "-F", &rate, "--max-overhead", "0.1%", "--format", "ndjson"];
+    let mut trace = Trace::profile(&bench, pid, &args);
+    let before = on_cpu_ns(pid);
+    workload.go();
+    thread::sleep(Duration::from_millis(4_800));
+    let truth = on_cpu_ns(pid) - before;
+    drop(workload);
+    let records = trace.finish(Duration::from_secs(6));
+    let profiles = || records.of_type("profile");
+    let samples = |key: &'static str| {
+        let of_stacks = profiles().flat_map(|profile| list(profile, "stacks")).map(|stack| number(stack, key));
+        of_stacks.sum::<f64>() + profiles().map(|profile| number(profile, "other_samples")).sum::<f64>()
+    };
+    let counted = samples("samples");
+    let period_ns = number(profiles().next().expect("a profile"), "period_ns");
+    let families = list(records.one("end"), "families");
+    let family = families.iter().find(|family| text(family, "family") == "sample").expect("the family");
+    let taken = number(family, "emitted");
+    let rarer: Vec<f64> =
+        records.of_type("agent").map(|record| record["samples_rarer"].as_f64().unwrap_or(1.0)).collect();
+    say(&format!("measured rarer samples: {taken:.0} taken, {counted:.0} counted, rarer by {rarer:?}"));
+    assert!(rarer.iter().any(|times| *times >= 4.0), "{rarer:?}");
+    assert!(taken < counted / 2.0, "{taken} samples taken, {counted} counted");
+    close("time on CPU by rarer samples (s)", truth / 1e9, counted * period_ns / 1e9, 0.15 * truth / 1e9);
 }

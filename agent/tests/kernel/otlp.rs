@@ -1,17 +1,19 @@
 //! Profiles over OTLP, of real processes: as OpenTelemetry's own definitions read them, they hold what the same run's records hold.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use agent::report::{Record, flame::Measure, flame::note};
+use rustix::process::Signal;
 
 use crate::{
     collector::Http,
     harness::{Trace, VERSION, Workload, bench, close, say, skip},
     otlp_profiles::{self, Profile, Sums},
+    resident::{Daemon, LIMIT},
 };
 
 /// What a collector was sent, and the records of the same run.
-fn sent(collector: &Http, trace: &Trace) -> (Vec<Profile>, Vec<Record>) {
+fn sent(collector: &Http, ndjson: &Path) -> (Vec<Profile>, Vec<Record>) {
     let requests = collector.requests.lock().unwrap().clone();
     let bodies = requests.iter().filter(|request| request.path == "/v1development/profiles").map(|request| {
         let is_json = request.header("content-type") == Some("application/json");
@@ -19,7 +21,7 @@ fn sent(collector: &Http, trace: &Trace) -> (Vec<Profile>, Vec<Record>) {
         otlp_profiles::line(body.filter(|_| !is_json), body.filter(|_| is_json))
     });
     let profiles = otlp_profiles::read(&bodies.collect::<Vec<_>>().concat());
-    let text = std::fs::read_to_string(&trace.ndjson).unwrap();
+    let text = std::fs::read_to_string(ndjson).unwrap();
     (profiles, text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
 }
 
@@ -53,7 +55,7 @@ fn profiles_over_otlp_hold_what_the_records_hold() {
     let args = ["--duration", "3s", "--to", &to, "--signals", "metrics,profiles"];
     let mut trace = Trace::start(&bench, workload.pid(), &args);
     let seen = trace.finish(Duration::from_secs(3));
-    let (profiles, records) = sent(&collector, &trace);
+    let (profiles, records) = sent(&collector, &trace.ndjson);
     assert_same("samples", &profiles, &records, Measure::OnCpu);
     assert_same("off_cpu", &profiles, &records, Measure::OffCpu);
 
@@ -86,7 +88,7 @@ fn a_profile_goes_to_a_collector_as_json_too() {
     let to = format!("otlp-json+http://{}", collector.address);
     let mut trace = Trace::profile(&bench, workload.pid(), &["--duration", "2s", "--wall", "--to", &to]);
     trace.finish(Duration::from_secs(2));
-    let (profiles, records) = sent(&collector, &trace);
+    let (profiles, records) = sent(&collector, &trace.ndjson);
     assert!(collector.requests.lock().unwrap().iter().all(|request| request.path == "/v1development/profiles"));
     assert_same("samples", &profiles, &records, Measure::OnCpu);
     let named = profiles
@@ -94,4 +96,32 @@ fn a_profile_goes_to_a_collector_as_json_too() {
         .flat_map(|profile| &profile.samples)
         .filter(|sample| sample.attributes.contains_key("thread.name"));
     assert!(named.count() > 0, "threads have names");
+}
+
+#[test]
+fn a_daemon_sends_profiles_beside_metrics_and_logs() {
+    let Some(bench) = bench() else { return };
+    if !otlp_profiles::python().exists() {
+        return skip(".cache/python (cargo xtask setup)");
+    }
+    let collector = Http::listen(&[]);
+    let stream = format!(
+        "[[stream]]\ntype = \"otlp\"\nto = \"http://{}\"\nsignals = [\"metrics\", \"logs\", \"profiles\"]\n",
+        collector.address
+    );
+    let mut daemon = Daemon::configured(&bench, "profiles", &stream, &[]);
+    let workloads = [VERSION, "20.20.2"].map(|version| Workload::start(version, "mixed.js", &[]));
+    let pids = workloads.iter().map(|workload| u64::from(workload.pid())).collect();
+    daemon.await_all("profile", &pids);
+    std::thread::sleep(Duration::from_secs(2));
+    daemon.process.signal(Signal::TERM);
+    assert!(daemon.process.wait(LIMIT).success(), "{}", daemon.process.err_text());
+    let (profiles, records) = sent(&collector, &daemon.ndjson);
+    assert_same("samples", &profiles, &records, Measure::OnCpu);
+    assert_same("off_cpu", &profiles, &records, Measure::OffCpu);
+    let whose: BTreeSet<u64> = profiles.iter().filter_map(|profile| profile.resource["process.pid"].as_u64()).collect();
+    assert_eq!(whose, pids);
+    let paths: BTreeSet<String> =
+        collector.requests.lock().unwrap().iter().map(|request| request.path.clone()).collect();
+    assert!(paths.contains("/v1/metrics"), "{paths:?}");
 }

@@ -1,11 +1,11 @@
 //! How far stacks reach, whatever code they were taken in.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
 
 use crate::{
-    harness::{VERSION, Workload, bench, close, say, trace},
+    harness::{VERSION, Workload, bench, close, patience, say, trace},
     records::{Records, list, number, text},
 };
 
@@ -15,12 +15,14 @@ fn stacks(records: &Records) -> BTreeMap<String, Vec<String>> {
     records.of_type("stack").map(|stack| (text(stack, "id").to_owned(), names(stack))).collect()
 }
 
-/// Of the samples of the second window and later, when the tables are there: how many, and how many whose stack's outermost
-/// frame is one that `is_outermost`.
+/// Of the samples of the last windows, when the tables are there: how many, and how many whose stack's outermost frame is one that
+/// `is_outermost`.
 fn complete(records: &Records, is_outermost: impl Fn(&str) -> bool) -> (f64, f64) {
+    const WINDOWS: usize = 4;
     let stacks = stacks(records);
     let (mut all, mut complete) = (0.0, 0.0);
-    for place in records.of_type("profile").skip(1).flat_map(|profile| list(profile, "stacks")) {
+    let before = records.of_type("profile").count().saturating_sub(WINDOWS);
+    for place in records.of_type("profile").skip(before.max(1)).flat_map(|profile| list(profile, "stacks")) {
         let samples = number(place, "samples");
         let Some(frames) = place.get("user_stack").and_then(Value::as_str).and_then(|id| stacks.get(id)) else {
             say(&format!("no stack: {place}"));
@@ -42,7 +44,7 @@ fn check(args: &[&str], missing_percent: f64, is_outermost: impl Fn(&str) -> boo
     let mut workload = Workload::start(VERSION, "mixed.js", &[]);
     let mut all_args = vec!["--sample-hz", "499"];
     all_args.extend_from_slice(args);
-    let records = trace(&bench, &mut workload, 4.0, &all_args);
+    let records = trace(&bench, &mut workload, patience(Duration::from_secs(4)).as_secs_f64(), &all_args);
     let (all, complete) = complete(&records, is_outermost);
     assert!(all > 100.0, "only {all} samples");
     close(&format!("samples whose stack is complete, of {all}"), 100.0, complete / all * 100.0, missing_percent);

@@ -8,7 +8,8 @@ use std::{
     collections::BTreeSet,
     fs,
     io::Read as _,
-    path::Path,
+    net::SocketAddr,
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         Arc,
@@ -331,6 +332,78 @@ fn a_disk_that_is_full_loses_nothing_that_memory_has_room_for() {
     assert_eq!(numbers(&lines).len() as u64, account.delivered, "each line is whole");
     collector.kill();
     assert!(Command::new("umount").arg(directory.path()).status().unwrap().success());
+}
+
+/// rsyslog, as it keeps lines in a file.
+struct Rsyslog {
+    child: std::process::Child,
+    file: PathBuf,
+}
+
+impl Rsyslog {
+    /// `None`, said aloud, where it is not installed; on CI that is a failure.
+    fn start(directory: &Path, address: SocketAddr) -> Option<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/rsyslog/usr");
+        if !root.is_dir() {
+            eprintln!("SKIPPED: needs .cache/rsyslog (cargo xtask setup)");
+            assert!(std::env::var_os("CI").is_none(), "nothing is skipped on CI");
+            return None;
+        }
+        let (libraries, config, file) =
+            (root.join("lib/x86_64-linux-gnu"), directory.join("rsyslog.conf"), directory.join("kept"));
+        let text = format!(
+            "global(maxMessageSize=\"1m\" workDirectory=\"{}\")\nmodule(load=\"imptcp\")\n\
+             template(name=\"line\" type=\"string\" string=\"%rawmsg%\\n\")\n\
+             input(type=\"imptcp\" address=\"{}\" port=\"{}\" SupportOctetCountedFraming=\"off\" ruleset=\"keep\")\n\
+             ruleset(name=\"keep\") {{ action(type=\"omfile\" file=\"{}\" template=\"line\") }}\n",
+            directory.display(),
+            address.ip(),
+            address.port(),
+            file.display()
+        );
+        fs::write(&config, text).unwrap();
+        let mut command = Command::new(root.join("sbin/rsyslogd"));
+        command.arg("-n").arg("-f").arg(&config).arg("-M").arg(libraries.join("rsyslog"));
+        command.arg("-i").arg(directory.join("pid")).env("LD_LIBRARY_PATH", &libraries);
+        Some(Self { child: command.spawn().unwrap(), file })
+    }
+
+    fn lines(&self) -> String {
+        fs::read_to_string(&self.file).unwrap_or_default()
+    }
+}
+
+impl Drop for Rsyslog {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn rsyslog_keeps_each_line_as_it_was_sent() {
+    let directory = tempfile::tempdir().unwrap();
+    let address = Lines::listen("127.0.0.1:0").kill();
+    let mut stream = Watched::open(config(&format!("tcp://{address}")));
+    // One that is longer than lines of syslog are, with what syslog gives a meaning to.
+    let long = Warning { code: "<34>".into(), message: "\u{fc}\t\"\n<165>1 #011 ".repeat(3_000) };
+    let long = Record { body: Body::Warning(long), ..record(0) };
+    // It is not there yet.
+    stream.streams.record(&long);
+    stream.send(0..200);
+    let Some(rsyslog) = Rsyslog::start(directory.path(), address) else { return };
+    stream.send(200..400);
+    let patience = Instant::now() + Duration::from_secs(10);
+    while rsyslog.lines().lines().count() < 401 {
+        assert!(Instant::now() < patience, "{} lines of 401", rsyslog.lines().lines().count());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let account = stream.finish(PATIENCE);
+    assert_eq!((account.emitted, account.delivered, account.dropped()), (401, 401, 0), "{account:?}");
+    let kept = rsyslog.lines();
+    let (first, rest) = kept.split_once('\n').unwrap();
+    assert_eq!(serde_json::from_str::<Record>(first).unwrap(), long);
+    assert_eq!(numbers(rest), (0..400).collect::<Vec<_>>());
 }
 
 #[test]

@@ -232,7 +232,7 @@ pub fn sample(tid: u32, at: u64, user_stack: u64) -> Sample {
         user_stack,
         kernel_stack: 0,
         class: class::EVENT_LOOP,
-        cpu: 0,
+        weight: 1,
         period_ns: 10 * MS,
     }
 }

@@ -190,6 +190,8 @@ fn tick(main: &Thread, rings: &Rings, now: u64, second: u64, run_queue: u64) -> 
             bpf_run_ns: None,
             hit_cost: Some(HitCost { uprobe_ns: 2_000, tracepoint_ns: 400 }),
             stacks_rarer: 1,
+            samples_rarer: 1,
+            looks_rarer: 1,
             records_rarer: 1,
             streams: Vec::new(),
         },

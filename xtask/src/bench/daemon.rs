@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    fmt::Write as _,
     fs,
     path::PathBuf,
     time::{Duration, Instant},
@@ -13,6 +12,7 @@ use serde_json::Value;
 use super::{
     BenchArgs, load_average,
     profile::Node,
+    stats::median,
     tool::{Attached, Tool, ndjson},
 };
 use crate::run::{Error, root, say};
@@ -21,20 +21,27 @@ const INTRODUCTION: &str = "\
 # What the daemon costs
 
 Written by `cargo xtask bench daemon`. So many Node.js processes at once, of which the *active* ones do a tenth of a millisecond's work
-each 40 ms, with an `fs.stat` on the thread pool each time, and the others sleep. *All met*: from the start of the daemon until a record
-of each of them is in its file. Figures are of ten seconds from three seconds later on. *CPU of the processes, ratio*: what all of them
-took in these ten seconds, to the mean of the ten seconds before the daemon and after it; *null* is the ratio of those two.
+each 40 ms, with an `fs.stat` on the thread pool each time, and the others sleep. *First record*, *all met*: from the start of the daemon
+until the first turn, and a line of each process, are in its file. *Agent's CPU*, *events*: means of ten seconds from three seconds later
+on, where the daemon was started twice. *CPU of the processes, ratio*: what all of them took in ten seconds beside a daemon, to the mean of
+the ten seconds before it and after it; *null* is the ratio of those. Medians.
 ";
 
 const HEAD: &str = "\
-| processes | active | first record | all met | agent's CPU, of one core | a process that is active | memory at most | events/s | CPU of the processes, ratio | null |
-|---|---|---|---|---|---|---|---|---|---|
+| processes | active | first record | all met | agent's CPU, of one core | memory at most | events/s | CPU of the processes, ratio | null |
+|---|---|---|---|---|---|---|---|---|
 ";
 
 /// Processes, and how many of them are active.
 const CASES: [(usize, usize); 5] = [(1, 1), (10, 10), (50, 50), (200, 10), (200, 200)];
 
+/// As long as a window of the daemon, whose records say how many events there were.
 const SPAN: Duration = Duration::from_secs(10);
+
+/// Node.js compiles what runs often, and takes less from then on.
+const WARM_UP: Duration = Duration::from_secs(15);
+
+const ROUNDS: usize = 2;
 
 /// What all have on their command lines, by which the daemon knows them.
 const MARK: &str = "agent-bench-daemon";
@@ -46,16 +53,19 @@ const IDLE: &str = "setInterval(() => {}, 60_000) // agent-bench-daemon";
 /// Runs the cases and writes the table.
 pub fn bench(args: &BenchArgs) -> Result<(), Error> {
     let mut table = String::from(HEAD);
-    let mut loads = Vec::new();
+    let (mut loads, mut shares) = (Vec::new(), Vec::new());
     for (all, active) in CASES {
         say(&format!("{all} processes, {active} of them active"));
-        table.push_str(&row(args, all, active)?);
+        let row = row(args, all, active)?;
+        table.push_str(&row.text);
+        shares.push(row.share);
         loads.push(load_average());
         eprintln!("{table}");
         let text = format!(
-            "{INTRODUCTION}\nNode.js {}. Load average of the machine after each case: {}.\n\n{table}",
+            "{INTRODUCTION}\nNode.js {}. Load average of the machine after each case: {}.\n\n{table}{}",
             args.node,
-            loads.join(", ")
+            loads.join(", "),
+            growth(&shares)
         );
         fs::write(root().join("agent/benches/DAEMON.md"), text)
             .map_err(|source| Error::io("agent/benches/DAEMON.md", source))?;
@@ -63,41 +73,88 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
     Ok(())
 }
 
-#[expect(clippy::cast_precision_loss, reason = "figures that are shown with three digits")]
-fn row(args: &BenchArgs, all: usize, active: usize) -> Result<String, Error> {
+/// What one process more costs, from the shares of all cases.
+fn growth(shares: &[f64]) -> String {
+    let &[_, ten, _, mostly_idle, busy] = shares else { return String::new() };
+    let [_, few, _, many, _] = CASES;
+    #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
+    let more = (many.0 - few.0) as f64;
+    format!(
+        "\nOne process more takes {:.3} % of a core where it sleeps, and {:.3} % where it is active.\n",
+        (mostly_idle - ten) / more,
+        (busy - ten) / more
+    )
+}
+
+struct Row {
+    text: String,
+    /// The agent's CPU, as a percentage of one core.
+    share: f64,
+}
+
+fn row(args: &BenchArgs, all: usize, active: usize) -> Result<Row, Error> {
     let nodes: Vec<Node> = (0..all)
         .map(|at| Node::start(&args.node, if at < active { ACTIVE } else { IDLE }))
         .collect::<Result<_, _>>()?;
     let pids: BTreeSet<u32> = nodes.iter().map(Node::pid).collect();
-    std::thread::sleep(Duration::from_secs(3) + Duration::from_millis(20) * u32::try_from(all).unwrap_or(0));
-    let before = spent(&pids, SPAN);
-    let daemon = Tool::Daemon.attach_all(&[])?;
-    let first = daemon.first_record(Duration::from_secs(20));
-    let met = met(&daemon, &pids)?;
-    std::thread::sleep(Duration::from_secs(3));
-    let (cpu, events) = (daemon.cpu_seconds(), events());
-    let during = spent(&pids, SPAN);
-    let (cpu, events) = (daemon.cpu_seconds() - cpu, self::events() - events);
-    let memory = daemon.peak_mb();
-    daemon.detach();
-    let after = spent(&pids, SPAN);
-    let seconds = SPAN.as_secs_f64();
-    let share = cpu / seconds * 100.0;
-    let mut row = String::new();
-    let milliseconds =
-        |span: Option<Duration>| span.map_or_else(|| "-".to_owned(), |span| format!("{} ms", span.as_millis()));
-    // Writing to a string does not fail.
-    let _ = writeln!(
-        row,
-        "| {all} | {active} | {} | {} | {share:.1} % | {:.3} % | {memory:.0} MB | {:.0} | {:.3} | {:.3} |",
-        milliseconds(first),
-        milliseconds(Some(met)),
-        share / active as f64,
-        events / seconds,
-        during / f64::midpoint(before, after),
-        after / before,
+    std::thread::sleep(WARM_UP + Duration::from_millis(20) * u32::try_from(all).unwrap_or(0));
+    let mut rounds = Vec::new();
+    let mut before = spent(&pids, SPAN);
+    for _ in 0..ROUNDS {
+        let round = round(&pids, before)?;
+        before = round.after;
+        rounds.push(round);
+    }
+    let of = |figure: fn(&Round) -> f64| median(&rounds.iter().map(figure).collect::<Vec<_>>()).unwrap_or(f64::NAN);
+    let share = of(|round| round.cpu) / SPAN.as_secs_f64() * 100.0;
+    let text = format!(
+        "| {all} | {active} | {:.0} ms | {:.0} ms | {share:.1} % | {:.0} MB | {:.0} | {:.3} | {:.3} |\n",
+        of(|round| round.first_ms),
+        of(|round| round.met_ms),
+        of(|round| round.memory_mb),
+        of(|round| round.events) / SPAN.as_secs_f64(),
+        of(|round| round.ratio),
+        of(|round| round.null),
     );
-    Ok(row)
+    Ok(Row { text, share })
+}
+
+/// A daemon that came and went.
+struct Round {
+    first_ms: f64,
+    met_ms: f64,
+    cpu: f64,
+    memory_mb: f64,
+    events: f64,
+    ratio: f64,
+    null: f64,
+    /// What the processes took after it.
+    after: f64,
+}
+
+fn round(pids: &BTreeSet<u32>, before: f64) -> Result<Round, Error> {
+    let milliseconds = |span: Duration| span.as_secs_f64() * 1e3;
+    let daemon = Tool::Daemon.attach_all(&[])?;
+    let first = daemon.first_record(Duration::from_secs(20)).unwrap_or_default();
+    let met = met(&daemon, pids)?;
+    // Its first window is closed by then, and the next one by the end.
+    std::thread::sleep(SPAN.max(Duration::from_secs(3)));
+    let (cpu, events) = (daemon.cpu_seconds(), events());
+    let during = spent(pids, SPAN);
+    let (cpu, events) = (daemon.cpu_seconds() - cpu, self::events() - events);
+    let memory_mb = daemon.peak_mb();
+    daemon.detach();
+    let after = spent(pids, SPAN);
+    Ok(Round {
+        first_ms: milliseconds(first),
+        met_ms: milliseconds(met),
+        cpu,
+        memory_mb,
+        events,
+        ratio: during / f64::midpoint(before, after),
+        null: after / before,
+        after,
+    })
 }
 
 /// CPU time that all of them take in a span, in seconds.
@@ -120,14 +177,14 @@ fn records() -> Vec<Value> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// Waits until each process has a window.
+/// Waits until each process has a line.
 fn met(daemon: &Attached, pids: &BTreeSet<u32>) -> Result<Duration, Error> {
     let patience = Instant::now() + Duration::from_secs(60);
     loop {
-        let windows = records();
-        let seen: BTreeSet<u32> = windows
+        let records = records();
+        let seen: BTreeSet<u32> = records
             .iter()
-            .filter(|record| record.get("type").is_some_and(|kind| kind == "window"))
+            .filter(|record| record.get("type").is_some_and(|kind| kind == "target"))
             .filter_map(|record| u32::try_from(record.get("pid")?.as_u64()?).ok())
             .collect();
         if seen.is_superset(pids) {

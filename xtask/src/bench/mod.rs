@@ -7,6 +7,7 @@
 mod daemon;
 mod postgres;
 mod profile;
+mod ring;
 mod server;
 mod stats;
 mod structure;
@@ -46,6 +47,8 @@ enum What {
     Postgres,
     /// `agent daemon` on 1 to 200 processes
     Daemon,
+    /// Events a second through a ring buffer
+    Ring,
 }
 
 #[derive(Args, Debug)]
@@ -86,6 +89,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
         Some(What::Profile) => return profile::bench(args),
         Some(What::Postgres) => return postgres::bench(args),
         Some(What::Daemon) => return daemon::bench(args),
+        Some(What::Ring) => return ring::bench(args),
     };
     let mut table = String::from(HEAD);
     let mut structure = String::from(structure::HEAD);

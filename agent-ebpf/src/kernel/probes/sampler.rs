@@ -7,10 +7,7 @@ use agent_ebpf::{
     },
     spec::slot,
 };
-use aya_ebpf::{
-    EbpfContext, bindings::bpf_perf_event_data, helpers::generated::bpf_get_smp_processor_id, macros::perf_event,
-    programs::PerfEventContext,
-};
+use aya_ebpf::{EbpfContext, bindings::bpf_perf_event_data, macros::perf_event, programs::PerfEventContext};
 
 use crate::kernel::{
     emit::{self, current, header, now_ns, send},
@@ -24,7 +21,12 @@ const USER_MODE: u64 = 3;
 
 #[perf_event]
 pub fn sample_cpu(ctx: PerfEventContext) -> u32 {
-    emit::count_hit(const { slot("sample_cpu") });
+    let ticks = emit::count_hit(const { slot("sample_cpu") });
+    let step = thread::switches().map_or(1, |said| said.sample_step.max(1));
+    // Where samples are to be rarer, each tick that is taken stands for those before it.
+    if ticks % u64::from(step) != 0 {
+        return 0;
+    }
     let (tgid, tid) = current();
     if tgid == 0 {
         return 0;
@@ -40,14 +42,14 @@ pub fn sample_cpu(ctx: PerfEventContext) -> u32 {
     let code_segment = unsafe { (*data).regs.cs };
     let kernel_stack = if code_segment & USER_MODE == 0 { stack::kernel(&ctx, Buffer::Sampler, now) } else { 0 };
     send::<Sample>(family::SAMPLE, |record| {
-        // SAFETY: `record` is a reservation of exactly this type; the helper takes nothing.
+        // SAFETY: `record` is a reservation of exactly this type.
         unsafe {
             *record = Sample {
                 header: header(kind::SAMPLE, if in_gc { flag::IN_GC } else { 0 }, now),
                 user_stack,
                 kernel_stack,
                 class,
-                cpu: bpf_get_smp_processor_id(),
+                weight: step,
                 period_ns: globals::SAMPLE_PERIOD_NS.load(),
             };
         }

@@ -230,6 +230,9 @@ fn put_agent(agent: &AgentCost, into: &mut Window) {
     if let Some(ns) = agent.probe_cost_ns {
         into.time("agent.probe.time", ns, &[]);
     }
+    for (what, times) in agent.rarer() {
+        into.level("agent.rarer_than_usual", "1", times.into(), &[attribute("agent.what", what)]);
+    }
     for probe in &agent.probes {
         into.count("agent.probe.hits", "{hit}", probe.hits, &[attribute("agent.probe", probe.probe.as_str())]);
     }

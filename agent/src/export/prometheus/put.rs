@@ -67,6 +67,10 @@ const CPU: Metric = counter("agent_cpu_seconds_total", "CPU time of the agent it
 const AGENT_RESIDENT: Metric = gauge("agent_resident_memory_bytes", "Resident memory of the agent itself.");
 const PROBE_TIME: Metric = counter("agent_probe_seconds_total", "Time that probes took from what they trace.");
 const PROBE_HITS: Metric = counter("agent_probe_hits_total", "Hits of probes.");
+const RARER: Metric = gauge(
+    "agent_rarer_than_usual_ratio",
+    "So many times rarer something is than usual, to keep to the budget: 1 is nothing cut down.",
+);
 const EMITTED: Metric = counter("agent_records_emitted_total", "Records that the kernel half sent, by family.");
 const DROPPED: Metric = counter("agent_records_dropped_total", "Of which: the ring was full.");
 const GIVEN_UP: Metric = counter("agent_given_up_total", "What was left out, by reason.");
@@ -249,6 +253,9 @@ fn put_agent(into: &mut Registry, agent: &AgentCost) {
     }
     for probe in &agent.probes {
         into.add(PROBE_HITS, nobody, of("probe", &probe.probe), number(probe.hits));
+    }
+    for (what, times) in agent.rarer() {
+        into.set(RARER, nobody, of("what", what), times.into());
     }
     // These run since the trace began: they are what they are.
     for family in &agent.families {

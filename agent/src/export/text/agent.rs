@@ -48,6 +48,8 @@ fn cost(page: &mut Page, summary: &Summary) {
     page.line(&line);
     for (what, times) in [
         ("stacks off CPU were", agent.stacks_rarer),
+        ("samples were", agent.samples_rarer),
+        ("looks at heaps were, as the agent itself took too much,", agent.looks_rarer),
         ("turns and the thread pool were watched, as the agent itself took too much,", agent.records_rarer),
     ] {
         if times > 1 {

@@ -26,6 +26,12 @@ pub struct AgentCost {
     /// So many times rarer than usual stacks off CPU were, to keep to the budget.
     #[serde(skip_serializing_if = "is_one", default = "one")]
     pub stacks_rarer: u32,
+    /// Likewise samples: each that is left counts for those that are not.
+    #[serde(skip_serializing_if = "is_one", default = "one")]
+    pub samples_rarer: u32,
+    /// Likewise looks at heaps, as the agent itself took too much.
+    #[serde(skip_serializing_if = "is_one", default = "one")]
+    pub looks_rarer: u32,
     /// Likewise the time that turns and the thread pool might take, as the agent itself took too much.
     #[serde(skip_serializing_if = "is_one", default = "one")]
     pub records_rarer: u32,
@@ -37,6 +43,19 @@ pub struct AgentCost {
     /// The streams of records to collectors, since the trace began.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub streams: Vec<StreamAccount>,
+}
+
+impl AgentCost {
+    /// How many times rarer than usual each detail was that can be cut down.
+    #[must_use]
+    pub fn rarer(&self) -> [(&'static str, u32); 4] {
+        [
+            ("stacks", self.stacks_rarer),
+            ("samples", self.samples_rarer),
+            ("looks", self.looks_rarer),
+            ("records", self.records_rarer),
+        ]
+    }
 }
 
 fn one() -> u32 {

@@ -155,7 +155,7 @@ fn called_by(made: &Made, caller: &Frame) -> bool {
 
 fn check(bench: &Bench, version: &str, seconds: &str) {
     let mut workload = Workload::start(version, "js/churn.js", &[seconds]);
-    let trace = Trace::profile(bench, workload.pid(), &["--frequency", "999"]);
+    let trace = Trace::profile(bench, workload.pid(), &["--frequency", "999", "--max-overhead", "100%"]);
     workload.go();
     workload.0.wait_out_within("DONE", Duration::from_mins(2));
     let (records, truths) = (trace.interrupt(), workload.truths());

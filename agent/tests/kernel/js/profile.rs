@@ -82,7 +82,7 @@ fn check(bench: &Bench, version: &str) {
     // The clock goes on while others have the CPU: they are not to have it.
     let mut command = Command::new("nice");
     let mut workload = Workload::with(command.args(["-n", "-20"]).arg(node(version)).arg(script("js/hot.js")));
-    let trace = Trace::profile(bench, workload.pid(), &["--frequency", SAMPLE_HZ]);
+    let trace = Trace::profile(bench, workload.pid(), &["--frequency", SAMPLE_HZ, "--max-overhead", "100%"]);
     workload.go();
     workload.0.wait_out_within("DONE", std::time::Duration::from_mins(1));
     let records = trace.interrupt();
