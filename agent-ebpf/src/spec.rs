@@ -15,8 +15,10 @@ pub enum Component {
 /// Probes that are attached and detached together, over one link a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Group {
-    /// Always on, also beside samples alone: garbage collection and the heap limit.
+    /// Always on, also beside samples alone: that there is a garbage collection, a full one or another, and the heap limit.
     Gc,
+    /// Which other one it is, steps between pauses, and what V8's own threads do for it: for the ledger and for who reads of pauses.
+    GcKinds,
     /// The thread pool, whose items hit four of them each.
     Pool,
     /// The agent's own measurement of what a hit costs; never in a target.
@@ -237,39 +239,39 @@ probes! {
         "_ZN2v88internal8GCTracer19StopObservablePauseEv",
         "_ZN2v88internal8GCTracer19StopObservablePauseENS0_16GarbageCollectorENS_4base9TimeTicksE",
     ];
-    GC_SCAVENGE "gc_scavenge" V8 Gc Gc false Entry, arg::NONE, ["_ZN2v88internal4Heap8ScavengeEv"];
+    GC_SCAVENGE "gc_scavenge" V8 GcKinds Gc false Entry, arg::NONE, ["_ZN2v88internal4Heap8ScavengeEv"];
     GC_MARK_COMPACT "gc_mark_compact" V8 Gc Gc false Entry, arg::NONE, ["_ZN2v88internal4Heap11MarkCompactEv"];
-    GC_MINOR_MARK_SWEEP "gc_minor_mark_sweep" V8 Gc Gc false Entry, arg::NONE, [
+    GC_MINOR_MARK_SWEEP "gc_minor_mark_sweep" V8 GcKinds Gc false Entry, arg::NONE, [
         "_ZN2v88internal4Heap14MinorMarkSweepEv",
         "_ZN2v88internal4Heap16MinorMarkCompactEv",
     ];
-    GC_STEP_START "gc_step_start" V8 Gc Gc false Entry, arg::NONE, [
+    GC_STEP_START "gc_step_start" V8 GcKinds Gc false Entry, arg::NONE, [
         "_ZN2v88internal18IncrementalMarking4StepEdNS1_16CompletionActionENS0_10StepOriginE",
         "_ZN2v88internal18IncrementalMarking4StepEdNS0_10StepOriginE",
         "_ZN2v88internal18IncrementalMarking4StepENS_4base9TimeDeltaEmNS0_10StepOriginE",
     ];
     // Called once at the end of each step, with what it did.
-    GC_STEP_END "gc_step_end" V8 Gc Gc false Entry, arg::NONE, [
+    GC_STEP_END "gc_step_end" V8 GcKinds Gc false Entry, arg::NONE, [
         "_ZN2v88internal8GCTracer25AddIncrementalMarkingStepEdm",
         "_ZN2v88internal8GCTracer25AddIncrementalMarkingStepENS_4base9TimeDeltaEm",
     ];
     // What V8's own threads do for the collector while JavaScript runs or waits; what follows without a pause in between, up to a
     // compilation, counts to it.
-    GC_MARKING_JOB "gc_marking_job" V8 Gc Gc false Entry, arg::NONE, [
+    GC_MARKING_JOB "gc_marking_job" V8 GcKinds Gc false Entry, arg::NONE, [
         "_ZN2v88internal17ConcurrentMarking12JobTaskMajor3RunEPNS_11JobDelegateE",
         "_ZN2v88internal17ConcurrentMarking7JobTask3RunEPNS_11JobDelegateE",
     ];
-    GC_SCAVENGER_JOB "gc_scavenger_job" V8 Gc Gc false Entry, arg::NONE, [
+    GC_SCAVENGER_JOB "gc_scavenger_job" V8 GcKinds Gc false Entry, arg::NONE, [
         "_ZN2v88internal16ScavengerJobTask3RunEPNS_11JobDelegateE",
         "_ZN2v88internal18ScavengerCollector7JobTask3RunEPNS_11JobDelegateE",
     ];
-    GC_SWEEPER_JOB "gc_sweeper_job" V8 Gc Gc false Entry, arg::NONE, [
+    GC_SWEEPER_JOB "gc_sweeper_job" V8 GcKinds Gc false Entry, arg::NONE, [
         "_ZN2v88internal7Sweeper15MajorSweeperJob3RunEPNS_11JobDelegateE",
         "_ZN2v88internal7Sweeper10SweeperJob3RunEPNS_11JobDelegateE",
     ];
-    GC_EVACUATION_JOB "gc_evacuation_job" V8 Gc Gc false Entry, arg::NONE, ["_ZN2v88internal17PageEvacuationJob3RunEPNS_11JobDelegateE"];
-    GC_POINTERS_JOB "gc_pointers_job" V8 Gc Gc false Entry, arg::NONE, ["_ZN2v88internal19PointersUpdatingJob3RunEPNS_11JobDelegateE"];
-    COMPILE_JOB "compile_job" V8 Gc Gc false Entry, arg::NONE, [
+    GC_EVACUATION_JOB "gc_evacuation_job" V8 GcKinds Gc false Entry, arg::NONE, ["_ZN2v88internal17PageEvacuationJob3RunEPNS_11JobDelegateE"];
+    GC_POINTERS_JOB "gc_pointers_job" V8 GcKinds Gc false Entry, arg::NONE, ["_ZN2v88internal19PointersUpdatingJob3RunEPNS_11JobDelegateE"];
+    COMPILE_JOB "compile_job" V8 GcKinds Gc false Entry, arg::NONE, [
         "_ZN2v88internal23OptimizedCompilationJob10ExecuteJobEPNS0_16RuntimeCallStatsEPNS0_12LocalIsolateE",
     ];
     HEAP_LIMIT_NEAR "heap_limit_near" V8 Gc HeapLimit false Entry, arg::RDI, ["_ZN2v88internal4Heap27InvokeNearHeapLimitCallbackEv"];
@@ -321,6 +323,9 @@ pub enum Form {
 pub enum Part {
     /// The ledger of threads, and stays off CPU.
     Ledger,
+    /// The polls of event loops, by which turns are told apart. While any of these is there, each system call of every process takes
+    /// longer. Without them the ledger goes by what a thread is in when it is switched out.
+    Polls,
     /// Forks, execs and exits.
     Life,
     /// File work over `io_uring`.
@@ -366,10 +371,10 @@ tracepoints! {
     "process_fork" on "sched" "sched_process_fork" Raw Life false;
     "process_exec" on "sched" "sched_process_exec" Raw Life false;
     "process_exit" on "sched" "sched_process_exit" Raw Life false;
-    "enter_epoll_wait" on "syscalls" "sys_enter_epoll_wait" Record Ledger false;
-    "exit_epoll_wait" on "syscalls" "sys_exit_epoll_wait" Record Ledger false;
-    "enter_epoll_pwait" on "syscalls" "sys_enter_epoll_pwait" Record Ledger true;
-    "exit_epoll_pwait" on "syscalls" "sys_exit_epoll_pwait" Record Ledger true;
+    "enter_epoll_wait" on "syscalls" "sys_enter_epoll_wait" Record Polls false;
+    "exit_epoll_wait" on "syscalls" "sys_exit_epoll_wait" Record Polls false;
+    "enter_epoll_pwait" on "syscalls" "sys_enter_epoll_pwait" Record Polls true;
+    "exit_epoll_pwait" on "syscalls" "sys_exit_epoll_pwait" Record Polls true;
     "io_uring_submit" on "io_uring" "io_uring_submit_req" Record IoUring false;
     "io_uring_complete" on "io_uring" "io_uring_complete" Record IoUring false;
     "sched_switch_record" on "sched" "sched_switch" Substitute Ledger true;

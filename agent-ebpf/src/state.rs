@@ -93,6 +93,10 @@ record! {
 /// A CPU wakes the reader of stacks no more often: to wake costs more than a stack. The reader looks again after so long.
 pub const STACK_WAKEUP_NS: u64 = 5_000_000;
 
+/// And for so long after a full collection only: what a stack's frames point at moves in the next one, which may be near. Of a process
+/// that collects less often, one stack in twenty at most waits through a collection, and of that one only what is new to the reader is lost.
+pub const STACK_URGENT_NS: u64 = 1_000_000_000;
+
 /// Words of a filter that tells most processes from targets at the price of one load: bit `tgid % TARGET_BITS` is set for each target.
 pub const TARGET_WORDS: u32 = 1024;
 pub const TARGET_BITS: u32 = TARGET_WORDS * 64;
@@ -180,7 +184,7 @@ impl Default for AwaitLayout {
 
 record! {
     /// A traced process, keyed by tgid.
-    pub struct Target[56] {
+    pub struct Target[64] {
         /// Bits of [`target_flag`].
         pub flags: u32,
         /// From a `uv_work_t` back to the vtable word of the `node::ThreadPoolWork` that holds it; 0 is not known.
@@ -193,6 +197,8 @@ record! {
         /// Beginnings and ends of full collections so far, and of all: odd is within one. Counted here.
         pub major_gcs: u32,
         pub gcs: u32,
+        /// When the last full one began or ended.
+        pub major_gc_ns: u64,
         pub awaits: AwaitLayout,
         /// Offset in `v8::internal::GlobalHandles` of its pointer to the space of its nodes; 0 is not known.
         pub handle_space: u32,
@@ -455,7 +461,8 @@ record! {
         pub low: u64,
         pub high: u64,
         pub count: u32,
-        pub reserved: u32,
+        /// No other value that was ever in the map has the same, and 0 is none's: what was looked up in it may be kept.
+        pub stamp: u32,
         pub regions: [Region; REGIONS_MAX],
     }
 }
@@ -562,6 +569,8 @@ pub mod global {
     pub const HAS_BPF_LOOP: &str = "HAS_BPF_LOOP";
     /// Time on CPU that a sample stands for.
     pub const SAMPLE_PERIOD_NS: &str = "SAMPLE_PERIOD_NS";
+    /// 1 where polls are seen at switches only.
+    pub const POLLS_AT_SWITCHES: &str = "POLLS_AT_SWITCHES";
     /// 1 where programs that are no target's are announced, too.
     pub const ANNOUNCE_EXECS: &str = "ANNOUNCE_EXECS";
 }

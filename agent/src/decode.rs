@@ -149,6 +149,8 @@ impl<'a> Decoder<'a> {
             _ => self.unknown(WalkEnd::Unknown),
         };
         let all = head.depth.checked_add(head.awaits).ok_or(Reason::RecordTruncated)?;
+        let names = frames.get(all as usize * size_of::<UserFrame>()..).ok_or(Reason::RecordTruncated)?;
+        let names = frames_of(names, head.names, stack::NAMES_MAX)?;
         let mut frames: Vec<UserFrame> = frames_of(frames, all, stack::USER_FRAMES_MAX)?;
         let awaits = frames.split_off(usize::try_from(head.depth).unwrap_or(usize::MAX).min(frames.len()));
         Ok(Body::Stack(Stack {
@@ -156,6 +158,7 @@ impl<'a> Decoder<'a> {
             frames: Frames::User(Box::new(UserFrames {
                 frames,
                 awaits,
+                names,
                 leaf: (head.header.flags & stack::user_flag::INTERRUPTED != 0).then_some(head.leaf),
                 end,
                 major_gcs: head.major_gcs,

@@ -114,6 +114,9 @@ pub const ELF_FUNCTIONS_MAX: usize = 1 << 21;
 /// Bytes of one symbol's name that are read; V8's longest template instances have 4000.
 pub const SYMBOL_NAME_BYTES_MAX: u64 = 4096;
 
+/// Functions of one file whose names are kept as they are shown: some thousand are ever on a stack, 200 B each.
+pub const FUNCTION_NAMES_MAX: usize = 8192;
+
 /// Files whose functions are kept: 3 MiB for a Node.js binary, far less for others.
 pub const SYMBOL_FILES_MAX: usize = 64;
 
@@ -289,6 +292,9 @@ pub const PROFILE_KEPT_MAX: usize = 256;
 
 /// Frames of one process whose names are kept: about 300 B x 32 768 = 10 MiB; a large service has some ten thousand.
 pub const FRAMES_KEPT_MAX: usize = 32_768;
+
+/// Names of one process's functions that are properties of these, 24 characters each and looked for one after the other.
+pub const OWN_NAMES_MAX: usize = 1024;
 
 /// Bytes from a function's entry in which its frame is set up: what optimised code checks first takes forty, the interpreter's
 /// entry two hundred.

@@ -149,7 +149,7 @@ fn agrees(frame: &Frame, names: &[String]) -> bool {
 /// Names these return addresses as a stack taken in a system call.
 fn user(symbolizer: &mut Symbolizer, pid: Pid, addrs: &[u64]) -> Vec<Frame> {
     let frames = addrs.iter().map(|&pc| UserFrame { pc, object: 0, bytecode_offset: 0 }).collect();
-    let stack = UserFrames { frames, awaits: Vec::new(), leaf: None, end: WalkEnd::Outermost, major_gcs: 0, gcs: 0 };
+    let stack = UserFrames { frames, ..UserFrames::default() };
     symbolizer.symbolize_user(pid, &stack).frames.into_iter().map(Arc::unwrap_or_clone).collect()
 }
 

@@ -73,9 +73,23 @@ record! {
 /// Functions that await one another, at most: beyond that they are not looked for.
 pub const AWAITS_MAX: usize = 32;
 
+/// Functions on one stack at most whose own names are taken along.
+pub const NAMES_MAX: usize = 8;
+
 record! {
-    /// The head of a user stack; `depth` [`UserFrame`]s follow, innermost first, and then `awaits` more of functions that are not on
-    /// the stack but await it, each the one before: theirs have no `pc`.
+    /// The name of a frame's function where that is a property of the function itself, as where it was computed: as much room as two frames.
+    pub struct FunctionName[48] {
+        /// The frame's number, from the innermost one.
+        pub frame: u64,
+        /// The first words of the name as V8 keeps strings: map, hash and length, and what is in the string. Young strings move all
+        /// the time, so this is all that is believed of it, but where it leads to another string.
+        pub words: [u64; 5],
+    }
+}
+
+record! {
+    /// The head of a user stack; `depth` [`UserFrame`]s follow, innermost first, then `awaits` more of functions that are not on
+    /// the stack but await it, each the one before: theirs have no `pc`; and then `names` of [`FunctionName`].
     pub struct UserStack[120] {
         pub header: Header,
         /// A 64-bit hash over the process, the frames and what of [`Leaf`] is not zero. Never 0.
@@ -89,7 +103,6 @@ record! {
         pub end: u32,
         pub leaf: Leaf,
         pub awaits: u32,
-        /// Reserved, zero.
-        pub reserved: u32,
+        pub names: u32,
     }
 }

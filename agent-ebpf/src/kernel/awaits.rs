@@ -40,6 +40,7 @@ mod offset {
 /// Words of a reaction, from the next one on.
 mod reaction {
     pub const NEXT: usize = 0;
+    pub const REJECT: usize = 1;
     pub const FULFILL: usize = 2;
     pub const SETTLES: usize = 3;
 }
@@ -98,6 +99,7 @@ fn hop(walk: &mut UserBuffer) -> bool {
         return false;
     }
     let handler = walk.words[reaction::FULFILL];
+    let on_reject = walk.words[reaction::REJECT];
     let settles = walk.words[reaction::SETTLES];
     if is_function(walk, handler) {
         let shared = builtin(walk, handler);
@@ -110,12 +112,18 @@ fn hop(walk: &mut UserBuffer) -> bool {
                 return push_generator(walk, first);
             }
             if instance_type == layout.promise {
+                // `Promise.any` is fulfilled by the promise's own function: only what it does with a rejection tells that it is there.
+                let shared = if is_function(walk, on_reject) { builtin(walk, on_reject) } else { 0 };
+                if shared != 0 {
+                    let context = self::context(walk, on_reject);
+                    if type_of(read_u64(context + offset::CONTEXT_FIRST)) != layout.promise && combined(walk, context) {
+                        return push(walk, shared, 0);
+                    }
+                }
                 walk.promise = first;
                 return true;
             }
-            let second = read_u64(context + offset::CONTEXT_SECOND);
-            if type_of(second) == layout.capability {
-                walk.promise = read_u64(second - 1 + offset::CAPABILITY_PROMISE);
+            if combined(walk, context) {
                 return push(walk, shared, 0);
             }
         }
@@ -129,6 +137,17 @@ fn hop(walk: &mut UserBuffer) -> bool {
         0
     };
     walk.promise != 0
+}
+
+/// Goes on to the promise that one of several settles, by the context of its closure; false if that has none.
+#[inline(always)]
+fn combined(walk: &mut UserBuffer, context: u64) -> bool {
+    let capability = read_u64(context + offset::CONTEXT_SECOND);
+    if type_of(capability) != walk.layout.capability {
+        return false;
+    }
+    walk.promise = read_u64(capability - 1 + offset::CAPABILITY_PROMISE);
+    true
 }
 
 #[inline(always)]

@@ -119,7 +119,7 @@ pub fn send<T: Copy + 'static>(family: u32, fill: impl FnOnce(*mut T)) {
     count_family(family, false);
 }
 
-/// Sends bytes that are already in memory; false if there was no room.
+/// Sends bytes that are already in memory; false if there was no room. What is urgent wakes the reader, if that was not just woken.
 #[inline(always)]
 pub fn send_bytes(family: u32, bytes: *const u8, len: u64, urgency: Urgency) -> bool {
     let ring = ring(family);

@@ -26,5 +26,6 @@ globals! {
     HAS_TASK_REGS: u32 = 1;
     HAS_BPF_LOOP: u32 = 1;
     SAMPLE_PERIOD_NS: u64 = 0;
+    POLLS_AT_SWITCHES: u32 = 0;
     ANNOUNCE_EXECS: u32 = 0;
 }

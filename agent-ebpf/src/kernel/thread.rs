@@ -15,7 +15,7 @@ use super::{
 #[inline(always)]
 pub fn target(tgid: u32) -> Option<Target> {
     let target = maps::TARGETS.get_ptr(&tgid)?;
-    // SAFETY: the value lives in a preallocated map; a copy of 32 bytes torn by a removal is harmless.
+    // SAFETY: the value lives in a preallocated map; a copy torn by a removal is harmless.
     Some(unsafe { *target })
 }
 
@@ -28,6 +28,7 @@ pub fn count_collection(tgid: u32, major: bool) {
         add_one(&raw mut (*target).gcs);
         if major {
             add_one(&raw mut (*target).major_gcs);
+            (*target).major_gc_ns = now_ns();
         }
     }
 }

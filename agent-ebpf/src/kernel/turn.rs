@@ -13,6 +13,8 @@ use agent_ebpf::{
     state::{ThreadState, flag},
 };
 
+use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
+
 use super::{
     emit::{header, now_ns, send},
     thread::{charge, polls_epoch, polls_unseen},
@@ -21,6 +23,41 @@ use super::{
 /// Longest stretch between an empty poll and the next one that can still be the same turn's: libuv does a handful of
 /// comparisons there. Only used where no phase probe tells.
 const REPOLL_GAP_NS: u64 = 50_000;
+
+/// Numbers of `epoll_wait` and `epoll_pwait`, and where the kernel keeps the registers that say what was called (`struct pt_regs`).
+const CALLS: [u64; 2] = [232, 281];
+const CALL: usize = 120;
+const FIRST_ARG: usize = 112;
+const FOURTH_ARG: usize = 56;
+
+/// Sees the poll that the thread is switched out in, if it is in one: all that is to be known of polls where nobody asks for turns.
+#[inline(always)]
+pub fn see_poll(state: &mut ThreadState, is_blocked: bool) {
+    state.flags &= !(flag::IN_POLL | flag::POLL_MAY_BLOCK);
+    if !is_blocked {
+        return;
+    }
+    // SAFETY: helpers that take the running task, and tell the verifier what it is that they return; it checks the offsets.
+    let register = unsafe {
+        let regs = bpf_task_pt_regs(bpf_get_current_task_btf()) as usize;
+        move |offset: usize| core::ptr::read_volatile((regs + offset) as *const u64)
+    };
+    let call = register(CALL);
+    if call != CALLS[0] && call != CALLS[1] {
+        return;
+    }
+    let fd = register(FIRST_ARG) as i32;
+    if state.poll_fd < 0 {
+        state.poll_fd = fd;
+        state.flags |= flag::LOOP;
+    } else if state.poll_fd != fd {
+        return;
+    }
+    state.flags |= flag::IN_POLL;
+    if register(FOURTH_ARG) as i32 != 0 {
+        state.flags |= flag::POLL_MAY_BLOCK;
+    }
+}
 
 /// The thread enters `epoll_wait` or `epoll_pwait`; `polls_by` is the flag that says which.
 #[inline(always)]

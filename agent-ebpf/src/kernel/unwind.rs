@@ -14,9 +14,9 @@ use core::{
 use agent_ebpf::{
     abi::{
         kind,
-        stack::{Leaf, USER_FRAMES_MAX, UserFrame, UserStack, end, user_flag},
+        stack::{FunctionName, Leaf, NAMES_MAX, USER_FRAMES_MAX, UserFrame, UserStack, end, user_flag},
     },
-    state::{AwaitLayout, Regions, Target, UnwindRow, cfa, counter},
+    state::{AwaitLayout, Regions, STACK_URGENT_NS, Target, UnwindRow, cfa, counter, target_flag},
 };
 use aya_ebpf::{
     EbpfContext,
@@ -31,7 +31,7 @@ use super::{
     emit::{Urgency, count_n, current, header},
     globals, maps,
     stack::{Buffer, mix, send_once},
-    tables,
+    tables::{self, KNOWN_ROWS, KnownRow},
 };
 
 /// Bytes below a frame pointer that are read, and words: down to the bytecode offset's neighbour, up to the return address.
@@ -51,6 +51,16 @@ mod word {
 /// `Map::instance_type` from a map's untagged address.
 const INSTANCE_TYPE: u64 = 12;
 
+/// From there on: how many words an object has, in which of them its first property of its own lies, two bytes more, and then the type.
+const SIZES_AND_TYPE: u64 = 8;
+const TYPE_SHIFT: u64 = 8 * (INSTANCE_TYPE - SIZES_AND_TYPE);
+
+/// Above any address of a process: there a map that is remembered has the offset of such a property.
+const PROPERTY_SHIFT: u64 = 48;
+
+/// Maps of functions that are remembered within a walk, a power of two: a program has some ten of them, and most functions one.
+const FUNCTION_MAPS: usize = 4;
+
 /// Above any type of V8's stub frames, doubled as the frame holds it.
 const MARKER_MAX: u64 = 128;
 
@@ -64,6 +74,8 @@ pub struct UserBuffer {
     pub head: UserStack,
     pub frames: [UserFrame; USER_FRAMES_MAX],
     pub words: [u64; WORDS],
+    /// The first words of a frame's function.
+    function: [u64; WORDS],
     regs: pt_regs,
     fp: u64,
     /// What is above it has not been unwound yet: each frame must lie above the one before.
@@ -71,6 +83,13 @@ pub struct UserBuffer {
     pc: u64,
     pub hash: u64,
     pub function_shared: u64,
+    /// Those that were seen to be of functions in this walk, in which nothing moves.
+    function_maps: [u64; FUNCTION_MAPS],
+    /// Where the function that was read last has a property in itself; 0 if it has none.
+    property: u64,
+    pub names: u32,
+    named: [FunctionName; NAMES_MAX],
+    rows: [KnownRow; KNOWN_ROWS],
     function_type_first: u16,
     function_type_last: u16,
     pub awaits: u32,
@@ -104,6 +123,7 @@ pub fn user<C: EbpfContext>(ctx: &C, target: &Target, buffer: Buffer, now: u64) 
     walk.head.depth = 0;
     walk.head.end = end::DEEP;
     walk.awaits = 0;
+    walk.names = 0;
     walk.callee = 0;
     walk.generator = 0;
     walk.layout = target.awaits;
@@ -137,16 +157,26 @@ pub fn user<C: EbpfContext>(ctx: &C, target: &Target, buffer: Buffer, now: u64) 
         walk.head.id = id;
         walk.head.major_gcs = target.major_gcs;
         walk.head.gcs = target.gcs;
+        append_names(walk);
         walk.head.awaits = walk.awaits;
-        walk.head.reserved = 0;
-        let frames = depth + u64::from(walk.awaits);
+        walk.head.names = walk.names;
+        let frames = depth + u64::from(walk.awaits) + 2 * u64::from(walk.names);
         if frames > USER_FRAMES_MAX as u64 {
             return Walked::NONE;
         }
         let len = size_of::<UserStack>() as u64 + frames * size_of::<UserFrame>() as u64;
-        send_once(id, buffer.cast(), len, Urgency::Moving);
+        send_once(id, buffer.cast(), len, urgency(target, now));
     }
     Walked { id, depth }
+}
+
+/// Where a full collection is near the stack cannot wait until the reader comes by.
+#[inline(always)]
+fn urgency(target: &Target, now: u64) -> Urgency {
+    let counts = target.flags & target_flag::COUNTS_GCS != 0;
+    // A collection may have been seen on another CPU, whose clock was read later.
+    let is_near = !counts || now < target.major_gc_ns.saturating_add(STACK_URGENT_NS);
+    if target.function_shared != 0 && is_near { Urgency::Moving } else { Urgency::None }
 }
 
 /// Ids hold for 2^34 ns, 17 s, at most: where collections are not seen, what is freed may yet be used again.
@@ -168,6 +198,7 @@ fn begin(walk: &mut UserBuffer, target: &Target, moment: Buffer) -> Option<u32> 
     walk.pc = walk.regs.rip;
     walk.sp = walk.regs.rsp;
     walk.function_shared = u64::from(target.function_shared);
+    walk.function_maps = [0; FUNCTION_MAPS];
     walk.function_type_first = target.function_type_first;
     walk.function_type_last = target.function_type_last;
     walk.head.leaf = Leaf { rsp: 0, rbp: 0, r9: 0, r12: 0, words: [0; 4] };
@@ -240,10 +271,10 @@ fn step(walk: &mut UserBuffer, regions: Option<&Regions>, i: u32) -> bool {
     let mut frame = UserFrame { pc: walk.pc, object: 0, bytecode_offset: 0 };
     // A return address may lie behind the function that called.
     let at = if i == 0 { walk.pc } else { walk.pc - 1 };
-    let row = regions.and_then(|regions| tables::row(regions, at));
+    let row = regions.and_then(|regions| tables::known_row(&mut walk.rows, regions, at));
     let ended = match row {
         Some(row) => by_row(walk, row),
-        None => by_frame_pointer(walk, &mut frame),
+        None => by_frame_pointer(walk, &mut frame, i),
     };
     walk.hash = mix(mix(mix(walk.hash, frame.pc), frame.object), frame.bytecode_offset);
     walk.frames[i as usize & (USER_FRAMES_MAX - 1)] = frame;
@@ -286,7 +317,7 @@ fn by_row(walk: &mut UserBuffer, row: UnwindRow) -> Result<(), u32> {
 
 /// Goes to the caller over the frame pointer, and takes down what a frame of V8's holds; else, one of [`end`].
 #[inline(always)]
-fn by_frame_pointer(walk: &mut UserBuffer, frame: &mut UserFrame) -> Result<(), u32> {
+fn by_frame_pointer(walk: &mut UserBuffer, frame: &mut UserFrame, i: u32) -> Result<(), u32> {
     let fp = walk.fp;
     if fp == 0 {
         return Err(end::OUTERMOST);
@@ -298,7 +329,7 @@ fn by_frame_pointer(walk: &mut UserBuffer, frame: &mut UserFrame) -> Result<(), 
         return Err(end::UNREADABLE);
     }
     if walk.function_shared != 0 {
-        describe(walk, frame);
+        describe(walk, frame, i);
     }
     walk.sp = fp.wrapping_add(16);
     walk.fp = walk.words[word::CALLER_FP];
@@ -315,7 +346,7 @@ pub fn read_words(into: *mut [u64; WORDS], at: u64, bytes: u32) -> bool {
 
 /// What V8's part of a frame says.
 #[inline(always)]
-fn describe(walk: &mut UserBuffer, frame: &mut UserFrame) {
+fn describe(walk: &mut UserBuffer, frame: &mut UserFrame, i: u32) {
     let context = walk.words[word::CONTEXT];
     if context & 1 == 0 {
         if context < MARKER_MAX {
@@ -332,13 +363,18 @@ fn describe(walk: &mut UserBuffer, frame: &mut UserFrame) {
     if context & 3 != 1 || function & 3 != 1 {
         return;
     }
-    if !is_function(walk, function) {
-        function = moved_to(function);
-        if !is_function(walk, function) {
+    if !read_function(walk, function) {
+        // Just being moved: its first word is the new address then, without a tag.
+        let moved = walk.function[0];
+        function = moved | 1;
+        if moved & 3 != 0 || !read_function(walk, function) {
             return;
         }
     }
-    frame.object = read_u64(function - 1 + walk.function_shared);
+    frame.object = walk.function[(walk.function_shared >> 3) as usize & (WORDS - 1)];
+    if walk.property != 0 {
+        take_name(walk, function, i);
+    }
     let offset = walk.words[word::BYTECODE_OFFSET];
     if offset & 0xffff_ffff == 0 && offset >> 32 < BYTECODE_OFFSET_MAX && walk.words[word::BYTECODE_ARRAY] & 3 == 1 {
         frame.bytecode_offset = offset >> 32;
@@ -359,17 +395,90 @@ pub fn type_of(object: u64) -> u16 {
     read_u64(map - 1 + INSTANCE_TYPE) as u16
 }
 
-/// Where an object is now that is just being moved: its first word is the new address then, without a tag. 0 if it is not.
+/// Reads an object up to where a function has its `SharedFunctionInfo`, at once; false if it is none.
 #[inline(always)]
-fn moved_to(object: u64) -> u64 {
-    let word = read_u64(object - 1);
-    if word & 3 == 0 { word | 1 } else { 0 }
+fn read_function(walk: &mut UserBuffer, object: u64) -> bool {
+    let bytes = (walk.function_shared as u32 & 56) + 8;
+    if !read_words(&raw mut walk.function, object - 1, bytes) {
+        walk.function[0] = 1;
+        return false;
+    }
+    let map = walk.function[0];
+    if map & 3 != 1 {
+        return false;
+    }
+    let slot = (map >> 4) as usize & (FUNCTION_MAPS - 1);
+    let known = walk.function_maps[slot];
+    if known & ((1 << PROPERTY_SHIFT) - 1) == map {
+        walk.property = known >> PROPERTY_SHIFT;
+        return true;
+    }
+    let described = read_u64(map - 1 + SIZES_AND_TYPE);
+    if !is_function_type(walk, (described >> TYPE_SHIFT) as u16) {
+        return false;
+    }
+    let (words, first) = (described & 0xff, described >> 8 & 0xff);
+    walk.property = if first < words { first * 8 } else { 0 };
+    walk.function_maps[slot] = map | walk.property << PROPERTY_SHIFT;
+    true
+}
+
+/// Takes the name along that a function has as a property of its own, which is where V8 keeps it when the source does not say it.
+#[inline(always)]
+fn take_name(walk: &mut UserBuffer, function: u64, i: u32) {
+    // The compiler knows that the masks do nothing, the verifier does not.
+    let at = core::hint::black_box(walk.names) as usize;
+    // Where the verifier goes through the loop turn by turn, this is too much for it.
+    if globals::HAS_BPF_LOOP.load() == 0 || at >= NAMES_MAX {
+        return;
+    }
+    let name = read_u64(function - 1 + walk.property);
+    if name & 3 != 1 {
+        return;
+    }
+    let name_words = &raw mut walk.named[at & (NAMES_MAX - 1)].words;
+    // SAFETY: the helper checks the address and writes as many bytes as there are.
+    if unsafe { bpf_probe_read_user(name_words.cast(), 40, (name - 1) as *const c_void) } != 0 {
+        return;
+    }
+    let named = &mut walk.named[at & (NAMES_MAX - 1)];
+    named.frame = u64::from(i);
+    let [_, length, one, two, three] = named.words;
+    walk.hash = mix(mix(mix(mix(walk.hash, length), one), two), three);
+    walk.names += 1;
+}
+
+/// Puts the names behind the frames.
+#[inline(always)]
+fn append_names(walk: &mut UserBuffer) {
+    let mut i = 0;
+    while i < NAMES_MAX as u32 {
+        if i >= walk.names {
+            break;
+        }
+        let at = walk.head.depth + walk.awaits + 2 * i;
+        if at + 1 >= USER_FRAMES_MAX as u32 {
+            walk.names = i;
+            break;
+        }
+        let FunctionName { frame, words: [a, b, c, d, e] } = walk.named[i as usize & (NAMES_MAX - 1)];
+        // The compiler knows that these masks do nothing, the verifier does not.
+        let slot = core::hint::black_box(at) as usize & (USER_FRAMES_MAX - 1);
+        walk.frames[slot] = UserFrame { pc: frame, object: a, bytecode_offset: b };
+        let slot = core::hint::black_box(at + 1) as usize & (USER_FRAMES_MAX - 1);
+        walk.frames[slot] = UserFrame { pc: c, object: d, bytecode_offset: e };
+        i += 1;
+    }
 }
 
 /// The object is a function.
 #[inline(always)]
 pub fn is_function(walk: &UserBuffer, object: u64) -> bool {
-    let instance_type = type_of(object);
+    is_function_type(walk, type_of(object))
+}
+
+#[inline(always)]
+fn is_function_type(walk: &UserBuffer, instance_type: u16) -> bool {
     instance_type >= walk.function_type_first && instance_type <= walk.function_type_last
 }
 

@@ -102,6 +102,7 @@ impl Allocations {
             Group::Allocations => spent < ALLOCATIONS_BUDGET,
             Group::Frees => spent < FREES_BUDGET,
             Group::Gc
+            | Group::GcKinds
             | Group::Pool
             | Group::Calibration
             | Group::Phases

@@ -9,8 +9,8 @@ use crate::{
     probe::attach::Probes,
 };
 
-/// Calls in a calibration: 10 ms at the 2 µs that a slow machine takes for one.
-const CALLS: u32 = 5_000;
+/// Calls in a calibration: 2 ms at the 2 µs that a slow machine takes for one.
+const CALLS: u32 = 1_000;
 
 /// Tracepoint programs begin with the same filter but need no trap; where the trap was measured, this is what is left.
 const TRACEPOINT_NS: u64 = 300;

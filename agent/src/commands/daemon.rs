@@ -82,13 +82,13 @@ fn mission(config: &Config, ring_bytes: Option<u32>) -> Mission {
         loop_off_cpu_min: trace::LOOP_OFF_CPU_MIN,
         other_off_cpu_min: trace::OTHER_OFF_CPU_MIN,
         ring_bytes,
-        parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples],
+        parts: &[Part::Ledger, Part::Polls, Part::Life, Part::IoUring, Part::Samples],
         sample_hz: config.trace.sample_hz,
         bounded_loops: false,
         announce_execs: true,
     };
     Mission {
-        groups: &[Group::Gc, Group::Pool, Group::Requests],
+        groups: &[Group::Gc, Group::GcKinds, Group::Pool, Group::Requests],
         phases: match config.trace.phases {
             Phases::Auto => PhasesWanted::Auto,
             Phases::Always => PhasesWanted::Always,

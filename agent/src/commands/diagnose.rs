@@ -139,7 +139,7 @@ fn mission(args: &DiagnoseArgs, thresholds: Thresholds) -> Mission {
         loop_off_cpu_min: OFF_CPU_MIN,
         other_off_cpu_min: OFF_CPU_MIN,
         ring_bytes: None,
-        parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples, Part::Faults],
+        parts: &[Part::Ledger, Part::Polls, Part::Life, Part::IoUring, Part::Samples, Part::Faults],
         sample_hz: SAMPLE_HZ,
         bounded_loops: false,
         announce_execs: false,
@@ -153,7 +153,7 @@ fn mission(args: &DiagnoseArgs, thresholds: Thresholds) -> Mission {
     };
     Mission {
         settings,
-        groups: &[Group::Gc, Group::Pool, Group::Requests],
+        groups: &[Group::Gc, Group::GcKinds, Group::Pool, Group::Requests],
         phases: PhasesWanted::Auto,
         switches: SwitchesWanted::Auto,
         max_overhead: args.max_overhead,

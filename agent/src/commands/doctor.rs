@@ -203,7 +203,7 @@ fn object_checks() -> Vec<Check> {
         loop_off_cpu_min: Duration::from_micros(100),
         other_off_cpu_min: Duration::from_millis(1),
         ring_bytes: None,
-        parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples, Part::Waits],
+        parts: &[Part::Ledger, Part::Polls, Part::Life, Part::IoUring, Part::Samples, Part::Waits],
         sample_hz: 1,
         bounded_loops: false,
         announce_execs: false,

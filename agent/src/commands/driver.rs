@@ -57,6 +57,7 @@ use crate::{
         model::{EndReason, TraceConfig},
         summary::Summary,
     },
+    symbolize::KernelAhead,
     target::heap::HeapReader,
     target::{postgres::PostgresError, sockets::Peers},
     units::Pid,
@@ -181,6 +182,7 @@ pub fn drive(
         warn!("{error}");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DriverError::Runtime)?;
+    let kernel = KernelAhead::read();
     runtime.block_on(async {
         let sinks = Sinks::open(destinations).map_err(DriverError::Output)?;
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -189,7 +191,7 @@ pub fn drive(
         let session = Session::start(&mission.settings, mission.groups, wanted, budget, types)?;
         let duration = mission.duration;
         let Whom { subjects, launched, follow, examine, discovery, clusters, mut search, resident } = whom;
-        let mut driver = Driver::new(mission, session, sinks, examine)?;
+        let mut driver = Driver::new(mission, session, sinks, examine, kernel)?;
         driver.follow = follow;
         driver.discovery = discovery;
         let only = subjects.len() == 1;
@@ -274,10 +276,11 @@ impl Driver {
         session: Session,
         sinks: Sinks,
         examine: fn(Pid) -> Result<Subject, SubjectError>,
+        kernel: KernelAhead,
     ) -> Result<Self, DriverError> {
         let (to_core, answers) = mpsc::unbounded_channel();
         let names = mission.pg_connection.as_deref().map(names).transpose()?;
-        let symbols = Symbols::start(to_core, session.collections()?, mission.source_maps.clone())
+        let symbols = Symbols::start(to_core, session.collections()?, mission.source_maps.clone(), kernel)
             .map_err(|error| DriverError::Output(format!("cannot start the symbol thread: {error}")))?;
         Ok(Self {
             core: Core::new(),

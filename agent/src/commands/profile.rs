@@ -159,8 +159,8 @@ fn mission(args: &ProfileArgs) -> Mission {
     };
     Mission {
         settings,
-        // Whether a thread of the pool waits for work, or is kept from it.
-        groups: if measure == Measure::OnCpu { &[Group::Gc] } else { &[Group::Gc, Group::Pool] },
+        // Beside the ledger: for whom threads of V8 work, and whether one of the pool waits for work or is kept from it.
+        groups: if measure == Measure::OnCpu { &[Group::Gc] } else { &[Group::Gc, Group::GcKinds, Group::Pool] },
         phases: PhasesWanted::Never,
         switches: SwitchesWanted::Always,
         max_overhead: args.max_overhead,

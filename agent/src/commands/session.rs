@@ -300,6 +300,7 @@ impl Session {
             function_type_last: functions.types.1,
             major_gcs: 0,
             gcs: 0,
+            major_gc_ns: 0,
             awaits: functions.awaits,
             handle_space,
             reserved: 0,
@@ -693,7 +694,8 @@ impl Session {
 
     /// A program that is new here may poll either way. Those that a process starts, if they are followed, are seen too late for that.
     fn watch_all_polls(&mut self, follow: bool) {
-        self.polls = if follow { Polls::All } else { Polls::Unknown };
+        let are_there = self.probes.as_ref().is_some_and(|probes| probes.has_part(Part::Polls));
+        self.polls = if follow || !are_there { Polls::All } else { Polls::Unknown };
         if self.governor.is_attached(Group::Polls) {
             self.attach_polls();
         }

@@ -26,8 +26,9 @@ use crate::{
 };
 
 /// Uprobes that go into a process; those for calibration never do.
-const GROUPS: [Group; 8] = [
+const GROUPS: [Group; 9] = [
     Group::Gc,
+    Group::GcKinds,
     Group::Pool,
     Group::Phases,
     Group::Requests,

@@ -18,7 +18,7 @@ use crate::{
     probe::maps::{Collections, monotonic_ns},
     report::model::StackId,
     symbolize::{
-        GcClock, Named, Symbolizer,
+        GcClock, KernelAhead, Named, Symbolizer,
         scripts::{Reference, References},
         source_map::SourceMaps,
         v8::suspended::Place,
@@ -54,6 +54,7 @@ impl Symbols {
         answers: UnboundedSender<Input>,
         collections: Collections,
         source_maps: Option<PathBuf>,
+        kernel: KernelAhead,
     ) -> std::io::Result<Self> {
         let (questions, inbox) = sync_channel(QUESTIONS_MAX);
         let (named, to_map) = sync_channel(QUESTIONS_MAX);
@@ -61,7 +62,8 @@ impl Symbols {
         let start = |name: &str| std::thread::Builder::new().name(name.into());
         // Apart: reading a large map takes a while, and stacks must be named before the collector has moved what they point at.
         let maps = start("agent-maps").spawn(move || map_all(&to_map, &mapped, source_maps.as_deref()))?;
-        let symbols = start("agent-symbols").spawn(move || answer_all(&inbox, &answers, &named, collections))?;
+        let symbols =
+            start("agent-symbols").spawn(move || answer_all(&inbox, &answers, &named, collections, kernel))?;
         Ok(Self { questions, pending: 0, pending_classes: 0, threads: [symbols, maps] })
     }
 
@@ -150,9 +152,11 @@ fn answer_all(
     answers: &UnboundedSender<Input>,
     stacks: &SyncSender<Vec<NamedStack>>,
     collections: Collections,
+    kernel: KernelAhead,
 ) {
     // Made here, as it keeps what it reads to its own thread.
     let mut symbolizer = Symbolizer::new(Box::new(collections));
+    symbolizer.expect_kernel(kernel);
     let mut references = References::default();
     let mut later = VecDeque::new();
     let mut together = Vec::new();

@@ -118,7 +118,7 @@ fn mission(args: &TraceArgs) -> Mission {
     };
     Mission {
         settings,
-        groups: &[Group::Gc, Group::Pool],
+        groups: &[Group::Gc, Group::GcKinds, Group::Pool],
         phases: phases(args.phases),
         switches: SwitchesWanted::Auto,
         max_overhead: args.max_overhead,
@@ -140,7 +140,7 @@ fn settings(args: &TraceArgs) -> Settings {
         loop_off_cpu_min: args.off_cpu_threshold.unwrap_or(LOOP_OFF_CPU_MIN),
         other_off_cpu_min: args.off_cpu_threshold.unwrap_or(OTHER_OFF_CPU_MIN),
         ring_bytes: args.ring_size,
-        parts: &[Part::Ledger, Part::Life, Part::IoUring, Part::Samples],
+        parts: &[Part::Ledger, Part::Polls, Part::Life, Part::IoUring, Part::Samples],
         sample_hz: args.sample_hz,
         bounded_loops: args.bounded_loops,
         announce_execs: false,

@@ -1,6 +1,6 @@
 //! What there is to be decoded.
 
-pub use agent_ebpf::abi::stack::{Leaf, UserFrame};
+pub use agent_ebpf::abi::stack::{FunctionName, Leaf, UserFrame};
 use agent_ebpf::abi::{event_loop::Ledger, sched};
 use agent_ebpf::state::flag;
 use serde::{Deserialize, Serialize};
@@ -213,6 +213,8 @@ pub struct UserFrames {
     pub frames: Vec<UserFrame>,
     /// Functions that are not on the stack but await it, each the one before.
     pub awaits: Vec<UserFrame>,
+    /// Names that functions on the stack have as properties of their own.
+    pub names: Vec<FunctionName>,
     /// Registers of the innermost frame, where it was interrupted.
     pub leaf: Option<Leaf>,
     pub end: WalkEnd,

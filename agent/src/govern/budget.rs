@@ -69,6 +69,7 @@ fn weight(group: Group) -> f64 {
         Group::Phases | Group::Requests => 0.125,
         // They are attached all the time, or on suspicion, which has a limit of its own.
         Group::Gc
+        | Group::GcKinds
         | Group::Calibration
         | Group::Postgres
         | Group::Makers

@@ -89,6 +89,7 @@ impl Way {
         let is_node = match group {
             Group::Postgres => false,
             Group::Gc
+            | Group::GcKinds
             | Group::Pool
             | Group::Calibration
             | Group::Phases
@@ -148,7 +149,7 @@ pub struct TracepointSkip {
 pub struct Probes {
     pub(super) ebpf: Ebpf,
     way: Way,
-    parts: &'static [Part],
+    parts: Vec<Part>,
     has_types: bool,
     sample_hz: u32,
     tracepoints: Vec<(&'static str, Link)>,
@@ -204,6 +205,14 @@ impl Probes {
         loader.override_global(global::HAS_TASK_REGS, &has_task_regs, true);
         loader.override_global(global::HAS_BPF_LOOP, &has_loop, true);
         loader.override_global(global::SAMPLE_PERIOD_NS, &period_ns, true);
+        let mut parts = settings.parts.to_vec();
+        let at_switches = parts.contains(&Part::Ledger) && !parts.contains(&Part::Polls);
+        // What a thread is in can be told where the kernel's types are known.
+        if at_switches && types.is_none() {
+            parts.push(Part::Polls);
+        }
+        let polls_at_switches = u32::from(at_switches && types.is_some());
+        loader.override_global(global::POLLS_AT_SWITCHES, &polls_at_switches, true);
         let announce_execs = u32::from(settings.announce_execs);
         loader.override_global(global::ANNOUNCE_EXECS, &announce_execs, true);
         if let Some(types) = types {
@@ -227,7 +236,7 @@ impl Probes {
         let mut probes = Self {
             ebpf,
             way,
-            parts: settings.parts,
+            parts,
             has_types: types.is_some(),
             sample_hz: settings.sample_hz,
             tracepoints: Vec::new(),
@@ -274,7 +283,13 @@ impl Probes {
     /// Attaches every tracepoint that is wanted and that the kernel has; the rest is returned with the reason. Without the kernel's types, raw
     /// ones are left to their substitutes.
     pub fn attach_tracepoints(&mut self) -> Vec<TracepointSkip> {
-        self.parts.iter().flat_map(|part| self.attach_part(*part)).collect()
+        self.parts.clone().into_iter().flat_map(|part| self.attach_part(part)).collect()
+    }
+
+    /// Whether this is attached at all, where the kernel has it.
+    #[must_use]
+    pub fn has_part(&self, part: Part) -> bool {
+        self.parts.contains(&part)
     }
 
     /// The same of one part.

@@ -43,6 +43,7 @@ pub struct Tables {
     regions: BpfHashMap<MapData, u32, [u8; REGIONS]>,
     rows: SharedRows,
     used: u32,
+    stamp: u32,
     files: HashMap<FileIdentity, Rows>,
 }
 
@@ -53,7 +54,7 @@ impl Tables {
         let regions =
             BpfHashMap::try_from(take("REGIONS")?).map_err(|source| MapsError::Access { name: "REGIONS", source })?;
         let Map::Array(rows) = take("UNWIND_ROWS")? else { return Err(MapsError::Missing("UNWIND_ROWS")) };
-        Ok(Self { regions, rows: SharedRows::of(rows)?, used: 0, files: HashMap::new() })
+        Ok(Self { regions, rows: SharedRows::of(rows)?, used: 0, stamp: 0, files: HashMap::new() })
     }
 
     /// Looks at what a process has mapped now, and tells the kernel half how to unwind it, except in the one file that keeps
@@ -62,6 +63,8 @@ impl Tables {
         let mut covered = Covered::default();
         let mut regions = Regions::new_zeroed();
         regions.low = u64::MAX;
+        self.stamp += 1;
+        regions.stamp = self.stamp;
         // A process that has gone has nothing to unwind.
         let mappings = procfs::executable_mappings(pid).unwrap_or_default();
         for mapping in mappings.iter().filter(|mapping| mapping.is_file()) {

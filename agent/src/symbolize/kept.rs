@@ -13,15 +13,22 @@
 //!
 //! What was there before and is there after was there in between: an object and the two that it points to do not all move away and
 //! back.
+//!
+//! Of a process that has ended, or a worker, no word is there any more: names that were right under the same count are right still.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, Hasher, RandomState},
+    sync::Arc,
+};
 
 use super::v8::{frames::Seen, proof::Proof};
 use crate::{
     decode::UserFrame,
-    limits::FRAMES_KEPT_MAX,
+    limits::{FRAMES_KEPT_MAX, OWN_NAMES_MAX},
     report::model::Frame,
     target::memory::{Memory, Part},
+    units::UserAddr,
 };
 
 /// A frame to be named.
@@ -39,21 +46,25 @@ impl Entry {
         let is_before = |taken: u32| self.read.is_some_and(|read| taken.wrapping_sub(read) < 1 << 31);
         match trust {
             Trust::Heap { .. } => (true, true),
-            Trust::Past { majors } if self.read == Some(majors) || self.seen == Some(majors) => (true, false),
+            Trust::Past { majors } if self.was_right_under(majors) => (true, false),
             Trust::Past { majors } | Trust::Within { majors } => (is_before(majors), true),
         }
+    }
+
+    fn was_right_under(&self, majors: u32) -> bool {
+        self.read == Some(majors) || self.seen == Some(majors)
     }
 }
 
 impl Asked {
     /// A frame that is known to be there, and nothing else of it.
     pub const LOST: Self =
-        Self { seen: Seen { pc: u64::MAX, object: 0, bytecode_offset: 0, live: None }, has_called: true };
+        Self { seen: Seen { pc: u64::MAX, object: 0, bytecode_offset: 0, live: None, name: 0 }, has_called: true };
 
     /// A function that is not on the stack.
     #[must_use]
     pub fn suspended(UserFrame { object, bytecode_offset, .. }: UserFrame) -> Self {
-        Self { seen: Seen { pc: 0, object, bytecode_offset, live: None }, has_called: true }
+        Self { seen: Seen { pc: 0, object, bytecode_offset, live: None, name: 0 }, has_called: true }
     }
 
     #[must_use]
@@ -103,18 +114,25 @@ struct Entry {
     /// Under which counts it was read first, and seen last.
     read: Option<u32>,
     seen: Option<u32>,
-    /// Which stack it was last looked at for, where its parts begin then, and what came of it.
+    /// Which stack it was last looked at for, where its words are in [`Kept::looked_at`] then, and what came of it.
     stack: u64,
-    first_part: usize,
+    first: usize,
     holds: bool,
 }
 
 /// The names of one process's frames.
 #[derive(Default)]
 pub struct Kept {
-    entries: HashMap<Asked, Entry>,
+    places: HashMap<Asked, usize, Addresses>,
+    entries: Vec<Entry>,
     stacks: u64,
+    /// What is read for a stack, each place once: many frames rest on one script.
     parts: Vec<Part>,
+    read_at: HashMap<UserAddr, usize, Addresses>,
+    /// For each proof of each entry in turn, which of the parts it is about.
+    looked_at: Vec<usize>,
+    /// Nothing of them could be read.
+    is_gone: bool,
 }
 
 impl Kept {
@@ -122,31 +140,42 @@ impl Kept {
     pub fn find(&mut self, asked: &[Asked], trust: Trust, memory: Option<&impl Memory>) -> Vec<Option<Frames>> {
         self.stacks += 1;
         self.parts.clear();
-        for one in asked {
-            let Some(entry) = self.entries.get_mut(one).filter(|entry| entry.stack != self.stacks) else { continue };
+        self.read_at.clear();
+        self.looked_at.clear();
+        let places: Vec<Option<usize>> = asked.iter().map(|one| self.places.get(one).copied()).collect();
+        for place in places.iter().flatten() {
+            let Some(entry) = self.entries.get_mut(*place).filter(|entry| entry.stack != self.stacks) else { continue };
             entry.stack = self.stacks;
-            entry.first_part = self.parts.len();
+            entry.first = usize::MAX;
             let (can_be_right, looks) = entry.judge(trust);
             entry.holds = can_be_right || entry.proofs.is_empty();
-            if can_be_right && looks {
-                self.parts.extend(entry.proofs.iter().map(Proof::part));
-            } else {
-                entry.first_part = usize::MAX;
+            if can_be_right && looks && !entry.proofs.is_empty() {
+                entry.first = self.looked_at.len();
+                self.looked_at.extend(entry.proofs.iter().map(|proof| {
+                    *self.read_at.entry(proof.at).or_insert_with(|| {
+                        self.parts.push(proof.part());
+                        self.parts.len() - 1
+                    })
+                }));
             }
         }
         if let Some(memory) = memory {
             memory.read_parts(&mut self.parts);
         }
-        asked.iter().map(|one| self.checked(one, trust)).collect()
+        self.is_gone = self.parts.iter().all(|part| !part.read);
+        places.into_iter().map(|place| self.checked(place?, trust)).collect()
     }
 
-    fn checked(&mut self, asked: &Asked, trust: Trust) -> Option<Frames> {
-        let entry = self.entries.get_mut(asked)?;
-        if entry.holds && entry.first_part != usize::MAX && !entry.proofs.is_empty() {
-            let parts = self.parts.get(entry.first_part..).unwrap_or_default();
-            entry.holds = entry.proofs.iter().zip(parts).all(|(proof, part)| proof.holds(part))
-                && parts.len() >= entry.proofs.len();
-            entry.first_part = usize::MAX;
+    fn checked(&mut self, place: usize, trust: Trust) -> Option<Frames> {
+        let entry = self.entries.get_mut(place)?;
+        if entry.holds && entry.first != usize::MAX {
+            let parts = self.looked_at.get(entry.first..).unwrap_or_default();
+            let holds = |(proof, part): (&Proof, &usize)| self.parts.get(*part).is_some_and(|part| proof.holds(part));
+            entry.holds = match trust {
+                Trust::Heap { majors: Some(majors) } if self.is_gone => entry.was_right_under(majors),
+                _ => parts.len() >= entry.proofs.len() && entry.proofs.iter().zip(parts).all(holds),
+            };
+            entry.first = usize::MAX;
             if let (true, Trust::Heap { majors }) = (entry.holds, trust) {
                 entry.seen = majors;
             }
@@ -156,7 +185,7 @@ impl Kept {
 
     pub fn keep(&mut self, asked: Asked, frames: &Frames, proofs: Vec<Proof>, majors: Option<u32>) {
         if self.entries.len() >= FRAMES_KEPT_MAX {
-            self.entries.clear();
+            self.clear();
         }
         let entry = Entry {
             frames: Arc::clone(frames),
@@ -164,27 +193,111 @@ impl Kept {
             read: majors,
             seen: majors,
             stack: 0,
-            first_part: usize::MAX,
+            first: usize::MAX,
             holds: true,
         };
-        self.entries.insert(asked, entry);
+        match self.places.get(&asked).and_then(|place| self.entries.get_mut(*place)) {
+            Some(known) => *known = entry,
+            None => {
+                self.places.insert(asked, self.entries.len());
+                self.entries.push(entry);
+            }
+        }
     }
 
     /// Forgets all: what was mapped there is not any more.
     pub fn clear(&mut self) {
+        self.places.clear();
         self.entries.clear();
+    }
+}
+
+/// Hashes addresses: four times as fast as what the standard library has for keys that strangers choose. A process that chose addresses
+/// for it would have to know the seed.
+#[derive(Clone)]
+struct Addresses {
+    seed: u64,
+}
+
+impl Default for Addresses {
+    fn default() -> Self {
+        Self { seed: RandomState::new().hash_one(0_u64) }
+    }
+}
+
+impl BuildHasher for Addresses {
+    type Hasher = AddressHasher;
+
+    fn build_hasher(&self) -> AddressHasher {
+        AddressHasher(self.seed)
+    }
+}
+
+struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u8(&mut self, n: u8) {
+        self.write_u64(n.into());
+    }
+
+    fn write_u32(&mut self, n: u32) {
+        self.write_u64(n.into());
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        let product = u128::from(self.0 ^ n) * 0x9e37_79b9_7f4a_7c15;
+        let folded = (product ^ (product >> 64)) & u128::from(u64::MAX);
+        self.0 = u64::try_from(folded).unwrap_or(0);
+    }
+
+    fn write_isize(&mut self, n: isize) {
+        self.write_u64(n.cast_unsigned() as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// Names that functions have as properties of their own, by number: a frame is asked for with that.
+#[derive(Default)]
+pub struct OwnNames(Vec<String>);
+
+impl OwnNames {
+    /// 0 if there are too many: a number that was given is not given again, as names are kept by it.
+    pub fn number(&mut self, text: String) -> u32 {
+        let known = self.0.iter().position(|name| *name == text);
+        let at = known.unwrap_or(self.0.len());
+        if at >= OWN_NAMES_MAX {
+            return 0;
+        }
+        if known.is_none() {
+            self.0.push(text);
+        }
+        u32::try_from(at + 1).unwrap_or(0)
+    }
+
+    #[must_use]
+    pub fn get(&self, number: u32) -> Option<&str> {
+        self.0.get(usize::try_from(number).ok()?.checked_sub(1)?).map(String::as_str)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{target::memory::Fixture, units::UserAddr};
+    use crate::target::memory::Fixture;
 
     const AT: UserAddr = UserAddr(0x1000);
 
     fn asked() -> Asked {
-        Asked { seen: Seen { pc: 1, object: 3, bytecode_offset: 0, live: None }, has_called: true }
+        Asked { seen: Seen { pc: 1, object: 3, bytecode_offset: 0, live: None, name: 0 }, has_called: true }
     }
 
     /// A name that was read under two collections' counts, and rests on eight words.
@@ -221,6 +334,19 @@ mod tests {
         check(4, Some(5), false, true);
         check(4, Some(5), true, false);
         check(0, Some(1), false, false);
+    }
+
+    #[test]
+    fn of_a_process_that_has_ended_names_are_right_that_were_under_the_same_count() {
+        let check = |taken, now, expected: bool| {
+            let (mut kept, _) = kept();
+            let found = kept.find(&[asked()], Trust::new(taken, now), Some(&Fixture::default()));
+            assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [expected]);
+        };
+        check(2, Some(2), true);
+        check(4, Some(4), false);
+        check(3, Some(3), false);
+        check(2, None, false);
     }
 
     #[test]

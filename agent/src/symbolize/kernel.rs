@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{BufRead, BufReader},
+    thread::JoinHandle,
 };
 
 use log::warn;
@@ -50,6 +51,20 @@ impl KernelSymbols {
         let next = self.functions.partition_point(|(start, _)| *start <= addr);
         let (_, begin) = self.functions.get(next.checked_sub(1)?)?;
         self.names.get(*begin as usize..)?.split('\n').next()
+    }
+}
+
+/// Those of the running kernel, read while something else is done: the kernel takes some 40 ms to write its list.
+pub struct KernelAhead(Option<JoinHandle<KernelSymbols>>);
+
+impl KernelAhead {
+    #[must_use]
+    pub fn read() -> Self {
+        Self(std::thread::Builder::new().name("agent-kernel".into()).spawn(KernelSymbols::read).ok())
+    }
+
+    pub fn take(self) -> KernelSymbols {
+        self.0.and_then(|reader| reader.join().ok()).unwrap_or_else(KernelSymbols::read)
     }
 }
 

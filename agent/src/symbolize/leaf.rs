@@ -44,7 +44,7 @@ impl Symbolizer {
         };
         let caller = caller.filter(|caller| self.mapping(pid, caller.wrapping_sub(1)).is_some());
         if caller.is_some() || is_of_another {
-            let own = Seen { object: 0, bytecode_offset: 0, ..first.seen };
+            let own = Seen { object: 0, bytecode_offset: 0, name: 0, ..first.seen };
             if let Some(place) = asked.first_mut() {
                 place.seen = own;
             }

@@ -36,7 +36,7 @@ use crate::{
     units::{Pid, UserAddr},
 };
 use agent_ebpf::spec::Component;
-use kept::Kept;
+use kept::{Kept, OwnNames};
 use kernel::KernelSymbols;
 use log::debug;
 use module::Module;
@@ -44,7 +44,7 @@ use v8::{V8, layout::Layout, suspended::Suspended};
 
 pub use demangle::readable;
 pub use jit::PerfMap;
-pub use kernel::parse as parse_kallsyms;
+pub use kernel::{KernelAhead, parse as parse_kallsyms};
 pub use leaf::not_set_up;
 pub use lines::parse_debug_ranges;
 pub use user::{GcClock, NoClock};
@@ -75,6 +75,7 @@ pub struct Symbolizer {
     /// By device and inode.
     modules: HashMap<(u64, u64), Option<Module>>,
     kernel: Option<KernelSymbols>,
+    kernel_ahead: Option<KernelAhead>,
     lines: blazesym::symbolize::Symbolizer,
     /// How the V8 of a file lays out its heap; `None` if that is not known.
     layouts: HashMap<FileIdentity, Option<Layout>>,
@@ -98,6 +99,7 @@ struct Space {
     /// The file that holds it.
     v8_inode: Option<u64>,
     kept: Kept,
+    names: OwnNames,
 }
 
 /// The V8 of a process.
@@ -152,11 +154,17 @@ impl Symbolizer {
             spaces: HashMap::new(),
             modules: HashMap::new(),
             kernel: None,
+            kernel_ahead: None,
             lines: inlined_functions(),
             layouts: HashMap::new(),
             clock,
             awaits: Arc::new(Frame { name: "async".to_owned(), kind: FrameKind::Async, ..Frame::default() }),
         }
+    }
+
+    /// The kernel's symbols are being read already.
+    pub fn expect_kernel(&mut self, ahead: KernelAhead) {
+        self.kernel_ahead = Some(ahead);
     }
 
     /// Names a stack, innermost first.
@@ -172,7 +180,9 @@ impl Symbolizer {
 
     /// Names a kernel stack, innermost first, from the scheduler's own entry on: what lies above is the tracing of it.
     pub fn symbolize_kernel(&mut self, addrs: &[u64]) -> Vec<Frame> {
-        let symbols = self.kernel.get_or_insert_with(KernelSymbols::read);
+        let ahead = &mut self.kernel_ahead;
+        let read = || ahead.take().map_or_else(KernelSymbols::read, KernelAhead::take);
+        let symbols = self.kernel.get_or_insert_with(read);
         let frames: Vec<Frame> = addrs.iter().map(|addr| symbols.frame(addr.saturating_sub(1))).collect();
         match frames.iter().position(|frame| frame.name == "__schedule") {
             Some(at) => frames.into_iter().skip(at).collect(),

@@ -1,5 +1,7 @@
 //! The functions of one mapped file.
 
+use std::{cell::RefCell, collections::HashMap};
+
 use blazesym::symbolize::Symbolizer;
 use log::debug;
 
@@ -8,6 +10,7 @@ use super::{
     lines::{Lines, Place},
 };
 use crate::{
+    limits::FUNCTION_NAMES_MAX,
     report::model::{Frame, FrameKind},
     target::{
         elf::{ElfFile, FileAddr, FunctionSymbol},
@@ -25,6 +28,9 @@ pub struct Module {
     elf: ElfFile,
     lines: Option<Lines>,
     functions: Vec<FunctionSymbol>,
+    /// What functions are called, by where they begin: an innermost frame is hardly ever at the same address twice, and often in the
+    /// same function. To read and to demangle a name takes tens of microseconds.
+    named: RefCell<HashMap<FileAddr, Frame>>,
 }
 
 impl Module {
@@ -36,7 +42,7 @@ impl Module {
         let functions = elf.functions().map_err(|error| debug!("{error}")).unwrap_or_default();
         let name = super::file_name(mapping).unwrap_or_default();
         let lines = Lines::of(&elf, &kept);
-        Some(Self { name, elf, lines, functions })
+        Some(Self { name, elf, lines, functions, named: RefCell::default() })
     }
 
     /// Names the code at a file offset: the functions inlined there, innermost first, and the one that holds them.
@@ -50,8 +56,19 @@ impl Module {
             frames.push(self.frame_at(last));
             return;
         }
-        let Some(name) = self.function(addr).and_then(|function| self.elf.name_of(function)) else { return };
-        frames.push(self.frame(&name));
+        let Some(function) = self.function(addr) else { return };
+        let mut named = self.named.borrow_mut();
+        if let Some(known) = named.get(&function.addr) {
+            frames.push(known.clone());
+            return;
+        }
+        let Some(name) = self.elf.name_of(function) else { return };
+        let frame = self.frame(&name);
+        if named.len() >= FUNCTION_NAMES_MAX {
+            named.clear();
+        }
+        named.insert(function.addr, frame.clone());
+        frames.push(frame);
     }
 
     fn frame(&self, name: &str) -> Frame {

@@ -9,12 +9,13 @@ use super::{
     kept::{Asked, Frames, Trust},
     unknown,
     v8::{
-        frames::{Decoded, Seen, is_interpreter, is_interpreters_entry},
+        frames::{ANONYMOUS, Decoded, Seen, is_interpreter, is_interpreters_entry},
+        heap::Heap,
         proof::Proof,
     },
 };
 use crate::{
-    decode::{UserFrames, WalkEnd},
+    decode::{FunctionName, UserFrames, WalkEnd},
     limits::V8_CODE_BYTES_MAX,
     report::model::{Frame, FrameKind, Truncated},
     symbolize::Named,
@@ -72,12 +73,11 @@ impl Symbolizer {
         let mut named = space.kept.find(&all, trust, memory);
         self.name_the_others(pid, &all, &mut named, trust);
         let (running, awaiting) = named.split_at(on_stack.min(named.len()));
-        let of =
-            |named: &[Option<Frames>]| named.iter().flatten().flat_map(|frames| frames.to_vec()).collect::<Vec<_>>();
-        let mut frames = of(running);
+        let mut frames = Vec::with_capacity(all.len() + 1);
+        frames.extend(running.iter().flatten().flat_map(|frames| frames.iter().cloned()));
         if !awaiting.is_empty() {
             frames.push(Arc::clone(&self.awaits));
-            frames.extend(of(awaiting));
+            frames.extend(awaiting.iter().flatten().flat_map(|frames| frames.iter().cloned()));
         }
         Named { frames, truncated }
     }
@@ -137,7 +137,6 @@ impl Symbolizer {
 
     /// Names one frame; `heap` says whether that of V8 may be read.
     fn answer(&mut self, pid: Pid, asked: Asked, heap: bool) -> Answer {
-        let at = asked.seen.pc;
         if asked == Asked::LOST {
             let name = "[unknown]".to_owned();
             return Answer::passing(Frame { name, kind: FrameKind::Unknown, ..Frame::default() });
@@ -145,6 +144,18 @@ impl Symbolizer {
         if asked.is_suspended() {
             return self.suspended(pid, asked, heap);
         }
+        let mut answer = self.unsuspended(pid, asked, heap);
+        if let Some(frame) = answer.frames.last_mut().filter(|frame| frame.name == ANONYMOUS)
+            && let Some(name) = self.spaces.get(&pid).and_then(|space| space.names.get(asked.seen.name))
+        {
+            name.clone_into(&mut frame.name);
+        }
+        answer
+    }
+
+    /// Names a frame that is on the stack.
+    fn unsuspended(&mut self, pid: Pid, asked: Asked, heap: bool) -> Answer {
+        let at = asked.seen.pc;
         let mapping = self.mapping(pid, at);
         let Some(floor) = self.code_floor(pid, at, mapping.as_ref()) else {
             return self.in_file(pid, asked, mapping.as_ref(), heap);
@@ -264,9 +275,19 @@ impl Symbolizer {
                 object: frame.object,
                 bytecode_offset: frame.bytecode_offset,
                 live: None,
+                name: 0,
             },
             has_called: depth > 0,
         }));
+        for FunctionName { frame, words } in &stack.names {
+            let heap = if trust.may_read() { self.v8(pid).map(|v8| &v8.heap) } else { None };
+            if let Some(text) = heap.and_then(|heap| own_name(heap, *words))
+                && let Some(named) = usize::try_from(*frame).ok().and_then(|at| asked.get_mut(at))
+                && let Some(space) = self.spaces.get_mut(&pid)
+            {
+                named.seen.name = space.names.number(text);
+            }
+        }
         if let Some(leaf) = &stack.leaf {
             self.repair(pid, leaf, &mut asked, trust);
         }
@@ -280,6 +301,13 @@ impl From<Decoded> for Answer {
         let lasts = frames.iter().all(|frame| !frame.start_line);
         Self { frames, proofs, lasts }
     }
+}
+
+/// What a function calls itself.
+fn own_name(heap: &Heap<impl Memory>, words: [u64; 5]) -> Option<String> {
+    heap.begin();
+    heap.forget();
+    heap.text_of_words(words).ok().filter(|text| !text.is_empty())
 }
 
 /// A function of which nothing is known.

@@ -21,7 +21,7 @@ use crate::kernel::{
     globals, maps,
     stack::{self, Buffer},
     thread::{self, charge},
-    unwind,
+    turn, unwind,
 };
 
 /// From `linux/bpf.h`: fail where the key is there.
@@ -161,6 +161,9 @@ fn switch_out<C: EbpfContext>(ctx: &C, (tgid, tid): (u32, u32), left: Left, swit
     state.flags |= flag::OFF_CPU;
     if out_reason == reason::BLOCKED {
         state.flags &= !flag::GC_JOB;
+    }
+    if globals::POLLS_AT_SWITCHES.load() != 0 {
+        turn::see_poll(state, out_reason == reason::BLOCKED);
     }
     // Where no stay is an event, nobody asks for its stack.
     let class = thread::class(state);

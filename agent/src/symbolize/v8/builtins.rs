@@ -5,12 +5,14 @@
 
 use crate::target::elf::{ElfFile, Symbol};
 
-/// Closures of the functions that wait for several promises, and whose they are. Their numbers follow one upon another.
-const CLOSURES: [(&str, &str); 3] = [
+/// Closures of the functions that wait for several promises, and whose they are. Numbers of the first three follow one upon another.
+const CLOSURES: [(&str, &str); 4] = [
     ("Builtins_PromiseAllResolveElementClosure", "Promise.all"),
     ("Builtins_PromiseAllSettledResolveElementClosure", "Promise.allSettled"),
     ("Builtins_PromiseAllSettledRejectElementClosure", "Promise.allSettled"),
+    ("Builtins_PromiseAnyRejectElementClosure", "Promise.any"),
 ];
+const IN_A_ROW: usize = 3;
 
 /// Where code begins and where its description does; until 10.x these names are of pointers, and others of what they point at.
 const CODE: [&str; 2] = ["v8_Default_embedded_blob_code_data_", "v8_Default_embedded_blob_code_"];
@@ -51,12 +53,12 @@ fn read(elf: &ElfFile) -> Option<Vec<(u32, &'static str)>> {
         .map(|numbers| numbers.into_iter().zip(CLOSURES).map(|(number, (_, whose))| (number, whose)).collect())
 }
 
-/// Numbers of rows that follow one upon another, by where they begin.
+/// Numbers of rows by where they begin; the first ones follow one upon another.
 fn numbers(places: &[usize]) -> Option<Vec<u32>> {
     let [first, second, ..] = places else { return None };
     let words = second.checked_sub(*first).filter(|words| *words > 0)?;
     let number = |(index, place): (usize, &usize)| {
-        let is_row = *place == first + index * words && place.is_multiple_of(words);
+        let is_row = (index >= IN_A_ROW || *place == first + index * words) && place.is_multiple_of(words);
         is_row.then(|| u32::try_from(place / words).ok()).flatten()
     };
     places.iter().enumerate().map(number).collect()
@@ -70,6 +72,8 @@ mod tests {
     fn rows_are_as_long_as_they_are_apart() {
         assert_eq!(numbers(&[3_572, 3_576, 3_580]), Some(vec![893, 894, 895]));
         assert_eq!(numbers(&[9, 12, 15]), Some(vec![3, 4, 5]));
+        assert_eq!(numbers(&[9, 12, 15, 33]), Some(vec![3, 4, 5, 11]));
+        assert_eq!(numbers(&[9, 12, 15, 34]), None);
         assert_eq!(numbers(&[9, 12, 16]), None);
         assert_eq!(numbers(&[10, 13, 16]), None);
         assert_eq!(numbers(&[9, 9, 9]), None);

@@ -68,6 +68,7 @@ pub fn decode(version: [u32; 3], bytes: &[u8]) {
     use super::{
         V8,
         frames::{Live, Seen},
+        heap::Object,
     };
     use crate::report::model::{Frame, FrameKind};
     let Ok(mut layout) = Layout::row(version) else { return };
@@ -79,12 +80,13 @@ pub fn decode(version: [u32; 3], bytes: &[u8]) {
         let object = BASE + at + 1;
         for bytecode_offset in [0, 60] {
             let live = Some(Live { offset: 61, array: BASE + 1 });
-            let seen = Seen { pc: BASE + at + 40, object, bytecode_offset, live };
+            let seen = Seen { pc: BASE + at + 40, object, bytecode_offset, live, name: 0 };
             let _ = v8.builtin(seen, symbol.clone());
             let _ = v8.run_time(seen, UserAddr(BASE));
             let _ = v8.suspended(seen);
             let _ = v8.function_only(seen);
             let _ = v8.is_code_of(seen, UserAddr(BASE));
+            let _ = v8.heap.words(Object(UserAddr(BASE + at))).and_then(|words| v8.heap.text_of_words(words));
         }
     }
 }
@@ -157,6 +159,28 @@ mod tests {
         assert_eq!(text(6), Err(Refusal::Absent));
         assert_eq!(heap.text(objects[0], 7), Err(Refusal::TooLarge));
         assert_eq!(heap.text_of(objects[2], 7, 3).unwrap(), "e日本");
+    }
+
+    #[test]
+    fn a_string_whose_first_words_are_known_is_all_there_or_leads_to_one_that_stays() {
+        let two_bytes = u64::from_le_bytes([0xe5, 0x65, 0x2c, 0x67, b'!', 0, 0, 0]);
+        let (heap, objects) = strings(&[
+            (0x28, 8, vec![chars(*b"computed"), 0, 0]),
+            (0x20, 3, vec![two_bytes, 0, 0]),
+            (8, 8, vec![chars(*b"one byte"), 0, 0]),
+            (0x25, 8, vec![at(10), 0, 0]),
+            // What it leads to is young itself, or another one by now.
+            (0x25, 8, vec![at(0), 0, 0]),
+            (0x25, 7, vec![at(10), 0, 0]),
+            (0x28, 25, vec![0, 0, 0]),
+            (0x21, 11, vec![at(0), at(5), 0]),
+        ]);
+        let text = |index: usize| heap.text_of_words(heap.words(objects[index]).unwrap());
+        assert_eq!(text(0).unwrap(), "computed");
+        assert_eq!(text(1).unwrap(), "日本!");
+        assert_eq!(text(3).unwrap(), "one byte");
+        assert_eq!([text(4), text(5)], [Err(Refusal::Changed), Err(Refusal::Changed)]);
+        assert_eq!([text(6), text(7)], [Err(Refusal::TooLarge), Err(Refusal::OtherType)]);
     }
 
     #[test]

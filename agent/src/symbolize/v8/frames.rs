@@ -39,6 +39,8 @@ pub struct Seen {
     pub bytecode_offset: u64,
     /// Of the innermost frame, where it was interrupted.
     pub live: Option<Live>,
+    /// Which name the function has as a property of its own, by a number that whoever asks gave it; 0 is none.
+    pub name: u32,
 }
 
 /// Where the interpreter keeps its place while one of its handlers runs; the frame has that of the last call.
@@ -281,7 +283,7 @@ impl<M: Memory> V8<M> {
 }
 
 /// A name for functions that have none, as Chrome has it.
-const ANONYMOUS: &str = "(anonymous)";
+pub const ANONYMOUS: &str = "(anonymous)";
 
 /// `Promise.all`, `Promise.allSettled`, where the file does not say which has what number.
 const COMBINATOR: &str = "Promise combinator";

@@ -9,7 +9,7 @@ use super::{
     layout::fixed,
 };
 use crate::{
-    limits::{V8_STRING_NODES_MAX, V8_STRING_UNITS_CHUNK},
+    limits::{V8_NAME_UNITS_MAX, V8_STRING_NODES_MAX, V8_STRING_UNITS_CHUNK},
     target::memory::Memory,
     units::UserAddr,
 };
@@ -18,6 +18,7 @@ use crate::{
 mod bits {
     pub const REPRESENTATION: u16 = 7;
     pub const ONE_BYTE: u16 = 8;
+    pub const NOT_INTERNALIZED: u16 = 32;
     /// Of an external string: it does not keep the address of its characters.
     pub const UNCACHED: u16 = 16;
     pub const SEQUENTIAL: u16 = 0;
@@ -64,6 +65,36 @@ impl<M: Memory> Heap<M> {
             return Err(Refusal::TooLarge);
         }
         self.text_of(string, 0, units)
+    }
+
+    /// The text of a string of which the first words were read elsewhere: where they hold all of it, or lead to another string. That
+    /// is one of those that V8 keeps once, which do not move with the young.
+    pub fn text_of_words(&self, words: [u64; 5]) -> Result<String, Refusal> {
+        let [map, length, first, second, third] = words;
+        let instance_type = self.type_of_map(map)?;
+        if instance_type >= self.layout.types.first_nonstring {
+            return Err(Refusal::OtherType);
+        }
+        let units = usize::try_from(length >> 32).map_err(|_| Refusal::OutOfRange)?;
+        let bytes = [first, second, third].map(u64::to_le_bytes);
+        let bytes = bytes.as_flattened();
+        match (instance_type & bits::REPRESENTATION, instance_type & bits::ONE_BYTE != 0) {
+            (bits::SEQUENTIAL, true) => {
+                let text = bytes.get(..units).ok_or(Refusal::TooLarge)?;
+                Ok(text.iter().map(|byte| char::from(*byte)).collect())
+            }
+            (bits::SEQUENTIAL, false) => {
+                let units = bytes.as_chunks::<2>().0.get(..units).ok_or(Refusal::TooLarge)?;
+                Ok(String::from_utf16_lossy(&units.iter().map(|unit| u16::from_le_bytes(*unit)).collect::<Vec<_>>()))
+            }
+            (bits::THIN, _) => {
+                let string = super::heap::Tagged(first).object()?;
+                let is_alike =
+                    self.type_of(string)? & bits::NOT_INTERNALIZED == 0 && self.string_units(string)? as usize == units;
+                if is_alike { self.text(string, V8_NAME_UNITS_MAX) } else { Err(Refusal::Changed) }
+            }
+            _ => Err(Refusal::OtherType),
+        }
     }
 
     /// A part of a string's text.

@@ -37,6 +37,11 @@ fn combinators(records: &Records) -> BTreeSet<String> {
     awaiting.filter(|frame| frame.kind == "builtin").map(|frame| frame.name.clone()).collect()
 }
 
+/// Names of functions that were on a stack.
+fn names(records: &Records) -> BTreeSet<String> {
+    stacks(records).values().flat_map(|stack| stack.js().map(|frame| frame.name.clone())).collect()
+}
+
 /// Traces `stacks.js` to its end.
 fn run(bench: &Bench, version: &str) -> (Records, Vec<Truth>) {
     let mut workload = Workload::start(version, "js/stacks.js", &[]);
@@ -65,9 +70,14 @@ fn check(bench: &Bench, version: &str) {
     let unseen: Vec<_> = spots.into_iter().filter(|&spot| !tally.spots.contains(spot)).collect();
     let combinators = combinators(&records);
     assert!(
-        combinators.iter().map(String::as_str).eq(["Promise.all", "Promise.allSettled"]),
+        combinators.iter().map(String::as_str).eq(["Promise.all", "Promise.allSettled", "Promise.any"]),
         "node {version}: {combinators:?}"
     );
+    // Of a method in a literal, of one that a symbol names, of a static one in a class.
+    let names = names(&records);
+    for computed in ["computed", "[spot]", "madeUp"] {
+        assert!(names.contains(computed), "node {version}: no {computed} in {names:?}");
+    }
     // Where a frame is unknown, so may be which spot it was.
     assert!(unseen.len() <= 2, "node {version}: no stack at {unseen:?}");
 }
