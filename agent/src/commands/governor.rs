@@ -345,11 +345,11 @@ mod tests {
     fn samples_whose_names_cost_too_much_are_rarer_until_they_do_not() {
         for (switches, others) in [(SwitchesWanted::Auto, 4), (SwitchesWanted::Always, 1)] {
             let mut load = Load::new(switches);
-            load.run(Duration::from_secs(60), 99, Duration::from_micros(500), 0.0);
+            load.run(Duration::from_mins(1), 99, Duration::from_micros(500), 0.0);
             assert_eq!(load.rarer(), [1; 4], "a twentieth of a CPU is within the budget");
-            load.run(Duration::from_secs(60), 396, Duration::from_micros(500), 0.0);
+            load.run(Duration::from_mins(1), 396, Duration::from_micros(500), 0.0);
             assert_eq!(load.rarer(), [others, 4, 1, 1]);
-            load.run(Duration::from_secs(60), 20, Duration::from_micros(500), 0.0);
+            load.run(Duration::from_mins(1), 20, Duration::from_micros(500), 0.0);
             assert_eq!(load.rarer(), [1; 4]);
         }
     }
@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn looks_at_heaps_that_cost_too_much_are_rarer_when_fewer_samples_were_not_enough() {
         let mut load = Load::new(SwitchesWanted::Auto);
-        load.run(Duration::from_secs(60), 0, Duration::ZERO, 0.12);
+        load.run(Duration::from_mins(1), 0, Duration::ZERO, 0.12);
         assert_eq!(load.rarer(), [16, 16, 4, 4]);
     }
 }

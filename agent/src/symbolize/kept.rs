@@ -196,12 +196,11 @@ impl Kept {
             first: usize::MAX,
             holds: true,
         };
-        match self.places.get(&asked).and_then(|place| self.entries.get_mut(*place)) {
-            Some(known) => *known = entry,
-            None => {
-                self.places.insert(asked, self.entries.len());
-                self.entries.push(entry);
-            }
+        if let Some(known) = self.places.get(&asked).and_then(|place| self.entries.get_mut(*place)) {
+            *known = entry;
+        } else {
+            self.places.insert(asked, self.entries.len());
+            self.entries.push(entry);
         }
     }
 
