@@ -15,7 +15,7 @@ use std::{
 };
 
 use agent::{
-    decode::{UserFrame, UserFrames, WalkEnd},
+    decode::{UserFrame, UserFrames},
     report::model::{Frame, FrameKind},
     symbolize::Symbolizer,
     target::procfs::{self, Mapping},

@@ -38,9 +38,9 @@ pub fn get(from: SocketAddr, path: &str) -> Option<String> {
     head.split(' ').nth(1).is_some_and(|status| status == "200").then(|| body.to_owned())
 }
 
-/// The one value of an expression in PromQL.
+/// The one value of an expression in `PromQL`.
 fn value(server: SocketAddr, expression: &str) -> Option<f64> {
-    let encoded: String = expression.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let encoded = expression.bytes().fold(String::new(), |encoded, byte| encoded + &format!("%{byte:02x}"));
     let answer: Value = serde_json::from_str(&get(server, &format!("/api/v1/query?query={encoded}"))?).unwrap();
     answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
 }

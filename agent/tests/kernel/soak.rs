@@ -161,10 +161,13 @@ fn series(metrics: SocketAddr) -> usize {
     text.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase())).count()
 }
 
+/// When it was, in seconds, and what was held then.
+type Look = (f64, [f64; HELD.len()]);
+
 /// How much a figure grows over all looks, by a straight line through them.
-fn growth(looks: &[(f64, [f64; HELD.len()])], figure: usize) -> f64 {
+fn growth(looks: &[Look], figure: usize) -> f64 {
     let n = looks.len() as f64;
-    let mean = |of: &dyn Fn(&(f64, [f64; HELD.len()])) -> f64| looks.iter().map(of).sum::<f64>() / n;
+    let mean = |of: &dyn Fn(&Look) -> f64| looks.iter().map(of).sum::<f64>() / n;
     let (at, value) = (mean(&|look| look.0), mean(&|look| look.1[figure]));
     let square = mean(&|look| (look.0 - at).powi(2));
     let slope = mean(&|look| (look.0 - at) * (look.1[figure] - value)) / square;
