@@ -12,7 +12,6 @@ use serde_json::Value;
 use super::{
     BenchArgs, load_average,
     profile::Node,
-    stats::median,
     tool::{Attached, Tool, ndjson},
 };
 use crate::run::{Error, root, say};
@@ -22,9 +21,9 @@ const INTRODUCTION: &str = "\
 
 Written by `cargo xtask bench daemon`. So many Node.js processes at once, of which the *active* ones do a tenth of a millisecond's work
 each 40 ms, with an `fs.stat` on the thread pool each time, and the others sleep. *First record*, *all met*: from the start of the daemon
-until the first turn, and a line of each process, are in its file. *Agent's CPU*, *events*: means of ten seconds from three seconds later
-on, where the daemon was started twice. *CPU of the processes, ratio*: what all of them took in ten seconds beside a daemon, to the mean of
-the ten seconds before it and after it; *null* is the ratio of those. Medians.
+until the first turn, and a line of each process, are in its file. *Agent's CPU*, *events*: means of ten seconds, from ten seconds later
+on. *CPU of the processes, ratio*: what all of them took in these ten seconds, to the mean of the ten seconds before the daemon came and
+after it went; *null* is the ratio of those.
 ";
 
 const HEAD: &str = "\
@@ -40,8 +39,6 @@ const SPAN: Duration = Duration::from_secs(10);
 
 /// Node.js compiles what runs often, and takes less from then on.
 const WARM_UP: Duration = Duration::from_secs(15);
-
-const ROUNDS: usize = 2;
 
 /// What all have on their command lines, by which the daemon knows them.
 const MARK: &str = "agent-bench-daemon";
@@ -98,63 +95,28 @@ fn row(args: &BenchArgs, all: usize, active: usize) -> Result<Row, Error> {
         .collect::<Result<_, _>>()?;
     let pids: BTreeSet<u32> = nodes.iter().map(Node::pid).collect();
     std::thread::sleep(WARM_UP + Duration::from_millis(20) * u32::try_from(all).unwrap_or(0));
-    let mut rounds = Vec::new();
-    let mut before = spent(&pids, SPAN);
-    for _ in 0..ROUNDS {
-        let round = round(&pids, before)?;
-        before = round.after;
-        rounds.push(round);
-    }
-    let of = |figure: fn(&Round) -> f64| median(&rounds.iter().map(figure).collect::<Vec<_>>()).unwrap_or(f64::NAN);
-    let share = of(|round| round.cpu) / SPAN.as_secs_f64() * 100.0;
-    let text = format!(
-        "| {all} | {active} | {:.0} ms | {:.0} ms | {share:.1} % | {:.0} MB | {:.0} | {:.3} | {:.3} |\n",
-        of(|round| round.first_ms),
-        of(|round| round.met_ms),
-        of(|round| round.memory_mb),
-        of(|round| round.events) / SPAN.as_secs_f64(),
-        of(|round| round.ratio),
-        of(|round| round.null),
-    );
-    Ok(Row { text, share })
-}
-
-/// A daemon that came and went.
-struct Round {
-    first_ms: f64,
-    met_ms: f64,
-    cpu: f64,
-    memory_mb: f64,
-    events: f64,
-    ratio: f64,
-    null: f64,
-    /// What the processes took after it.
-    after: f64,
-}
-
-fn round(pids: &BTreeSet<u32>, before: f64) -> Result<Round, Error> {
-    let milliseconds = |span: Duration| span.as_secs_f64() * 1e3;
+    let before = spent(&pids, SPAN);
     let daemon = Tool::Daemon.attach_all(&[])?;
     let first = daemon.first_record(Duration::from_secs(20)).unwrap_or_default();
-    let met = met(&daemon, pids)?;
+    let met = met(&daemon, &pids)?;
     // Its first window is closed by then, and the next one by the end.
-    std::thread::sleep(SPAN.max(Duration::from_secs(3)));
+    std::thread::sleep(SPAN);
     let (cpu, events) = (daemon.cpu_seconds(), events());
-    let during = spent(pids, SPAN);
+    let during = spent(&pids, SPAN);
     let (cpu, events) = (daemon.cpu_seconds() - cpu, self::events() - events);
     let memory_mb = daemon.peak_mb();
     daemon.detach();
-    let after = spent(pids, SPAN);
-    Ok(Round {
-        first_ms: milliseconds(first),
-        met_ms: milliseconds(met),
-        cpu,
-        memory_mb,
-        events,
-        ratio: during / f64::midpoint(before, after),
-        null: after / before,
-        after,
-    })
+    let after = spent(&pids, SPAN);
+    let share = cpu / SPAN.as_secs_f64() * 100.0;
+    let text = format!(
+        "| {all} | {active} | {} ms | {} ms | {share:.1} % | {memory_mb:.0} MB | {:.0} | {:.3} | {:.3} |\n",
+        first.as_millis(),
+        met.as_millis(),
+        events / SPAN.as_secs_f64(),
+        during / f64::midpoint(before, after),
+        after / before,
+    );
+    Ok(Row { text, share })
 }
 
 /// CPU time that all of them take in a span, in seconds.
