@@ -13,7 +13,6 @@ use zerocopy::FromBytes;
 
 use crate::{
     counters::Reason,
-    limits::SAMPLE_WEIGHT_MAX,
     units::{MonoNs, Pid, Tid, UserAddr},
 };
 
@@ -177,7 +176,7 @@ impl<'a> Decoder<'a> {
             kernel_stack: Some(sample.kernel_stack).filter(|&id| id != 0),
             class,
             in_gc: sample.header.flags & sample::flag::IN_GC != 0,
-            weight: sample.weight.clamp(1, SAMPLE_WEIGHT_MAX),
+            weight: sample.weight,
             period_ns: sample.period_ns,
         })
     }

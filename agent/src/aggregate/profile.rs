@@ -5,7 +5,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use crate::{
     counters::{Counters, Reason},
     decode::{Class, Sample},
-    limits::SAMPLE_STACKS_MAX,
+    limits::{SAMPLE_STACKS_MAX, SAMPLE_WEIGHT_MAX},
     units::Tid,
 };
 
@@ -74,7 +74,7 @@ pub struct SampleWindow {
 impl SampleWindow {
     pub fn add(&mut self, tid: Tid, sample: &Sample, counters: &mut Counters) {
         self.period_ns = sample.period_ns;
-        let weight = u64::from(sample.weight);
+        let weight = u64::from(sample.weight.clamp(1, SAMPLE_WEIGHT_MAX));
         let place = SamplePlace { user_stack: sample.user_stack, kernel_stack: sample.kernel_stack };
         let key = SampleKey { tid, class: sample.class, place };
         if self.stacks.len() >= SAMPLE_STACKS_MAX && !self.stacks.contains_key(&key) {
