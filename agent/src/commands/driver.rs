@@ -2,64 +2,51 @@
 //!
 //! What is attached and measured is the mission's affair; the way from probes to sums is the same for all.
 
+mod clusters;
+mod mission;
+mod targets;
+
 use std::{
     io::{IsTerminal, Write},
     num::NonZero,
-    path::{Path, PathBuf},
+    path::Path,
     pin::pin,
     time::Duration,
 };
 
-use agent_ebpf::{
-    abi::{
-        family, kind,
-        process::{Exec, Exit, exec_flag, exit_flag},
-    },
-    spec::Group,
-};
+use agent_ebpf::abi::family;
 use log::{info, warn};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
 };
-use zerocopy::FromBytes;
+
+pub use mission::{DriverError, Finished, Mission, Whom};
+use targets::lives;
 
 use super::{
-    asleep,
     clusters::Search,
     discover::Discovery,
-    launch::Launched,
     lookout::Lookout,
     pods::Pods,
     postgres::Watch,
     relations::Names,
-    resident::{Findings, Resident, Verdict},
-    session::{FileProbes, PhasesWanted, Session, SessionError, SwitchesWanted, TypesAhead},
+    resident::{Findings, Resident},
+    session::{Session, TypesAhead},
     sinks::{Destinations, Sinks},
     subject::{self, Subject, SubjectError},
     symbols::Symbols,
 };
 use crate::{
     cli::exit,
-    config::ProcessSettings,
     core::{Core, Input, Output, Tick},
-    diagnose::Diagnosis,
     export::text::Style,
     govern::Budget,
     intake::Batch,
-    limits::TARGETS_MAX,
-    postgres::{OpenWait, WaitEvent},
-    printable::printable,
-    probe::{attach::Settings, maps::monotonic_ns, tracefs},
-    report::{
-        Body, Record,
-        model::{EndReason, TraceConfig},
-        summary::Summary,
-    },
+    probe::{maps::monotonic_ns, tracefs},
+    report::{Body, Record, model::EndReason, summary::Summary},
     symbolize::KernelAhead,
-    target::heap::HeapReader,
-    target::{postgres::PostgresError, sockets::Peers},
     units::Pid,
 };
 
@@ -79,96 +66,8 @@ const GLANCE: Duration = Duration::from_millis(250);
 /// Answers that are taken before anything else is looked at.
 const ANSWERS_AT_ONCE: usize = 64;
 
-/// Waits of PostgreSQL's backends that seem to go on for longer than this are looked at in the backend's memory.
-const WAIT_DOUBTED_NS: u64 = 1_000_000_000;
-
 /// Longer than any trace, and short enough for the clock.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
-
-#[derive(Debug, thiserror::Error)]
-pub enum DriverError {
-    #[error(transparent)]
-    Subject(#[from] SubjectError),
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    #[error(transparent)]
-    Postgres(#[from] PostgresError),
-    #[error("{0}")]
-    Output(String),
-    #[error("cannot start {command}: {source}")]
-    Launch { command: String, source: std::io::Error },
-    #[error(
-        "no Node.js process runs here (or none that may be looked at): name one with --pid, or start it after `--`"
-    )]
-    NobodyThere,
-    #[error("the runtime could not start: {0}")]
-    Runtime(#[source] std::io::Error),
-}
-
-impl DriverError {
-    #[must_use]
-    pub fn code(&self) -> u8 {
-        match self {
-            Self::Subject(error) if error.is_denied() => exit::NOT_ALLOWED,
-            Self::Subject(_) | Self::Postgres(_) | Self::NobodyThere => exit::NO_TARGET,
-            Self::Session(_) => exit::NOT_ALLOWED,
-            Self::Output(_) | Self::Launch { .. } | Self::Runtime(_) => exit::FAILED,
-        }
-    }
-}
-
-/// What is to be measured, and how.
-pub struct Mission {
-    pub settings: Settings,
-    /// Uprobes that every file gets.
-    pub groups: &'static [Group],
-    pub phases: PhasesWanted,
-    pub switches: SwitchesWanted,
-    /// Share of the host's CPUs that probes may take which can come off.
-    pub max_overhead: f64,
-    pub window: Duration,
-    pub config: TraceConfig,
-    pub duration: Option<Duration>,
-    pub quiet: bool,
-    /// Where the user keeps maps of translated scripts.
-    pub source_maps: Option<PathBuf>,
-    /// The file that says how to ask for the names of PostgreSQL's relations.
-    pub pg_connection: Option<PathBuf>,
-    /// What is wrong is said as it ends; then it is looked at what processes hold, too.
-    pub diagnosis: Option<Diagnosis>,
-    /// Live objects are counted where a heap grows, which costs seconds of CPU for a large one.
-    pub counts_objects: bool,
-    /// What is done to a process, in a word for people.
-    pub doing: &'static str,
-    /// One line about a record, where somebody watches.
-    pub live: fn(&Record, &Summary, Style) -> Option<String>,
-}
-
-/// Who is looked at.
-pub struct Whom {
-    pub subjects: Vec<Subject>,
-    /// A program that has not begun yet.
-    pub launched: Option<Launched>,
-    /// Children that are of the kind, too.
-    pub follow: bool,
-    /// How a process is looked at that has become another program.
-    pub examine: fn(Pid) -> Result<Subject, SubjectError>,
-    /// Looks for more while it lasts.
-    pub discovery: Option<Discovery>,
-    /// PostgreSQL servers, whose locks are watched.
-    pub clusters: Vec<Watch>,
-    /// Looks for more of these while it lasts.
-    pub search: Option<Search>,
-    /// Of a daemon, which stays when nobody is there.
-    pub resident: Option<Resident>,
-}
-
-/// How it went.
-pub struct Finished {
-    pub code: u8,
-    pub summary: Summary,
-    pub diagnosis: Option<Diagnosis>,
-}
 
 /// Carries a mission out. The kernel's types are read while the processes are looked at.
 pub fn drive(
@@ -307,131 +206,6 @@ impl Driver {
         })
     }
 
-    /// Begins to trace a process.
-    fn add(&mut self, subject: Subject) -> Result<(), DriverError> {
-        self.add_as(subject, self.usual())
-    }
-
-    /// How a process is traced of which no rule says anything.
-    fn usual(&self) -> ProcessSettings {
-        ProcessSettings { slow_turn: Duration::from_nanos(self.mission.config.slow_turn_ns), memory: true }
-    }
-
-    fn add_as(&mut self, mut subject: Subject, how: ProcessSettings) -> Result<(), DriverError> {
-        let pid = subject.pid;
-        let counts_gcs = subject.files.iter().any(FileProbes::counts_gcs);
-        self.session.add_files(pid, subject.files)?;
-        let main = subject.heaps.as_mut().and_then(HeapReader::default_loop).and_then(|at| asleep::main_loop(pid, at));
-        if let Some(main) = main {
-            self.session.set_main_loop(pid, main)?;
-        }
-        self.session.add_target(pid, subject.functions, subject.handle_space, counts_gcs, self.follow)?;
-        if let Some(lookout) = &mut self.lookout
-            && how.memory
-        {
-            lookout.add(pid, subject.heaps);
-        }
-        let mut facts = subject.facts;
-        facts.since = monotonic_ns();
-        self.session.add_threads(&asleep::states(pid, facts.since, main));
-        facts.clock = subject::clock();
-        facts.config = TraceConfig { slow_turn_ns: nanoseconds(how.slow_turn), ..self.mission.config };
-        facts.degraded.extend(self.session.degraded.iter().cloned());
-        self.targets.push(pid);
-        if !self.mission.quiet {
-            let doing = self.mission.doing;
-            let command = printable(&facts.command.join(" "));
-            say(&format!("agent: {doing} pid {pid} ({command}); Ctrl-C ends it with a report"));
-        }
-        info!("pid={pid} attached by {}", self.session.way.name());
-        if let Some(resident) = &mut self.resident {
-            resident.traced(&facts);
-        }
-        self.feed(Input::Target(Box::new(facts)));
-        self.session.cover(pid, subject.v8);
-        Ok(())
-    }
-
-    /// Begins to trace a PostgreSQL cluster: its backends cost nothing until one of them waits for a lock.
-    fn add_cluster(&mut self, mut watch: Watch) -> Result<(), DriverError> {
-        let (file, mut facts) = watch.prepare().map_err(PostgresError::from)?;
-        let pid = watch.pid();
-        let poorer = self.session.add_cluster(pid, file, watch.layout())?;
-        facts.since = monotonic_ns();
-        watch.look_again();
-        self.session.follow_backends(pid, facts.since, &watch.processes());
-        facts.degraded.extend(poorer);
-        facts.degraded.extend(self.session.degraded.iter().cloned());
-        if !self.mission.quiet {
-            let (doing, version) = (self.mission.doing, watch.version().unwrap_or("of an unknown version"));
-            say(&format!("agent: {doing} pid {pid} (PostgreSQL {version}); Ctrl-C ends it with a report"));
-        }
-        info!("pid={pid} attached by {}", self.session.way.name());
-        self.feed(Input::Cluster(Box::new(facts)));
-        // Who waits already began before any probe.
-        let reading = watch.read();
-        self.feed(Input::PgReading(Box::new(reading)));
-        // Beside a process that is traced, it is watched for as long as that lives.
-        if self.targets.is_empty() {
-            self.targets.push(pid);
-        }
-        self.clusters.push(watch);
-        Ok(())
-    }
-
-    /// One that was not asked for by name.
-    fn add_found_cluster(&mut self, watch: Watch) {
-        let pid = watch.pid();
-        if self.clusters.iter().any(|known| known.pid() == pid) {
-            return;
-        }
-        if let Err(error) = self.add_cluster(watch) {
-            warn!("pid={pid} is left out: {error}");
-        }
-    }
-
-    fn cluster_gone(&mut self, pid: Pid) {
-        if self.clusters.iter().any(|watch| watch.pid() == pid) {
-            self.clusters.retain(|watch| watch.pid() != pid);
-            self.session.remove_cluster(pid);
-            self.feed(Input::TargetGone { pid, now: monotonic_ns() });
-        }
-    }
-
-    /// Reads the lock tables, after the records that came before.
-    fn read_clusters(&mut self) {
-        let mut inputs = Vec::new();
-        for watch in &mut self.clusters {
-            let reading = watch.read();
-            if let Some(names) = &mut self.names {
-                names.ask(&reading);
-            }
-            inputs.push(Input::PgReading(Box::new(reading)));
-            self.session.follow_backends(watch.pid(), monotonic_ns(), &watch.pids());
-            if let Some(layout) = watch.layout_found()
-                && let Err(error) = self.session.set_cluster(watch.pid(), layout)
-            {
-                warn!("{error}");
-            }
-        }
-        let is_beside = |client: &Pid| self.clusters.iter().any(|watch| watch.pid() != *client);
-        let unix = if self.targets.iter().any(is_beside) { Peers::read() } else { Peers::default() };
-        for watch in &self.clusters {
-            let cluster = watch.pid();
-            for client in self.targets.iter().copied().filter(|client| *client != cluster) {
-                inputs.push(Input::PgClient { client, cluster, backends: watch.serving(client, &unix) });
-            }
-        }
-        if let Some(names) = &mut self.names {
-            let clusters = &self.clusters;
-            let of = |backend| clusters.iter().find(|watch| watch.has(backend)).map(Watch::pid);
-            inputs.extend(names.inputs(of));
-        }
-        for input in inputs {
-            self.feed(input);
-        }
-    }
-
     /// Until the time is up, a signal comes, or nothing is left to trace.
     async fn run(&mut self, duration: Option<Duration>) -> Result<Ending, DriverError> {
         let begin = Instant::now();
@@ -484,61 +258,6 @@ impl Driver {
         if self.resident.is_some() { exit::OK } else { exit::TERMINATED }
     }
 
-    /// Begins to trace whoever has come; of a daemon.
-    fn meet(&mut self) {
-        if self.resident.as_mut().is_some_and(Resident::is_file_changed) {
-            self.reload();
-        }
-        let Some(resident) = &mut self.resident else { return };
-        resident.count_lost(self.session.dropped(family::PROCESS));
-        for pid in resident.replaced() {
-            self.gone(pid);
-        }
-        let Some(resident) = &mut self.resident else { return };
-        let (targets, left) = (&self.targets, &self.left);
-        for (subject, how) in resident.newcomers(|pid| targets.contains(&pid) || left.contains(&pid)) {
-            let pid = subject.pid;
-            if self.targets.len() >= TARGETS_MAX {
-                warn!("pid={pid} is left out: {TARGETS_MAX} processes are traced already");
-            } else if let Err(error) = self.add_as(subject, how) {
-                warn!("pid={pid} is left out: {error}");
-            }
-        }
-        let verdicts = self.resident.as_mut().map(Resident::rematch).unwrap_or_default();
-        self.carry_out(verdicts);
-    }
-
-    fn carry_out(&mut self, verdicts: Vec<Verdict>) {
-        for verdict in verdicts {
-            match verdict {
-                Verdict::Leave(pid) => self.gone(pid),
-                Verdict::Change { facts, memory, had_memory } => {
-                    let pid = facts.pid;
-                    if let Some(lookout) = &mut self.lookout
-                        && memory != had_memory
-                    {
-                        lookout.remove(pid);
-                        if memory && let Ok(subject) = (self.examine)(pid) {
-                            lookout.add(pid, subject.heaps);
-                        }
-                    }
-                    self.feed(Input::Target(facts));
-                }
-            }
-        }
-    }
-
-    /// Reads the configuration again, and traces no more whom it leaves out. Whoever it takes in is met next.
-    fn reload(&mut self) {
-        let Some(resident) = &mut self.resident else { return };
-        if !resident.reload() {
-            return;
-        }
-        self.mission.config.slow_turn_ns = nanoseconds(resident.config().trace.slow_turn);
-        let verdicts = resident.review();
-        self.carry_out(verdicts);
-    }
-
     /// Ends a window: reads the maps, empties the rings, tells the core.
     async fn tick(&mut self) -> Result<(), DriverError> {
         for pid in self.targets.clone() {
@@ -581,32 +300,6 @@ impl Driver {
             {
                 resident.look_again(pid);
             }
-        }
-    }
-
-    /// Sets right what the kernel half could not see of PostgreSQL's waits, and asks for the names of new ones.
-    fn tell_waits(&mut self, tick: &mut Tick) {
-        let Self { clusters, session, .. } = self;
-        // Not every switch is told of: who waits for something else by now, and was not seen to come back, did.
-        let is_over = |wait: &OpenWait| {
-            let watch = clusters.iter().find(|watch| watch.pid() == wait.cluster);
-            tick.now.since(wait.since).0 >= WAIT_DOUBTED_NS
-                && watch.and_then(|watch| watch.waits_for(wait.pid)).is_some_and(|event| event != wait.event)
-                && session.is_open(wait)
-        };
-        tick.pg_open_waits.retain(|wait| !is_over(wait));
-        let mut inputs = Vec::new();
-        for watch in clusters {
-            let cluster = watch.pid();
-            let ended = tick.pg_waits.iter().filter(|(key, _)| key.cluster == cluster.0);
-            let open = tick.pg_open_waits.iter().filter(|wait| wait.cluster == cluster).map(|wait| wait.event);
-            let names = watch.wait_event_names(ended.map(|(key, _)| WaitEvent(key.event)).chain(open));
-            if !names.is_empty() {
-                inputs.push(Input::PgWaitEvents { cluster, names });
-            }
-        }
-        for input in inputs {
-            self.feed(input);
         }
     }
 
@@ -676,68 +369,6 @@ impl Driver {
         for event in events {
             self.live_event(event);
         }
-    }
-
-    /// Reacts to the life of a target.
-    fn live_event(&mut self, event: Life) {
-        match event {
-            Life::Exited(pid) => self.gone(pid),
-            Life::Executed(pid) => self.executed(pid),
-            Life::Began(pid) => {
-                if let Some(resident) = &mut self.resident {
-                    resident.announce(pid);
-                }
-            }
-        }
-    }
-
-    /// A process runs another program now: look at it again.
-    fn executed(&mut self, pid: Pid) {
-        match (self.examine)(pid) {
-            Ok(mut subject) => {
-                // To a daemon's rules it is another one.
-                let how = match &mut self.resident {
-                    Some(resident) => resident.judge(&mut subject),
-                    None => Some(self.usual()),
-                };
-                let Some(how) = how else { return self.gone(pid) };
-                self.targets.retain(|known| *known != pid);
-                if let Err(error) = self.add_as(subject, how) {
-                    warn!("pid={pid} cannot be traced after its exec: {error}");
-                    self.gone(pid);
-                }
-            }
-            Err(error) => {
-                if self.targets.contains(&pid) {
-                    say(&format!("agent: pid {pid} now runs another program: {error}"));
-                }
-                self.session.remove_target(pid);
-                self.gone(pid);
-            }
-        }
-    }
-
-    fn gone(&mut self, pid: Pid) {
-        if !self.targets.contains(&pid) {
-            return;
-        }
-        self.targets.retain(|known| *known != pid);
-        self.clusters.retain(|watch| watch.pid() != pid);
-        if let Some(lookout) = &mut self.lookout {
-            lookout.remove(pid);
-        }
-        self.session.ended(pid);
-        if let Some(resident) = &mut self.resident {
-            resident.forget(pid);
-            // Its threads' last states are in the records of their ends; what stays of it would fill the maps in time.
-            self.session.remove_target(pid);
-            if let Some(diagnosis) = &mut self.mission.diagnosis {
-                diagnosis.forget(pid.0);
-            }
-            self.findings.forget(pid.0);
-            self.left.push(pid);
-        }
-        self.feed(Input::TargetGone { pid, now: monotonic_ns() });
     }
 
     /// Takes this answer, and those that came with it.
@@ -844,39 +475,6 @@ impl Driver {
         }
         Finished { code, summary, diagnosis: mission.diagnosis }
     }
-}
-
-/// What the driver itself must react to.
-#[derive(Clone, Copy, Debug)]
-enum Life {
-    Exited(Pid),
-    Executed(Pid),
-    /// One that is not traced.
-    Began(Pid),
-}
-
-/// The ends and the new beginnings of processes in a batch.
-fn lives(batch: &Batch) -> Vec<Life> {
-    let mut events = Vec::new();
-    let mut rest: &[u8] = &batch.bytes;
-    while let Some((len, tail)) = rest.split_first_chunk::<4>() {
-        let Some((record, tail)) = tail.split_at_checked(u32::from_le_bytes(*len) as usize) else { break };
-        rest = tail;
-        let record_kind = record.first_chunk::<4>().map_or(0, |kind| u32::from_le_bytes(*kind));
-        if record_kind == kind::PROCESS_EXIT
-            && let Ok((exit, _)) = Exit::read_from_prefix(record)
-            && exit.header.flags & exit_flag::PROCESS != 0
-        {
-            events.push(Life::Exited(Pid(exit.header.tgid)));
-        } else if record_kind == kind::PROCESS_EXEC
-            && let Ok((exec, _)) = Exec::read_from_prefix(record)
-        {
-            let pid = Pid(exec.header.tgid);
-            let is_stranger = exec.header.flags & exec_flag::STRANGER != 0;
-            events.push(if is_stranger { Life::Began(pid) } else { Life::Executed(pid) });
-        }
-    }
-    events
 }
 
 /// How to print: as wide as the terminal, with colours where somebody sees them.

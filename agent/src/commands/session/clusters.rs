@@ -1,0 +1,102 @@
+//! PostgreSQL servers, whose backends are followed.
+
+use std::collections::BTreeSet;
+
+use agent_ebpf::{
+    spec::{Group, Part},
+    state::{Cluster, PgBackend, is_idle_wait},
+};
+
+use super::{FileProbes, Session, SessionError, tracepoint_degraded};
+use crate::{
+    postgres::{OpenWait, WaitEvent},
+    probe::maps::{Waits, monotonic_ns},
+    report::model::Degraded,
+    target::procfs,
+    units::{MonoNs, Pid},
+};
+
+/// Programs by which PostgreSQL's waits are followed.
+const WAITS: [&str; 3] = ["postgres_switch", "postgres_fork", "postgres_exit"];
+
+impl Session {
+    /// From now on, waits are traced in the backends of this postmaster. What of it cannot be had is returned.
+    pub fn add_cluster(&mut self, pid: Pid, file: FileProbes, cluster: Cluster) -> Result<Vec<Degraded>, SessionError> {
+        self.set_cluster(pid, cluster)?;
+        if let Some(probes) = &mut self.probes
+            && !self.files.iter().any(|known| known.identity == file.identity)
+        {
+            probes.load_uprobe(Group::Postgres)?;
+            file.attach(Group::Postgres, probes)?;
+            self.files.push(file);
+        }
+        let mut degraded = Vec::new();
+        if cluster.wait_pointer != 0 {
+            if self.waiting.is_empty()
+                && let Some(probes) = &mut self.probes
+            {
+                degraded.extend(probes.attach_part(Part::Waits).iter().map(tracepoint_degraded));
+                self.maps.take_waits(monotonic_ns())?;
+            }
+            self.waiting.insert(pid, cluster);
+        }
+        Ok(degraded)
+    }
+
+    /// Offsets that were found since.
+    pub fn set_cluster(&mut self, pid: Pid, cluster: Cluster) -> Result<(), SessionError> {
+        Ok(self.maps.add_cluster(pid.0, cluster)?)
+    }
+
+    /// The postmaster is gone.
+    pub fn remove_cluster(&mut self, pid: Pid) {
+        self.maps.quiet_cluster(pid.0);
+        if self.waiting.remove(&pid).is_some()
+            && self.waiting.is_empty()
+            && let Some(probes) = &mut self.probes
+        {
+            probes.detach_tracepoints(&WAITS);
+        }
+    }
+
+    /// Follows the waits of a cluster's processes that are not followed yet: those that were there before it was traced, with what they
+    /// wait for since then. New ones are seen as they are started. Those that are gone are forgotten.
+    pub fn follow_backends(&mut self, cluster: Pid, since: MonoNs, processes: &[(Pid, WaitEvent)]) {
+        let Some(Cluster { wait_pointer, .. }) = self.waiting.get(&cluster).copied() else { return };
+        for (pid, WaitEvent(event)) in processes.iter().filter(|(pid, _)| !self.backends.contains_key(&pid.0)) {
+            let event = if is_idle_wait(*event) { 0 } else { *event };
+            self.maps.add_backend(pid.0, PgBackend { wait_pointer, out_ns: since.0, cluster: cluster.0, event });
+        }
+        let there: BTreeSet<u32> = processes.iter().map(|(pid, _)| pid.0).collect();
+        let strays = self.backends.iter().filter(|(pid, of)| **of == cluster && !there.contains(*pid));
+        for (pid, _) in strays.filter(|(pid, _)| !procfs::is_alive(Pid(**pid))) {
+            self.maps.remove_backend(*pid);
+        }
+    }
+
+    /// Whether the kernel half still takes this to be what the process waits for.
+    #[must_use]
+    pub fn is_open(&self, wait: &OpenWait) -> bool {
+        let is_same = |backend: PgBackend| (backend.event, backend.out_ns) == (wait.event.0, wait.since.0);
+        self.maps.backend(wait.pid.0).is_some_and(is_same)
+    }
+
+    /// Ends a window of PostgreSQL's waits.
+    pub(super) fn take_waits(&mut self, now: MonoNs) -> Result<(Waits, Vec<OpenWait>), SessionError> {
+        if self.waiting.is_empty() {
+            return Ok(Default::default());
+        }
+        let waits = self.maps.take_waits(now)?;
+        self.backends = waits.backends.iter().map(|(pid, backend)| (*pid, Pid(backend.cluster))).collect();
+        let wait = |&(pid, PgBackend { wait_pointer: _, out_ns, cluster, event }): &(u32, PgBackend)| OpenWait {
+            pid: Pid(pid),
+            cluster: Pid(cluster),
+            event: WaitEvent(event),
+            since: MonoNs(out_ns),
+        };
+        let mut open: Vec<OpenWait> = waits.backends.iter().map(wait).filter(|wait| wait.event.0 != 0).collect();
+        // As the map has them in no order.
+        open.sort_unstable_by_key(|wait| (wait.cluster, wait.pid));
+        Ok((waits, open))
+    }
+}
