@@ -21,7 +21,7 @@ const INTRODUCTION: &str = "\
 
 Written by `cargo xtask bench daemon`. So many Node.js processes at once, of which the *active* ones do a tenth of a millisecond's work
 each 40 ms, with an `fs.stat` on the thread pool each time, and the others sleep. *First record*, *all met*: from the start of the daemon
-until the first turn, and a line of each process, are in its file. *Agent's CPU*, *events*: means of ten seconds, from ten seconds later
+until the first turn, and a line of each process, are in its file. *Agent's CPU*, *events*: means of ten seconds, from fifteen seconds later
 on. *CPU of the processes, ratio*: what all of them took in these ten seconds, to the mean of the ten seconds before the daemon came and
 after it went; *null* is the ratio of those.
 ";
@@ -36,6 +36,8 @@ const CASES: [(usize, usize); 5] = [(1, 1), (10, 10), (50, 50), (200, 10), (200,
 
 /// As long as a window of the daemon, whose records say how many events there were.
 const SPAN: Duration = Duration::from_secs(10);
+
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// Node.js compiles what runs often, and takes less from then on.
 const WARM_UP: Duration = Duration::from_secs(15);
@@ -99,8 +101,8 @@ fn row(args: &BenchArgs, all: usize, active: usize) -> Result<Row, Error> {
     let daemon = Tool::Daemon.attach_all(&[])?;
     let first = daemon.first_record(Duration::from_secs(20)).unwrap_or_default();
     let met = met(&daemon, &pids)?;
-    // Its first window is closed by then, and the next one by the end.
-    std::thread::sleep(SPAN);
+    // Its first window is closed by then, after which heaps are looked for, once; and the next one by the end.
+    std::thread::sleep(SPAN + SETTLE);
     let (cpu, events) = (daemon.cpu_seconds(), events());
     let during = spent(&pids, SPAN);
     let (cpu, events) = (daemon.cpu_seconds() - cpu, self::events() - events);
