@@ -359,21 +359,17 @@ fn describe(walk: &mut UserBuffer, frame: &mut UserFrame, i: u32) {
         }
         return;
     }
-    let mut function = walk.words[word::FUNCTION];
+    let function = walk.words[word::FUNCTION];
     if context & 3 != 1 || function & 3 != 1 {
         return;
     }
-    if !read_function(walk, function) {
-        // Just being moved: its first word is the new address then, without a tag.
-        let moved = walk.function[0];
-        function = moved | 1;
-        if moved & 3 != 0 || !read_function(walk, function) {
-            return;
-        }
-    }
-    frame.object = walk.function[(walk.function_shared >> 3) as usize & (WORDS - 1)];
-    if walk.property != 0 {
-        take_name(walk, function, i);
+    let function = if globals::HAS_BPF_LOOP.load() != 0 {
+        look_through(walk, frame, function, i)
+    } else {
+        look_through_word_by_word(walk, frame, function)
+    };
+    if function == 0 {
+        return;
     }
     let offset = walk.words[word::BYTECODE_OFFSET];
     if offset & 0xffff_ffff == 0 && offset >> 32 < BYTECODE_OFFSET_MAX && walk.words[word::BYTECODE_ARRAY] & 3 == 1 {
@@ -393,6 +389,38 @@ pub fn type_of(object: u64) -> u16 {
         return 0;
     }
     read_u64(map - 1 + INSTANCE_TYPE) as u16
+}
+
+/// Goes from a function to its `SharedFunctionInfo`; where the function is now, or 0 if it is none.
+#[inline(always)]
+fn look_through(walk: &mut UserBuffer, frame: &mut UserFrame, mut function: u64, i: u32) -> u64 {
+    if !read_function(walk, function) {
+        // Just being moved: its first word is the new address then, without a tag.
+        let moved = walk.function[0];
+        function = moved | 1;
+        if moved & 3 != 0 || !read_function(walk, function) {
+            return 0;
+        }
+    }
+    frame.object = walk.function[(walk.function_shared >> 3) as usize & (WORDS - 1)];
+    if walk.property != 0 {
+        take_name(walk, function, i);
+    }
+    function
+}
+
+/// The same without memory of what was seen, which is too much for a verifier that goes through the loop turn by turn.
+#[inline(always)]
+fn look_through_word_by_word(walk: &UserBuffer, frame: &mut UserFrame, mut function: u64) -> u64 {
+    if !is_function(walk, function) {
+        let moved = read_u64(function - 1);
+        function = moved | 1;
+        if moved & 3 != 0 || !is_function(walk, function) {
+            return 0;
+        }
+    }
+    frame.object = read_u64(function - 1 + walk.function_shared);
+    function
 }
 
 /// Reads an object up to where a function has its `SharedFunctionInfo`, at once; false if it is none.
@@ -428,8 +456,7 @@ fn read_function(walk: &mut UserBuffer, object: u64) -> bool {
 fn take_name(walk: &mut UserBuffer, function: u64, i: u32) {
     // The compiler knows that the masks do nothing, the verifier does not.
     let at = core::hint::black_box(walk.names) as usize;
-    // Where the verifier goes through the loop turn by turn, this is too much for it.
-    if globals::HAS_BPF_LOOP.load() == 0 || at >= NAMES_MAX {
+    if at >= NAMES_MAX {
         return;
     }
     let name = read_u64(function - 1 + walk.property);
