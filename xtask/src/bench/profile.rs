@@ -162,7 +162,8 @@ fn walk(version: &str) -> Result<String, Error> {
 /// How fast frames are named, and how soon.
 fn naming(version: &str) -> Result<String, Error> {
     say("names");
-    let mut bench = host_cargo(&["bench", "--quiet", "--package", "agent", "--bench", "naming", "--", version]);
+    let mut bench = host_cargo(&["bench", "--quiet", "--package", "agent", "--bench", "naming"]);
+    bench.args(["--", version]);
     let rows = ask(&mut bench).ok_or_else(|| Error::Missing { what: "naming".into(), so: line_of(&bench) })?;
     let node = Node::start(version, &deep(100))?;
     std::thread::sleep(Duration::from_secs(1));
