@@ -355,6 +355,7 @@ impl Core {
         if gone {
             self.processes.remove(&pid);
             self.run_queue.forget(pid);
+            self.stacks.forget(pid);
             if self.gone.len() >= TARGETS_MAX {
                 self.gone.pop_first();
             }

@@ -114,6 +114,12 @@ impl Stacks {
         }
     }
 
+    /// A process is no more, and its last window is closed: nobody speaks any more of stacks of it that nobody has spoken of. Those of the
+    /// kernel are everybody's.
+    pub fn forget(&mut self, pid: Pid) {
+        self.kept.retain(|_, kept| kept.pid != pid || kept.needed || kept.space == Space::Kernel);
+    }
+
     /// The line for a stack whose names have come, if another speaks of it.
     pub fn symbolized(
         &mut self,
@@ -203,4 +209,28 @@ fn meaning(pid: Pid, frames: &[Arc<Frame>], truncated: Option<Truncated>) -> u64
         (name, kind, module, inlined, file, line, start_line, function_line, function_column, tier).hash(&mut hasher);
     }
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stacks_that_nobody_speaks_of_go_with_their_process() {
+        let (mut stacks, mut counters) = (Stacks::default(), Counters::default());
+        let [gone, other] = [Pid(7), Pid(8)];
+        let user = || Frames::User(Box::default());
+        for (id, pid, frames) in
+            [(1, gone, user()), (2, gone, user()), (3, other, user()), (4, gone, Frames::Kernel(Box::default()))]
+        {
+            stacks.keep(pid, MonoNs(0), decode::Stack { id, frames }, &mut counters);
+        }
+        // A line speaks of the second: its names are still to come.
+        assert!(stacks.need(2, &mut counters).is_none());
+        stacks.forget(gone);
+        assert_eq!(stacks.kept.keys().copied().collect::<Vec<_>>(), [2, 3, 4]);
+        assert!(stacks.symbolized(StackId(1), Vec::new(), None).is_none());
+        assert!(stacks.symbolized(StackId(2), Vec::new(), None).is_some());
+        assert_eq!(stacks.kept.keys().copied().collect::<Vec<_>>(), [3, 4]);
+    }
 }
