@@ -81,7 +81,6 @@ pub fn drive(
         warn!("{error}");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DriverError::Runtime)?;
-    let kernel = KernelAhead::read();
     runtime.block_on(async {
         let sinks = Sinks::open(destinations).map_err(DriverError::Output)?;
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -90,7 +89,7 @@ pub fn drive(
         let session = Session::start(&mission.settings, mission.groups, wanted, budget, types)?;
         let duration = mission.duration;
         let Whom { subjects, launched, follow, examine, discovery, clusters, mut search, resident } = whom;
-        let mut driver = Driver::new(mission, session, sinks, examine, kernel)?;
+        let mut driver = Driver::new(mission, session, sinks, examine)?;
         driver.follow = follow;
         driver.discovery = discovery;
         let only = subjects.len() == 1;
@@ -123,6 +122,8 @@ pub fn drive(
         if let Some(launched) = launched {
             launched.go();
         }
+        // Only now: where all CPUs are busy it would hold up the first record.
+        driver.symbols.expect_kernel(KernelAhead::read());
         let end = driver.run(duration).await?;
         Ok(Box::pin(driver.finish(end)).await)
     })
@@ -175,11 +176,10 @@ impl Driver {
         session: Session,
         sinks: Sinks,
         examine: fn(Pid) -> Result<Subject, SubjectError>,
-        kernel: KernelAhead,
     ) -> Result<Self, DriverError> {
         let (to_core, answers) = mpsc::unbounded_channel();
         let names = mission.pg_connection.as_deref().map(names).transpose()?;
-        let symbols = Symbols::start(to_core, session.collections()?, mission.source_maps.clone(), kernel)
+        let symbols = Symbols::start(to_core, session.collections()?, mission.source_maps.clone())
             .map_err(|error| DriverError::Output(format!("cannot start the symbol thread: {error}")))?;
         Ok(Self {
             core: Core::new(),

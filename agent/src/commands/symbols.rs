@@ -37,6 +37,8 @@ enum Question {
     Ask(Output),
     /// A process has gone: what is known of it, some megabytes, is for nothing.
     Forget(Pid),
+    /// The kernel's symbols are being read, for the first stack that wants them.
+    Kernel(KernelAhead),
 }
 
 /// The thread, and the way to it.
@@ -54,7 +56,6 @@ impl Symbols {
         answers: UnboundedSender<Input>,
         collections: Collections,
         source_maps: Option<PathBuf>,
-        kernel: KernelAhead,
     ) -> std::io::Result<Self> {
         let (questions, inbox) = sync_channel(QUESTIONS_MAX);
         let (named, to_map) = sync_channel(QUESTIONS_MAX);
@@ -62,8 +63,7 @@ impl Symbols {
         let start = |name: &str| std::thread::Builder::new().name(name.into());
         // Apart: reading a large map takes a while, and stacks must be named before the collector has moved what they point at.
         let maps = start("agent-maps").spawn(move || map_all(&to_map, &mapped, source_maps.as_deref()))?;
-        let symbols =
-            start("agent-symbols").spawn(move || answer_all(&inbox, &answers, &named, collections, kernel))?;
+        let symbols = start("agent-symbols").spawn(move || answer_all(&inbox, &answers, &named, collections))?;
         Ok(Self { questions, pending: 0, pending_classes: 0, threads: [symbols, maps] })
     }
 
@@ -79,7 +79,7 @@ impl Symbols {
             Err(TrySendError::Full(Question::Ask(question)) | TrySendError::Disconnected(Question::Ask(question))) => {
                 unanswered(&question)
             }
-            Err(TrySendError::Full(Question::Forget(_)) | TrySendError::Disconnected(Question::Forget(_))) => None,
+            Err(_) => None,
         }
     }
 
@@ -87,6 +87,11 @@ impl Symbols {
     /// to make room for others.
     pub fn forget(&self, pid: Pid) {
         let _ = self.questions.try_send(Question::Forget(pid));
+    }
+
+    /// The kernel's symbols are being read: the first stack need not wait for all of that.
+    pub fn expect_kernel(&self, ahead: KernelAhead) {
+        let _ = self.questions.try_send(Question::Kernel(ahead));
     }
 
     /// An answer has arrived.
@@ -152,11 +157,9 @@ fn answer_all(
     answers: &UnboundedSender<Input>,
     stacks: &SyncSender<Vec<NamedStack>>,
     collections: Collections,
-    kernel: KernelAhead,
 ) {
     // Made here, as it keeps what it reads to its own thread.
     let mut symbolizer = Symbolizer::new(Box::new(collections));
-    symbolizer.expect_kernel(kernel);
     let mut references = References::default();
     let mut later = VecDeque::new();
     let mut together = Vec::new();
@@ -167,6 +170,10 @@ fn answer_all(
             Question::Forget(pid) => {
                 symbolizer.forget(pid);
                 references.forget(pid);
+                continue;
+            }
+            Question::Kernel(ahead) => {
+                symbolizer.expect_kernel(ahead);
                 continue;
             }
         };
