@@ -278,12 +278,14 @@ record! {
 
 record! {
     /// A PostgreSQL cluster whose backends are traced, keyed by the tgid of its postmaster, the parent of each of them.
-    pub struct Cluster[16] {
+    pub struct Cluster[24] {
         /// Offsets in `PGPROC`: of the process id, and of the lock that is waited for; 0 is not known.
         pub proc_pid: u32,
         pub proc_wait_lock: u32,
         /// Address of the server's variable `my_wait_event_info`, the same in all of its processes; 0 is not known.
         pub wait_pointer: u64,
+        /// Address of the server's variable `MyProc`; 0 where its waits for locks are told by uprobes.
+        pub my_proc: u64,
     }
 }
 
@@ -295,17 +297,76 @@ pub const fn is_idle_wait(event: u32) -> bool {
     matches!(event >> 24, 0x05 | 0x06 | 0x09)
 }
 
+/// The class of wait events for heavyweight locks, the high byte of `wait_event_info`.
+pub const WAIT_CLASS_LOCK: u32 = 0x03;
+
+record! {
+    /// A wait for a heavyweight lock that a backend is in, by what it says of itself whenever it leaves the CPU.
+    pub struct PgLockWait[56] {
+        /// When it left the CPU for it; 0 where it waits for none, [`PgLockWait::BEFORE`] where it did before it was followed.
+        pub since_ns: u64,
+        /// When it last came back from it; 0 where it has not.
+        pub back_ns: u64,
+        /// Address of the `LOCK`, and when the wait began by the server's own clock: both are other ones in its next wait.
+        pub lock: u64,
+        pub server_start: u64,
+        pub tag: LockTag,
+        /// The mode that is wanted, 1 to 8.
+        pub mode: u32,
+        /// As PostgreSQL knows it.
+        pub pid: u32,
+    }
+}
+
+impl PgLockWait {
+    pub const BEFORE: u64 = 1;
+    pub const NONE: Self = Self {
+        since_ns: 0,
+        back_ns: 0,
+        lock: 0,
+        server_start: 0,
+        tag: LockTag { field1: 0, field2: 0, field3: 0, field4: 0, kind: 0, method: 0 },
+        mode: 0,
+        pid: 0,
+    };
+}
+
 record! {
     /// A server process whose waits are followed, keyed by its tid: they have one thread.
-    pub struct PgBackend[24] {
+    pub struct PgBackend[104] {
         /// As [`Cluster::wait_pointer`] has it.
         pub wait_pointer: u64,
+        /// Where that leads to, in the process's `PGPROC`, and where in there the lock is that it waits for: neither changes until it
+        /// ends. 0 is not known yet.
+        pub event_at: u64,
+        pub lock_at: u64,
         /// When it was switched out while it waited for `event`.
         pub out_ns: u64,
         /// The postmaster.
         pub cluster: u32,
         /// `wait_event_info`: what it waits for off CPU; 0 where it is not seen to wait.
         pub event: u32,
+        /// As PostgreSQL knows it; 0 is not known yet.
+        pub pid: u32,
+        pub reserved: u32,
+        pub lock: PgLockWait,
+    }
+}
+
+impl PgBackend {
+    #[must_use]
+    pub const fn new(cluster: u32, wait_pointer: u64) -> Self {
+        Self {
+            wait_pointer,
+            event_at: 0,
+            lock_at: 0,
+            out_ns: 0,
+            cluster,
+            event: 0,
+            pid: 0,
+            reserved: 0,
+            lock: PgLockWait::NONE,
+        }
     }
 }
 
@@ -554,6 +615,9 @@ pub mod global {
     pub const TASK_EXIT_CODE: &str = "TASK_EXIT_CODE";
     /// 1 where `sched_switch` passes the previous state as its fourth argument (5.18 and newer).
     pub const SWITCH_HAS_STATE: &str = "SWITCH_HAS_STATE";
+    /// In a task, its time on CPU in all, and what that was when it last got the CPU; 0 where that cannot be had.
+    pub const TASK_RAN: &str = "TASK_RAN";
+    pub const TASK_RAN_BEFORE: &str = "TASK_RAN_BEFORE";
     pub const TASK_SIGNAL: &str = "TASK_SIGNAL";
     pub const SIGNAL_LIVE: &str = "SIGNAL_LIVE";
     pub const LOOP_OFF_CPU_MIN_NS: &str = "LOOP_OFF_CPU_MIN_NS";

@@ -20,7 +20,7 @@ pub use self::{
     heap::{HeapArgs, HeapCommand, HeapDiffArgs, HeapViewArgs},
     profile::{By, DiffArgs, ProfileArgs, ProfileCommand, ProfileFormat, ViewArgs},
     stream::{ListenArgs, OtlpSignal, StreamArgs},
-    trace::{DaemonArgs, DiagnoseArgs, Phases, Statements, TraceArgs},
+    trace::{DaemonArgs, DiagnoseArgs, LockWaits, Phases, Statements, TraceArgs},
     values::{duration, share, window},
 };
 

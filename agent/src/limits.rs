@@ -239,6 +239,9 @@ pub const PG_PROCESSES_MAX: usize = 16_384;
 /// Clusters at a time.
 pub const PG_CLUSTERS_MAX: usize = 64;
 
+/// Nanoseconds. Locks of PostgreSQL whose waits are all shorter are summed by kind only: a busy server has thousands of them a second.
+pub const PG_LOCK_WAIT_MIN_NS: u64 = 100_000_000;
+
 /// Locks that are waited for at one time: no more than there are waiters.
 pub const PG_LOCKS_MAX: usize = 4096;
 

@@ -305,6 +305,9 @@ pub struct Reading {
     pub backends: Vec<Backend>,
     /// Locks that changed while they were read, three times in a row, and are left out.
     pub torn: u32,
+    /// Taken within a window, for waits that may be over before it ends: of a wait that it does not know the end may be told later.
+    #[serde(default)]
+    pub is_glance: bool,
 }
 
 #[cfg(test)]

@@ -41,11 +41,14 @@ pub mod wait_flag {
     pub const HOLDERS_CUT: u32 = 2;
     /// There are more waiters ahead than are listed.
     pub const QUEUE_CUT: u32 = 4;
+    /// The backend gives the wait up just now, and is one of those in the queue.
+    pub const GIVES_UP: u32 = 8;
 }
 
 record! {
     /// A backend is about to wait for a lock: the entry into `ProcSleep`, with the lock as it is just then. The backend
-    /// itself is not in the queue yet.
+    /// itself is not in the queue yet. Where the scheduler's switches tell of waits, only one that is given up has such a record,
+    /// at its end: the time is that of its beginning, and the lock is as it is now.
     pub struct LockWait[352] {
         pub header: Header,
         /// Process id of the postmaster in the initial pid namespace.

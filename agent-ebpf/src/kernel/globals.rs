@@ -14,6 +14,8 @@ globals! {
     TASK_REAL_PARENT: u32 = 0;
     TASK_STATE: u32 = 0;
     TASK_EXIT_CODE: u32 = 0;
+    TASK_RAN: u32 = 0;
+    TASK_RAN_BEFORE: u32 = 0;
     TASK_SIGNAL: u32 = 0;
     SIGNAL_LIVE: u32 = 0;
     SWITCH_HAS_STATE: u32 = 0;

@@ -1,7 +1,8 @@
 //! Who waits for which lock of a PostgreSQL cluster, behind whom, since when: one entry a lock.
 //!
-//! Waits begin and end by the kernel half's records, to the microsecond. Once a window a reading of the server's own lock table sets
-//! right what records cannot tell: who took or left a lock without waiting, and who waited before the trace began.
+//! Waits end by the kernel half's records, to the microsecond, which tell when they began. Who waits, and behind whom, is read in the
+//! server's own lock table: once a window, and within it when somebody waits for long. Where the scheduler does not tell of waits,
+//! there is a record of each beginning, too.
 
 mod picture;
 
@@ -13,13 +14,13 @@ use super::histogram::Histogram;
 use crate::{
     counters::{Counters, Reason},
     decode::{LockEnd, LockOutcome, LockWait},
-    limits::{PG_LOCKS_MAX, PG_LOCKS_REPORTED_MAX, PG_PARTIES_MAX},
+    limits::{PG_LOCK_WAIT_MIN_NS, PG_LOCKS_MAX, PG_LOCKS_REPORTED_MAX, PG_PARTIES_MAX},
     postgres::{Backend, LockId, LockKind, Mode, Modes, PgPid, Reading},
     units::{MonoNs, Pid},
 };
 
-/// Locks whose waits are all shorter than this are summed by kind only: a busy server has thousands of them a second.
-pub const LOCK_WAIT_MIN_NS: u64 = 100_000_000;
+/// Waits that ended in a window, of which it is known how many there were at a time: 16 B each.
+const SPANS_MAX: usize = 1 << 16;
 
 /// Deadlocks that a window tells one by one.
 const DEADLOCKS_MAX: usize = 32;
@@ -40,6 +41,10 @@ pub struct LockBook {
     deadlocks: Vec<Deadlock>,
     kinds: BTreeMap<LockKind, WaitFigures>,
     waiting_max: usize,
+    /// Beginning and end of the waits that ended in the window.
+    spans: Vec<(MonoNs, MonoNs)>,
+    /// When the last reading began.
+    read_at: MonoNs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,11 +148,11 @@ impl LockBook {
             }
             lock.holders_cut = lists.holders_cut;
             lock.holders.extend(lists.holders.iter().map(|holder| (holder.pid, holder.modes)));
-            // Those ahead in the order in which they are; some of them may not have been seen to begin.
-            let ahead: Vec<PgPid> = lists.queue.iter().map(|(pid, _)| *pid).collect();
-            let rest = std::mem::take(&mut lock.queue).into_iter().filter(|pid| !ahead.contains(pid));
-            let rest: Vec<PgPid> = if lists.queue_cut { rest.collect() } else { Vec::new() };
-            lock.queue = ahead.into_iter().chain(rest).filter(|pid| *pid != wait.pid).collect();
+            // In the order in which they are; some of them may not have been seen to begin. Who gives up is one of them.
+            let listed: Vec<PgPid> = lists.queue.iter().map(|(pid, _)| *pid).collect();
+            let mut rest = std::mem::take(&mut lock.queue);
+            rest.retain(|pid| lists.queue_cut && !listed.contains(pid));
+            lock.queue = listed.into_iter().chain(rest).filter(|pid| wait.gives_up || *pid != wait.pid).collect();
             for (pid, mode) in &lists.queue {
                 self.waits.entry(*pid).or_insert(OpenWait {
                     id: wait.id,
@@ -160,7 +165,7 @@ impl LockBook {
             let stands = |pid: &PgPid| self.waits.get(pid).is_some_and(|open| open.id == wait.id);
             lock.queue.retain(stands);
         }
-        if is_new || !lock.queue.contains(&wait.pid) {
+        if (is_new && !wait.gives_up) || !lock.queue.contains(&wait.pid) {
             lock.queue.retain(|pid| *pid != wait.pid);
             lock.queue.push(wait.pid);
         }
@@ -187,7 +192,9 @@ impl LockBook {
             LockOutcome::Unknown => {}
         }
         self.finish(pid, wait, at);
+        // What was read since knows better.
         if end.outcome == LockOutcome::Granted
+            && at >= self.read_at
             && let Some(lock) = self.locks.get_mut(&wait.id)
         {
             let modes = lock.holders.entry(pid).or_default();
@@ -236,12 +243,32 @@ impl LockBook {
     fn finish(&mut self, pid: PgPid, wait: OpenWait, at: MonoNs) {
         let waited_ns = at.since(wait.since).0;
         self.figures(wait.id, |figures| figures.wait.record(waited_ns));
-        if waited_ns >= LOCK_WAIT_MIN_NS {
+        if self.spans.len() < SPANS_MAX {
+            self.spans.push((wait.since, at));
+        }
+        if waited_ns >= PG_LOCK_WAIT_MIN_NS {
             self.keep_picture(wait.id, at);
         }
-        if self.waits.get(&pid).is_some_and(|open| open.id == wait.id) {
+        // It may wait for the same lock again by now.
+        if self.waits.get(&pid).is_some_and(|open| open.id == wait.id && open.since <= at) {
             self.remove(pid);
         }
+    }
+
+    /// The most waits at one moment of the window.
+    fn most_at_once(&mut self, to: MonoNs) -> usize {
+        let over = std::mem::take(&mut self.spans);
+        let open = self.waits.values().map(|wait| (wait.since, to));
+        let within = over.into_iter().chain(open).filter(|(_, end)| *end >= self.from);
+        // Of what happens at the same time, ends come first.
+        let mut steps: Vec<(MonoNs, i32)> = within.flat_map(|(begin, end)| [(begin, 1), (end, -1)]).collect();
+        steps.sort_unstable();
+        let mut now = 0_i32;
+        let most = steps.iter().map(|(_, step)| {
+            now += step;
+            now
+        });
+        usize::try_from(most.max().unwrap_or(0)).unwrap_or(0)
     }
 
     /// Before the lock's waiters are fewer.
@@ -268,8 +295,9 @@ impl LockBook {
 
     /// Sets right what records cannot tell.
     pub fn read(&mut self, reading: Reading, counters: &mut Counters) {
-        let Reading { cluster: _, at, processes, locks, backends, torn } = reading;
+        let Reading { cluster: _, at, processes, locks, backends, torn, is_glance } = reading;
         self.processes = processes;
+        self.read_at = at;
         for _ in 0..torn {
             counters.add(Reason::LockTorn);
         }
@@ -315,7 +343,9 @@ impl LockBook {
             lock.queue = queue.into_iter().filter(|pid| self.waits.contains_key(pid)).chain(later).collect();
         }
         self.waiting_max = self.waiting_max.max(self.waits.len());
-        self.forget_missed(&found, at, torn, counters);
+        if !is_glance {
+            self.forget_missed(&found, at, torn, counters);
+        }
     }
 
     /// What the server itself does not know of, twice in a row, is over: its end was not seen.
@@ -340,7 +370,7 @@ impl LockBook {
         let long = |book: &Self, lock: &LockState| {
             lock.queue
                 .iter()
-                .any(|pid| book.waits.get(pid).is_some_and(|wait| to.since(wait.since).0 >= LOCK_WAIT_MIN_NS))
+                .any(|pid| book.waits.get(pid).is_some_and(|wait| to.since(wait.since).0 >= PG_LOCK_WAIT_MIN_NS))
         };
         let open: Vec<LockId> = self.locks.iter().filter(|(_, lock)| long(self, lock)).map(|(id, _)| *id).collect();
         let mut locks: Vec<LockPicture> = Vec::new();
@@ -375,6 +405,7 @@ impl LockBook {
         let backends = self.backends.clone();
         self.forget_idle(to);
         let to = to.max(self.from);
+        self.waiting_max = self.most_at_once(to).max(self.waiting_max);
         ClusterFigures {
             from: std::mem::replace(&mut self.from, to),
             to,
@@ -451,6 +482,7 @@ mod tests {
                 mode: Mode(mode),
                 queue_len: 0,
                 lists: Some(lists),
+                gives_up: false,
             };
             self.book.begin(Pid(pid), &wait, MonoNs(self.now), &mut self.counters);
             self.began.insert(pid, (id, mode, self.now));
@@ -591,6 +623,75 @@ mod tests {
         assert!(lock.is_over);
         assert_eq!((lock.queue.len(), lock.ended.granted, lock.ended.cancelled), (4, 3, 1));
         assert!(script.close().locks.is_empty(), "it is told once");
+    }
+
+    #[test]
+    fn who_gives_up_is_in_line_where_it_was() {
+        let mut script = pile_up();
+        let lists = LockLists {
+            holders: vec![Holder { pid: PgPid(10), modes: Mode(4).bit() }],
+            queue: [(11, 8), (12, 1), (13, 1), (14, 3)].map(|(pid, mode)| (PgPid(pid), Mode(mode))).to_vec(),
+            ..LockLists::default()
+        };
+        let (id, mode, since) = script.began[&12];
+        let wait = LockWait {
+            cluster: Pid(1),
+            pid: PgPid(12),
+            lock: crate::units::UserAddr(0x1000),
+            id,
+            mode: Mode(mode),
+            queue_len: 4,
+            lists: Some(lists),
+            gives_up: true,
+        };
+        script.book.begin(Pid(12), &wait, MonoNs(since), &mut script.counters);
+        let lock = script.book.picture(TABLE, MonoNs(script.now)).unwrap();
+        assert_eq!(lock.queue.iter().map(|waiter| waiter.pid.0).collect::<Vec<_>>(), [11, 12, 13, 14]);
+    }
+
+    /// As the scheduler tells of them: when they are over.
+    #[test]
+    fn waits_that_are_told_at_their_end_are_counted_as_they_were() {
+        let mut script = Script::default();
+        let mut tell = |pid, since, at| {
+            let end = LockEnd {
+                cluster: Pid(1),
+                pid: PgPid(pid),
+                id: TABLE,
+                mode: Mode(8),
+                started: MonoNs(since * MS),
+                outcome: LockOutcome::Granted,
+            };
+            script.book.end(Pid(pid), &end, MonoNs(at * MS), &mut script.counters);
+        };
+        tell(1, 10, 30);
+        tell(3, 5, 20);
+        tell(2, 20, 40);
+        // It waits for the same lock again by the time that its first wait is told.
+        script.book.read(reading(60 * MS, &[(4, 8, Some(50 * MS))]), &mut script.counters);
+        let end = LockEnd {
+            cluster: Pid(1),
+            pid: PgPid(4),
+            id: TABLE,
+            mode: Mode(8),
+            started: MonoNs(42 * MS),
+            outcome: LockOutcome::Granted,
+        };
+        script.book.end(Pid(4), &end, MonoNs(45 * MS), &mut script.counters);
+        let figures = script.book.close(MonoNs(61 * MS));
+        assert_eq!((figures.waiting, figures.waiting_max), (1, 2));
+        assert_eq!(figures.kinds[&LockKind::Relation].wait.count(), 4);
+        assert_eq!(script.counters.nonzero().count(), 0);
+    }
+
+    #[test]
+    fn a_glance_forgets_nobody() {
+        let mut script = pile_up();
+        for n in 1..=3 {
+            let glance = Reading { is_glance: true, ..reading(script.now + n * MS, &[(11, 8, None)]) };
+            script.book.read(glance, &mut script.counters);
+        }
+        assert_eq!(script.book.waits.len(), 4);
     }
 
     fn reading(at: u64, queue: &[(u32, u8, Option<u64>)]) -> Reading {

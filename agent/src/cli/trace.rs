@@ -32,6 +32,13 @@ pub enum Statements {
     Whole,
 }
 
+/// What tells of waits for PostgreSQL's locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LockWaits {
+    Switches,
+    Probes,
+}
+
 #[derive(Args, Debug)]
 pub struct TraceArgs {
     /// Process to trace
@@ -116,6 +123,10 @@ pub struct TraceArgs {
     /// Walk stacks without the kernel's help for loops, as kernels before 5.17 do (tests)
     #[arg(long, hide = true)]
     pub bounded_loops: bool,
+
+    /// Where waits for PostgreSQL's locks are learnt of: from uprobes alone, as of servers older than 14 (tests)
+    #[arg(long, value_enum, default_value = "switches", hide = true)]
+    pub lock_waits: LockWaits,
 
     /// No live line, no progress: only the result and what goes wrong
     #[arg(short, long)]

@@ -85,6 +85,7 @@ fn mission(config: &Config, ring_bytes: Option<u32>) -> Mission {
         parts: &[Part::Ledger, Part::Polls, Part::Life, Part::IoUring, Part::Samples],
         sample_hz: config.trace.sample_hz,
         bounded_loops: false,
+        lock_probes: false,
         announce_execs: true,
     };
     Mission {

@@ -91,6 +91,12 @@ fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverErr
         streams,
         ..Destinations::default()
     };
+    let mut mission = mission(args, thresholds);
+    if subjects.is_empty() && discovery.is_none() {
+        // A database alone: what tells of event loops would cost it something, and say nothing.
+        mission.settings = Settings { parts: &[], sample_hz: 0, ..mission.settings };
+        mission = Mission { groups: &[], phases: PhasesWanted::Never, ..mission };
+    }
     let whom = Whom {
         subjects,
         launched: None,
@@ -101,8 +107,7 @@ fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverErr
         resident: None,
         search: Some(search),
     };
-    let Finished { mut code, summary, diagnosis } =
-        driver::drive(mission(args, thresholds), whom, types, &destinations)?;
+    let Finished { mut code, summary, diagnosis } = driver::drive(mission, whom, types, &destinations)?;
     if code == exit::OK {
         code = self::code(&summary);
     }
@@ -142,6 +147,7 @@ fn mission(args: &DiagnoseArgs, thresholds: Thresholds) -> Mission {
         parts: &[Part::Ledger, Part::Polls, Part::Life, Part::IoUring, Part::Samples, Part::Faults],
         sample_hz: SAMPLE_HZ,
         bounded_loops: false,
+        lock_probes: false,
         announce_execs: false,
     };
     let config = TraceConfig {

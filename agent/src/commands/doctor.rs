@@ -206,6 +206,7 @@ fn object_checks() -> Vec<Check> {
         parts: &[Part::Ledger, Part::Polls, Part::Life, Part::IoUring, Part::Samples, Part::Waits],
         sample_hz: 1,
         bounded_loops: false,
+        lock_probes: false,
         announce_execs: false,
     };
     let uring = tracefs::find().map(|place| tracefs::UringFields::read(&place)).unwrap_or_default();

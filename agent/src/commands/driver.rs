@@ -60,6 +60,10 @@ const EARLY: Duration = Duration::from_millis(120);
 const GOVERN: Duration = Duration::from_millis(250);
 const GOVERN_LEAST: Duration = Duration::from_millis(100);
 
+/// How often it is looked whether a wait for one of PostgreSQL's locks is worth a reading: one of [`PG_LOCK_WAIT_MIN_NS`] is told with who
+/// held the lock, be it over by the end of the window.
+const LOCK_GLANCE: Duration = Duration::from_millis(50);
+
 /// How often heaps are looked at: what is the least in a window is near what the last collection left.
 const GLANCE: Duration = Duration::from_millis(250);
 
@@ -219,6 +223,8 @@ impl Driver {
         let mut hangup = signal(SignalKind::hangup()).map_err(DriverError::Runtime)?;
         let mut looks = interval_at(begin + EARLY, GOVERN);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut lock_glances = interval_at(begin + LOCK_GLANCE, LOCK_GLANCE);
+        lock_glances.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut out = pin!(sleep_until(deadline.unwrap_or_else(|| begin + FOREVER)));
         loop {
             let due = self.sinks.due();
@@ -239,6 +245,7 @@ impl Driver {
                     self.glance();
                     self.meet();
                 }
+                _ = lock_glances.tick(), if !self.clusters.is_empty() => self.glance_at_locks(),
                 Some(answer) = self.answers.recv() => self.answer_all(answer),
                 Some(batch) = self.session.batches.recv() => self.take(batch),
                 () = sleep_until(due.map_or_else(Instant::now, Into::into)), if due.is_some() => {}

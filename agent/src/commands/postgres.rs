@@ -1,6 +1,11 @@
 //! A PostgreSQL cluster that is to be traced: what it is, where its probes go, and what its memory says once a window.
 
-use std::{collections::BTreeMap, fs::File, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use agent_ebpf::{
     spec::{Feature, Group},
@@ -22,8 +27,20 @@ use crate::{
         postgres::{PostgresError, Server, StatementText},
         sockets::{self, Peers},
     },
-    units::{Clock, Pid},
+    units::{Clock, MonoNs, Pid},
 };
+
+/// A reading within a window may take this part of the time.
+const GLANCE_REST: u32 = 50;
+
+/// A server process, and what it waits for.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting {
+    pub pid: Pid,
+    pub event: WaitEvent,
+    /// Address of the lock, and when the wait for it began by the server's own clock.
+    pub lock: Option<(u64, u64)>,
+}
 
 /// A cluster under watch.
 #[derive(Debug)]
@@ -33,6 +50,9 @@ pub struct Watch {
     text: StatementText,
     /// What the kernel half was told.
     told: Cluster,
+    /// When the last reading began, and how long it took.
+    read_at: MonoNs,
+    took: Duration,
 }
 
 impl Watch {
@@ -40,7 +60,7 @@ impl Watch {
     pub fn begin(pid: Pid, clock: Clock, text: StatementText) -> Result<Self, PostgresError> {
         let server = Server::of_process(pid)?;
         let told = layout(&server);
-        Ok(Self { server, clock, text, told })
+        Ok(Self { server, clock, text, told, read_at: MonoNs(0), took: Duration::ZERO })
     }
 
     /// The postmaster.
@@ -62,15 +82,20 @@ impl Watch {
 
     /// The server's processes, with what each of them waits for just now.
     #[must_use]
-    pub fn processes(&self) -> Vec<(Pid, WaitEvent)> {
+    pub fn processes(&self) -> Vec<Waiting> {
         let pids = self.server.backends().map(|(pid, _)| pid);
-        pids.map(|pid| (pid, self.server.waits_for(pid).unwrap_or_default())).collect()
+        let waiting = |pid| Waiting {
+            pid,
+            event: self.server.waits_for(pid).unwrap_or_default(),
+            lock: self.server.lock_of(pid),
+        };
+        pids.map(waiting).collect()
     }
 
     /// Those alone.
     #[must_use]
-    pub fn pids(&self) -> Vec<(Pid, WaitEvent)> {
-        self.server.backends().map(|(pid, _)| (pid, WaitEvent::default())).collect()
+    pub fn pids(&self) -> Vec<Waiting> {
+        self.server.backends().map(|(pid, _)| Waiting { pid, event: WaitEvent::default(), lock: None }).collect()
     }
 
     /// What one of them waits for just now, by its own word.
@@ -90,7 +115,18 @@ impl Watch {
     }
 
     pub fn read(&mut self) -> Reading {
-        self.server.read(monotonic_ns(), self.clock, self.text)
+        let begin = Instant::now();
+        self.read_at = monotonic_ns();
+        let reading = self.server.read(self.read_at, self.clock, self.text);
+        self.took = begin.elapsed();
+        reading
+    }
+
+    /// The same within a window, if a wait that began then has not been there at a reading.
+    pub fn glance(&mut self, since: MonoNs) -> Option<Reading> {
+        let rested = u64::try_from(self.took.as_nanos()).map_or(u64::MAX, |ns| ns.saturating_mul(GLANCE_REST.into()));
+        let is_due = since > self.read_at && monotonic_ns().since(self.read_at).0 >= rested;
+        is_due.then(|| Reading { is_glance: true, ..self.read() })
     }
 
     /// Takes note of backends that came and went.
@@ -145,7 +181,7 @@ impl Watch {
 /// What the kernel half has to know.
 fn layout(server: &Server) -> Cluster {
     let (proc_pid, proc_wait_lock) = server.offsets();
-    Cluster { proc_pid, proc_wait_lock, wait_pointer: server.wait_pointer() }
+    Cluster { proc_pid, proc_wait_lock, wait_pointer: server.wait_pointer(), my_proc: server.my_proc() }
 }
 
 fn degraded(plan: &Plan) -> Option<Degraded> {

@@ -147,6 +147,7 @@ fn mission(args: &ProfileArgs) -> Mission {
         parts,
         sample_hz,
         bounded_loops: false,
+        lock_probes: false,
         announce_execs: false,
     };
     let config = TraceConfig {

@@ -76,6 +76,8 @@ pub struct Session {
     polls: Polls,
     /// When it is next looked at which of them are needed.
     polls_due: MonoNs,
+    /// Waits for locks are learnt of from uprobes.
+    lock_probes: bool,
     /// Clusters whose waits are followed, and their processes as of the last window.
     waiting: BTreeMap<Pid, Cluster>,
     backends: BTreeMap<u32, Pid>,
@@ -136,6 +138,7 @@ impl Session {
             polls: Polls::default(),
             polls_due: MonoNs(0),
             waiting: BTreeMap::new(),
+            lock_probes: settings.lock_probes,
             backends: BTreeMap::new(),
             batches,
             degraded,

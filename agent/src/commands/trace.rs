@@ -13,7 +13,7 @@ use super::{
     streams, subject,
 };
 use crate::{
-    cli::{Format, Phases, Statements, TraceArgs, exit},
+    cli::{Format, LockWaits, Phases, Statements, TraceArgs, exit},
     diagnose::Diagnosis,
     export::text::{self, Style},
     probe::attach::Settings,
@@ -143,6 +143,7 @@ fn settings(args: &TraceArgs) -> Settings {
         parts: &[Part::Ledger, Part::Polls, Part::Life, Part::IoUring, Part::Samples],
         sample_hz: args.sample_hz,
         bounded_loops: args.bounded_loops,
+        lock_probes: args.lock_waits == LockWaits::Probes,
         announce_execs: false,
     }
 }

@@ -4,13 +4,10 @@ use std::collections::{BTreeMap, btree_map::Entry};
 
 use super::{ClusterFacts, Tick};
 use crate::{
-    aggregate::{
-        pg_locks::{LOCK_WAIT_MIN_NS, LockBook},
-        pg_waits::WaitBook,
-    },
+    aggregate::{pg_locks::LockBook, pg_waits::WaitBook},
     counters::{Counters, Reason},
     decode::Body,
-    limits::{PG_CLUSTERS_MAX, PG_RELATIONS_MAX, SUSPENDED_PACE_WINDOWS, TARGETS_MAX},
+    limits::{PG_CLUSTERS_MAX, PG_LOCK_WAIT_MIN_NS, PG_RELATIONS_MAX, SUSPENDED_PACE_WINDOWS, TARGETS_MAX},
     postgres::{PgPid, Reading, WaitEvent},
     report::{
         self,
@@ -191,7 +188,7 @@ pub fn cluster_record(facts: &ClusterFacts, clock: Clock) -> PgCluster {
         trace_start_time: clock.wall(facts.since).to_string(),
         exe: facts.exe.clone(),
         processes: facts.processes,
-        lock_wait_min_ns: LOCK_WAIT_MIN_NS,
+        lock_wait_min_ns: PG_LOCK_WAIT_MIN_NS,
         degraded: facts.degraded.clone(),
         resource: facts.resource.clone(),
     }

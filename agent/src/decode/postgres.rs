@@ -20,6 +20,8 @@ pub struct LockWait {
     pub queue_len: u32,
     /// `None` where the server's structures were not as expected.
     pub lists: Option<LockLists>,
+    /// It is in the queue, and leaves it just now.
+    pub gives_up: bool,
 }
 
 /// Who holds a lock and who waits for it already, just before another one does.
@@ -78,6 +80,7 @@ pub fn lock_wait(record: &postgres::LockWait) -> LockWait {
         mode: mode(record.mode),
         queue_len: record.queue_len,
         lists,
+        gives_up: flags & wait_flag::GIVES_UP != 0,
     }
 }
 

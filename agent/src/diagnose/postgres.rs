@@ -109,6 +109,10 @@ pub fn client_finding<'a>(
     let of = if all_wait { "all".to_owned() } else { client.waiting.to_string() };
     let behind = lock.map(|lock| format!(", {}", behind_whom(&lock.worst))).unwrap_or_default();
     let what = lock.map_or_else(|| worst.lock.text.clone(), |lock| name(&lock.worst));
+    let in_full = |text: &str| {
+        let known = cluster_of(client.cluster).and_then(|cluster| cluster.locks.get(text));
+        known.map_or_else(|| text.to_owned(), |lock| in_full(&lock.worst))
+    };
     let mut evidence = Vec::new();
     if let Some(idle) = process.idle_share() {
         evidence.push(Evidence {
@@ -125,7 +129,7 @@ pub fn client_finding<'a>(
             text: format!(
                 "{} of its connections wait for {}, the oldest for {}; first in line is {}",
                 lock.waiting,
-                lock.lock.text,
+                in_full(&lock.lock.text),
                 seconds(lock.oldest_wait_ns),
                 lock.head
             ),
@@ -197,6 +201,12 @@ fn name(lock: &PgLock) -> String {
     lock.lock.name.as_ref().map_or_else(|| lock.lock.text.clone(), |name| format!("a lock on {name}"))
 }
 
+/// `public.manta (relation 16384 of database 5)`.
+fn in_full(lock: &PgLock) -> String {
+    let text = &lock.lock.text;
+    lock.lock.name.as_ref().map_or_else(|| text.clone(), |name| format!("{name} ({text})"))
+}
+
 fn behind_whom(lock: &PgLock) -> String {
     let blocker = lock.holders.iter().find(|holder| holder.blocks_head);
     let head = lock.head.as_ref().map_or(0, |head| head.backend.pid);
@@ -237,12 +247,14 @@ fn evidence(sum: &LockSummary, waiting: u64, behind: u64) -> Vec<Evidence> {
         ))
     };
     let mut evidence = vec![Evidence {
-        text: format!("{waiting} waiters for {}, the oldest for {}", lock.lock.text, seconds(lock.oldest_wait_ns)),
+        text: format!("{waiting} waiters for {}, the oldest for {}", in_full(lock), seconds(lock.oldest_wait_ns)),
         value: Some(waiting as f64),
         unit: Some("waiters".to_owned()),
         stack: None,
     }];
-    evidence.extend(lock.holders.iter().take(4).map(holder));
+    // What the head of the queue holds itself is told with it.
+    let head = lock.head.as_ref().map(|head| head.backend.pid);
+    evidence.extend(lock.holders.iter().filter(|holder| Some(holder.backend.pid) != head).take(4).map(holder));
     if let Some(head) = &lock.head {
         evidence.push(Evidence {
             text: format!("{} is first in line, wants {}{}", head.backend.pid, head.mode, doing(&head.backend)),

@@ -134,6 +134,8 @@ pub struct Settings {
     pub sample_hz: u32,
     /// Do without `bpf_loop`, even where there is one, for tests.
     pub bounded_loops: bool,
+    /// Learn of waits for PostgreSQL's locks from uprobes alone, for tests.
+    pub lock_probes: bool,
     /// Programs that processes begin which are no targets are announced.
     pub announce_execs: bool,
 }
@@ -221,6 +223,10 @@ impl Probes {
             loader.override_global(global::TASK_REAL_PARENT, &types.task_real_parent, true);
             loader.override_global(global::TASK_STATE, &types.task_state, true);
             loader.override_global(global::TASK_EXIT_CODE, &types.task_exit_code, true);
+            if let Some((ran, before)) = &types.task_ran {
+                loader.override_global(global::TASK_RAN, ran, true);
+                loader.override_global(global::TASK_RAN_BEFORE, before, true);
+            }
             loader.override_global(global::TASK_SIGNAL, &types.task_signal, true);
             loader.override_global(global::SIGNAL_LIVE, &types.signal_live, true);
         }

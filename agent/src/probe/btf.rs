@@ -34,6 +34,8 @@ pub struct KernelTypes {
     pub task_exit_code: u32,
     pub task_signal: u32,
     pub signal_live: u32,
+    /// A task's time on CPU, and what that was when it last got the CPU, as the fair scheduler keeps them.
+    pub task_ran: Option<(u32, u32)>,
     /// `sched_switch` passes the previous task's state as its fourth argument.
     pub switch_has_state: bool,
     /// Tracepoints whose programs are passed types, and the ids of theirs.
@@ -77,6 +79,12 @@ impl KernelTypes {
             task_exit_code: field(task, "exit_code", "task_struct.exit_code")?,
             task_signal: field(task, "signal", "task_struct.signal")?,
             signal_live: field(signal, "live", "signal_struct.live")?,
+            task_ran: btf.entity.and_then(|entity| {
+                let at = btf.member(task, "se", 0)?;
+                let ran = btf.member(entity, "sum_exec_runtime", 0)?;
+                let before = btf.member(entity, "prev_sum_exec_runtime", 0)?;
+                Some((at.checked_add(ran)?, at.checked_add(before)?))
+            }),
             switch_has_state: btf.switch_parameters().is_some_and(|count| count >= SWITCH_PARAMETERS_WITH_STATE),
             tracepoints: btf.tracepoints,
         })
@@ -143,6 +151,7 @@ struct Btf<'a> {
     types: Vec<TypeAt>,
     task: Option<TypeAt>,
     signal: Option<TypeAt>,
+    entity: Option<TypeAt>,
     switch: Option<TypeAt>,
     tracepoints: [(&'static str, u32); 3],
 }
@@ -170,6 +179,7 @@ impl<'a> Btf<'a> {
             types: vec![TypeAt(usize::MAX)],
             task: None,
             signal: None,
+            entity: None,
             switch: None,
             tracepoints: TRACEPOINT_TYPES.map(|(_, tracepoint)| (tracepoint, 0)),
         };
@@ -196,6 +206,7 @@ impl<'a> Btf<'a> {
         match kind {
             kind::STRUCT if self.is_named(ty, b"task_struct") => self.task = self.task.or(Some(ty)),
             kind::STRUCT if self.is_named(ty, b"signal_struct") => self.signal = self.signal.or(Some(ty)),
+            kind::STRUCT if self.is_named(ty, b"sched_entity") => self.entity = self.entity.or(Some(ty)),
             kind::TYPEDEF => self.note_tracepoint(ty),
             _ => {}
         }

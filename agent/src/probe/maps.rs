@@ -219,6 +219,12 @@ impl Maps {
         let _ = self.pg_backends.remove(&pid);
     }
 
+    /// What is known of all server processes just now.
+    pub fn backends(&self) -> impl Iterator<Item = (u32, PgBackend)> + '_ {
+        let backend = |(pid, value): (u32, Raw<PG_BACKEND>)| Some((pid, PgBackend::read_from_bytes(&value).ok()?));
+        self.pg_backends.iter().flatten().filter_map(backend)
+    }
+
     /// What is known of a server process just now.
     #[must_use]
     pub fn backend(&self, pid: u32) -> Option<PgBackend> {
@@ -235,8 +241,7 @@ impl Maps {
         let mut value = [0; PG_WAIT_WINDOW];
         value.copy_from_slice(window.as_bytes());
         self.pg_wait_window.set(0, &value, 0).map_err(access)?;
-        let backend = |(pid, value): (u32, Raw<PG_BACKEND>)| Some((pid, PgBackend::read_from_bytes(&value).ok()?));
-        let backends = self.pg_backends.iter().flatten().filter_map(backend).collect();
+        let backends = self.backends().collect();
         let is_old = |key: &PgWaitKey| u32::from(key.epoch) != window.epoch & 0xffff;
         let keys: Vec<Raw<PG_WAIT_KEY>> = self.pg_waits.keys().flatten().collect();
         let mut ended = Vec::new();

@@ -176,6 +176,19 @@ impl Server {
         self.wait_events.pointer().map_or(0, |at| at.0)
     }
 
+    /// Address of the variable that leads each process to its `PGPROC`; 0 is not known.
+    #[must_use]
+    pub fn my_proc(&self) -> u64 {
+        self.variables.get("MyProc").map_or(0, |at| at.0)
+    }
+
+    /// The lock that one of its processes waits for just now: its address, and when that began by the server's clock.
+    #[must_use]
+    pub fn lock_of(&self, pid: Pid) -> Option<(u64, u64)> {
+        let proc = self.backends.get(&pid).map(|known| known.proc).filter(|proc| proc.0 != 0)?;
+        locks::waited(&Memory::open(pid)?, proc, self.layout.wait_lock?)
+    }
+
     /// What one of its processes waits for just now, by its own word.
     #[must_use]
     pub fn waits_for(&self, pid: Pid) -> Option<WaitEvent> {

@@ -125,6 +125,7 @@ fn reading(at: u64, readers: &[u32]) -> Reading {
         }],
         backends,
         torn: 0,
+        is_glance: false,
     }
 }
 

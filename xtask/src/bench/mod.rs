@@ -43,6 +43,8 @@ enum What {
     Alloc,
     /// `agent profile`, beside perf and V8's own profiler
     Profile,
+    /// `agent diagnose`
+    Diagnose,
     /// Locks of PostgreSQL, under `pgbench`
     Postgres,
     /// `agent daemon` on 1 to 200 processes
@@ -86,6 +88,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
         Some(What::Http1) => vec![Case::Http1],
         Some(What::Pool) => vec![Case::Pool],
         Some(What::Alloc) => vec![Case::Alloc],
+        Some(What::Diagnose) => return diagnose(args),
         Some(What::Profile) => return profile::bench(args),
         Some(What::Postgres) => return postgres::bench(args),
         Some(What::Daemon) => return daemon::bench(args),
@@ -112,6 +115,39 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
         // After each case: what was measured stays if a later one is interrupted.
         write_results(args, &loads, &table, &structure)?;
     }
+    Ok(())
+}
+
+const DIAGNOSE: &str = "\
+# What a diagnosis costs
+
+Written by `cargo xtask bench diagnose`, in the way of [RESULTS.md](RESULTS.md): ratios of neighbouring halves, with `agent diagnose`
+attached and without, in one server process under steady load; *null* compares neighbours without it. Nothing is wrong with the
+server, so that nothing comes on suspicion.
+";
+
+/// The HTTP server with `agent diagnose`.
+fn diagnose(args: &BenchArgs) -> Result<(), Error> {
+    let mut table = String::from(HEAD);
+    let mut loads = Vec::new();
+    for case in [Case::Http50, Case::Http1, Case::Alloc] {
+        say(&format!("{}: {} pairs of {} ms", case.name(), args.pairs, args.half));
+        let mut server = Server::start(case, &args.node)?;
+        std::thread::sleep(WARM_UP);
+        let figures = run(&mut server, Tool::Diagnose, args.pairs, args)?;
+        row(&mut table, case.name(), Tool::Diagnose, &figures);
+        loads.push(load_average());
+        eprintln!("{table}");
+    }
+    let text = format!(
+        "{DIAGNOSE}\nNode.js {}, halves of {} ms. Load average of the machine after each case: {}.\n\n{table}",
+        args.node,
+        args.half,
+        loads.join(", "),
+    );
+    let path = root().join("agent/benches/DIAGNOSE.md");
+    fs::write(&path, text).map_err(|source| Error::io("agent/benches/DIAGNOSE.md", source))?;
+    say(&format!("wrote {}", path.display()));
     Ok(())
 }
 

@@ -20,9 +20,9 @@ const BIN: &str = "/usr/lib/postgresql/15/bin";
 const INTRODUCTION: &str = "\
 # What following PostgreSQL's locks and waits costs
 
-Written by `cargo xtask bench postgres`, in the way of [RESULTS.md](RESULTS.md): ratios of neighbouring halves, with `agent trace --pid
-POSTMASTER` attached and without, in one server under `pgbench`'s TPC-B-like load of eight clients; *null* compares neighbours without
-it. Transactions are counted by the ids that the server has given away, CPU is that of all of its processes. With ten branches few
+Written by `cargo xtask bench postgres`, in the way of [RESULTS.md](RESULTS.md): ratios of neighbouring halves, with `agent diagnose
+--pid POSTMASTER` attached and without, in one server under `pgbench`'s TPC-B-like load of eight clients; *null* compares neighbours
+without it. `agent trace` attaches the same. Transactions are counted by the ids that the server has given away, CPU is that of all of its processes. With ten branches few
 transactions wait for one another; with one branch each of them waits for a row, several times, some thousand times a second: the worst
 case.
 ";
@@ -38,8 +38,8 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
         let mut cluster = Cluster::start(scale)?;
         std::thread::sleep(WARM_UP);
         say(&format!("{name}: {} pairs of {} ms", args.pairs, args.half));
-        let figures = run(&mut cluster, Tool::Agent, args.pairs, args)?;
-        row(&mut table, name, Tool::Agent, &figures);
+        let figures = run(&mut cluster, Tool::Diagnose, args.pairs, args)?;
+        row(&mut table, name, Tool::Diagnose, &figures);
         loads.push(load_average());
         eprintln!("{table}");
     }

@@ -21,6 +21,8 @@ pub enum Tool {
     Bpftrace,
     OffCpuTime,
     RunQLat,
+    /// `agent diagnose`
+    Diagnose,
     /// `agent profile`
     Profile,
     /// `agent profile --off-cpu`
@@ -43,6 +45,7 @@ impl Tool {
             Self::Bpftrace => "bpftrace script",
             Self::OffCpuTime => "offcputime",
             Self::RunQLat => "runqlat",
+            Self::Diagnose => "agent diagnose",
             Self::Profile => "agent profile",
             Self::OffCpu => "agent profile --off-cpu",
             Self::Perf => "perf record -F 99 -g",
@@ -54,7 +57,7 @@ impl Tool {
 
     /// Whether it is the agent, by whichever command.
     fn is_agent(self) -> bool {
-        matches!(self, Self::Agent | Self::Profile | Self::OffCpu | Self::Daemon)
+        matches!(self, Self::Agent | Self::Diagnose | Self::Profile | Self::OffCpu | Self::Daemon)
     }
 
     /// Starts it on a process and waits until it is in place.
@@ -72,6 +75,11 @@ impl Tool {
                 agent.args(["-v", "trace", "--pid", &pid, "--ndjson"]).arg(ndjson());
                 // What an earlier one left is not this one's first record.
                 let _ = fs::remove_file(ndjson());
+                agent
+            }
+            Self::Diagnose => {
+                let mut agent = Command::new(agent());
+                agent.args(["-v", "diagnose", "--pid", &pid, "--duration", "1h"]);
                 agent
             }
             Self::Daemon => {
@@ -129,6 +137,10 @@ impl Tool {
                 // Said before it attaches them; what `BEGIN` prints is lost now and then.
                 self.wait_for(attached.child.stdout.take(), "Attaching")?;
                 std::thread::sleep(Duration::from_millis(1_500));
+            }
+            // Said once its probes are there.
+            Self::Diagnose => {
+                self.wait_for(attached.child.stderr.take(), "attached by")?;
             }
             Self::Daemon => {
                 self.wait_for(attached.child.stderr.take(), "ready")?;

@@ -1,5 +1,8 @@
 //! Waits for locks in PostgreSQL, told apart by the attach cookie.
 //!
+//! Entry into a wait and its end are hit with the lock's partition locked, so that others wait for as long as a probe takes: where the
+//! scheduler's switches tell of both (see [`super::waits`]), only what gives a wait up is probed, which is rare.
+//!
 //! A lock's lists are read as `storage/lock.h` has them since version 10, and nothing of them is believed that the structures do
 //! not say of each other: the lock bears the tag that the backend asked for, and each entry points back to the lock.
 
@@ -9,7 +12,7 @@ use agent_ebpf::{
         postgres::{LockEnd, LockTag, LockWait, PARTIES_MAX, Party, outcome, wait_flag},
     },
     spec::id,
-    state::{Cluster, LockWaitState, counter},
+    state::{Cluster, LockWaitState, PgBackend, PgLockWait, counter},
 };
 use aya_ebpf::{
     EbpfContext,
@@ -73,6 +76,28 @@ const PROCLOCK_LINK: u64 = 32;
 /// From `PGPROC::waitLock` to `PGPROC::waitLockMode`.
 const WAIT_MODE: u64 = 16;
 
+/// What a `PGPROC` says of the lock that its process waits for, from `waitLock` on, of version 14 and newer.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct OwnWait {
+    pub lock: u64,
+    pub proclock: u64,
+    pub mode: u32,
+    pub held_modes: u32,
+    /// `waitStart`.
+    pub server_start: u64,
+}
+
+/// A wait that begins, or is given up.
+struct Wait {
+    postmaster: u32,
+    cluster: Cluster,
+    wanted: LocalLock,
+    since_ns: u64,
+    /// Of [`wait_flag`].
+    flags: u32,
+}
+
 /// Attached over `uprobe_multi` links (6.6 and newer).
 #[uprobe(multi)]
 pub fn postgres_multi(ctx: ProbeContext) -> u32 {
@@ -91,9 +116,17 @@ fn probe(ctx: &ProbeContext) -> u32 {
     let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
     emit::count_hit(cookie as u32);
     match cookie {
-        id::LOCK_WAIT => begin(ctx.arg::<u64>(0).unwrap_or(0)),
+        id::LOCK_WAIT | id::LOCK_GIVEN_UP => {
+            let gives_up = cookie == id::LOCK_GIVEN_UP;
+            let wait = if gives_up { given_up() } else { asked_for(ctx.arg::<u64>(0).unwrap_or(0)) };
+            if let Some(wait) = wait {
+                announce(&wait);
+            }
+            if gives_up {
+                end(outcome::CANCELLED);
+            }
+        }
         id::LOCK_GRANTED => end(outcome::GRANTED),
-        id::LOCK_GIVEN_UP => end(outcome::CANCELLED),
         id::LOCK_DEADLOCK => end(outcome::DEADLOCK),
         _ => {}
     }
@@ -115,9 +148,24 @@ fn cluster() -> Option<(u32, Cluster)> {
 }
 
 #[inline(always)]
-fn read<T: Copy + Default>(at: u64) -> Option<T> {
+pub fn read<T: Copy + Default>(at: u64) -> Option<T> {
     // SAFETY: the helper checks the address itself and fails on a bad one.
     unsafe { bpf_probe_read_user(at as *const T) }.ok()
+}
+
+/// What the running backend says of the lock that it waits for.
+#[inline(always)]
+fn own_wait(cluster: &Cluster) -> Option<OwnWait> {
+    if cluster.my_proc == 0 || cluster.proc_wait_lock == 0 {
+        return None;
+    }
+    read::<OwnWait>(read::<u64>(cluster.my_proc)? + u64::from(cluster.proc_wait_lock))
+}
+
+/// The tag of a lock, its first field.
+#[inline(always)]
+pub fn tag_at(lock: u64) -> Option<LockTag> {
+    read::<[u32; 4]>(lock).map(tag_of)
 }
 
 #[inline(always)]
@@ -133,19 +181,56 @@ fn tag_of(words: [u32; 4]) -> LockTag {
     }
 }
 
+/// The running backend enters a wait.
 #[inline(always)]
-fn begin(locallock: u64) {
-    let Some((postmaster, cluster)) = cluster() else { return };
-    let Some(wanted) = read::<LocalLock>(locallock) else { return };
+fn asked_for(locallock: u64) -> Option<Wait> {
+    let (postmaster, cluster) = cluster()?;
+    Some(Wait { postmaster, cluster, wanted: read::<LocalLock>(locallock)?, since_ns: now_ns(), flags: 0 })
+}
+
+/// The running backend leaves a lock's queue without the lock. `None` where it is known since when it was in there, or cannot be.
+#[inline(always)]
+fn given_up() -> Option<Wait> {
+    let (tgid, tid) = current();
+    let (postmaster, cluster) = cluster()?;
+    let own = own_wait(&cluster)?;
+    let backend: *mut PgBackend = maps::PG_BACKENDS.get_ptr_mut(&tid)?;
+    // SAFETY: a value of a preallocated map, which only programs that run on behalf of the backend itself write.
+    let before = unsafe { (*backend).lock };
+    // SAFETY: the same.
+    unsafe { (&raw mut (*backend).lock.since_ns).write_volatile(0) };
+    // What an earlier one left.
+    let _ = maps::LOCK_WAITS.remove(&tgid);
+    let is_it = before.since_ns != 0 && before.lock == own.lock && before.server_start == own.server_start;
+    if before.since_ns != 0 && !is_it {
+        granted(postmaster, &before);
+    }
+    if is_it && before.since_ns == PgLockWait::BEFORE {
+        return None;
+    }
+    let tag = read::<[u32; 4]>(own.lock)?;
+    Some(Wait {
+        postmaster,
+        cluster,
+        wanted: LocalLock { tag, mode: own.mode, hash: 0, lock: own.lock, proclock: own.proclock },
+        // It may know that it would wait in vain before it does.
+        since_ns: if is_it { before.since_ns } else { now_ns() },
+        flags: wait_flag::GIVES_UP,
+    })
+}
+
+#[inline(always)]
+fn announce(wait: &Wait) {
+    let Wait { postmaster, cluster, wanted, since_ns, flags } = wait;
+    let (postmaster, since_ns) = (*postmaster, *since_ns);
     let Some(own) = read::<ProcLock>(wanted.proclock) else { return };
     let (tgid, _) = current();
-    let now = now_ns();
     let state = LockWaitState {
-        started_ns: now,
+        started_ns: since_ns,
         lock: wanted.lock,
         tag: tag_of(wanted.tag),
         cluster: postmaster,
-        pid: pid_of(&cluster, own.proc),
+        pid: pid_of(cluster, own.proc),
         mode: wanted.mode,
         ended: 0,
         reserved: 0,
@@ -156,7 +241,7 @@ fn begin(locallock: u64) {
     send::<LockWait>(family::POSTGRES, |record| {
         // SAFETY: `record` is a reservation of exactly this type.
         let record = unsafe { &mut *record };
-        record.header = header(kind::LOCK_WAIT, 0, now);
+        record.header = header(kind::LOCK_WAIT, *flags, since_ns);
         record.cluster = postmaster;
         record.pid = state.pid;
         record.lock = wanted.lock;
@@ -178,9 +263,9 @@ fn begin(locallock: u64) {
             record.granted_modes = lock.granted_modes;
             record.waited_modes = lock.waited_modes;
             record.queue_len = lock.queue_len;
-            let mut flags = wait_flag::LISTS;
-            flags |= holders(record, &cluster, wanted.lock, lock.procs_next);
-            flags |= queue(record, &cluster, wanted.lock, lock.queue_next);
+            let mut flags = *flags | wait_flag::LISTS;
+            flags |= holders(record, cluster, wanted.lock, lock.procs_next);
+            flags |= queue(record, cluster, wanted.lock, lock.queue_next);
             record.header.flags = flags;
         }
     });
@@ -188,7 +273,7 @@ fn begin(locallock: u64) {
 
 /// The process id in a `PGPROC`; 0 where it cannot be read.
 #[inline(always)]
-fn pid_of(cluster: &Cluster, proc: u64) -> u32 {
+pub fn pid_of(cluster: &Cluster, proc: u64) -> u32 {
     if cluster.proc_pid == 0 || proc == 0 {
         return 0;
     }
@@ -201,7 +286,6 @@ fn holders(record: &mut LockWait, cluster: &Cluster, lock: u64, first: u64) -> u
     /// Entries that are looked at: old ones come first, and waiters after those that they wait for.
     const LOOKED_AT: u32 = 24;
     let mut node = first;
-    let mut listed = 0u32;
     let mut i = 0;
     while i < LOOKED_AT {
         if node == lock + LOCK_PROCS {
@@ -212,14 +296,16 @@ fn holders(record: &mut LockWait, cluster: &Cluster, lock: u64, first: u64) -> u
             return wait_flag::HOLDERS_CUT;
         }
         if entry.held_modes != 0 {
+            // SAFETY: a field of the record. Read back, it is any number to the verifier, which would otherwise follow each way to
+            // come to each number: that takes it a second.
+            let listed = unsafe { (&raw const record.holders_listed).read_volatile() };
             if listed >= PARTIES_MAX as u32 {
                 return wait_flag::HOLDERS_CUT;
             }
             let leader = if entry.group_leader == 0 { entry.proc } else { entry.group_leader };
             record.holders[listed as usize & (PARTIES_MAX - 1)] =
                 Party { pid: pid_of(cluster, leader), modes: entry.held_modes };
-            listed += 1;
-            record.holders_listed = listed;
+            record.holders_listed = listed + 1;
         }
         node = entry.next;
         i += 1;
@@ -266,6 +352,31 @@ fn end_unseen(how: u32) {
                 tag: tag_of([0; 4]),
                 mode: 0,
                 outcome: how,
+                reserved: 0,
+            };
+        }
+    });
+}
+
+/// A wait that the scheduler's switches told of is over. It was not given up: the backend has the lock.
+#[inline(always)]
+pub fn granted(cluster: u32, wait: &PgLockWait) {
+    let PgLockWait { since_ns, back_ns, lock, server_start: _, tag, mode, pid } = *wait;
+    // It was off CPU for it, and came back.
+    let ended_ns = if back_ns == 0 { now_ns() } else { back_ns };
+    let is_known = since_ns != PgLockWait::BEFORE;
+    send::<LockEnd>(family::POSTGRES, |record| {
+        // SAFETY: `record` is a reservation of exactly this type.
+        unsafe {
+            *record = LockEnd {
+                header: header(kind::LOCK_END, 0, ended_ns),
+                cluster,
+                pid: if is_known { pid } else { 0 },
+                lock: if is_known { lock } else { 0 },
+                started_ns: if is_known { since_ns } else { 0 },
+                tag: if is_known { tag } else { tag_of([0; 4]) },
+                mode: if is_known { mode } else { 0 },
+                outcome: outcome::GRANTED,
                 reserved: 0,
             };
         }

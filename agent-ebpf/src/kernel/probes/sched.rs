@@ -44,7 +44,7 @@ pub fn read_u32(base: u64, offset: u32) -> u32 {
 
 /// Reads a 32-bit field of a kernel structure that a tracepoint with types passes: a load and no helper.
 #[inline(always)]
-fn load_u32(base: u64, offset: u32) -> u32 {
+pub fn load_u32(base: u64, offset: u32) -> u32 {
     // SAFETY: the verifier knows what the address is of, as it comes straight from the context, and checks that the field is one.
     unsafe { core::ptr::read_volatile((base + u64::from(offset)) as *const u32) }
 }

@@ -6,10 +6,11 @@ use super::{Driver, DriverError, say};
 use crate::{
     commands::postgres::Watch,
     core::{Input, Tick},
-    postgres::{OpenWait, WaitEvent},
+    limits::PG_LOCK_WAIT_MIN_NS,
+    postgres::{OpenWait, Reading, WaitEvent},
     probe::maps::monotonic_ns,
     target::{postgres::PostgresError, sockets::Peers},
-    units::Pid,
+    units::{MonoNs, Pid},
 };
 
 /// Waits of PostgreSQL's backends that seem to go on for longer than this are looked at in the backend's memory.
@@ -119,6 +120,17 @@ impl Driver {
         }
         for input in inputs {
             self.feed(input);
+        }
+    }
+
+    /// Reads the lock tables in which somebody waits for so long that it will be told, and that was not read since.
+    pub(super) fn glance_at_locks(&mut self) {
+        let then = MonoNs(monotonic_ns().0.saturating_sub(PG_LOCK_WAIT_MIN_NS / 2));
+        let waits = self.session.lock_waits_since(then);
+        let glance = |watch: &mut Watch| watch.glance(*waits.get(&watch.pid())?);
+        let readings: Vec<Reading> = self.clusters.iter_mut().filter_map(glance).collect();
+        for reading in readings {
+            self.feed(Input::PgReading(Box::new(reading)));
         }
     }
 }

@@ -1,14 +1,15 @@
 //! PostgreSQL servers, whose backends are followed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use agent_ebpf::{
-    spec::{Group, Part},
-    state::{Cluster, PgBackend, is_idle_wait},
+    spec::{Group, Part, id},
+    state::{Cluster, PgBackend, PgLockWait, WAIT_CLASS_LOCK, is_idle_wait},
 };
 
 use super::{FileProbes, Session, SessionError, tracepoint_degraded};
 use crate::{
+    commands::postgres::Waiting,
     postgres::{OpenWait, WaitEvent},
     probe::maps::{Waits, monotonic_ns},
     report::model::Degraded,
@@ -22,7 +23,21 @@ const WAITS: [&str; 3] = ["postgres_switch", "postgres_fork", "postgres_exit"];
 impl Session {
     /// From now on, waits are traced in the backends of this postmaster. What of it cannot be had is returned.
     pub fn add_cluster(&mut self, pid: Pid, file: FileProbes, cluster: Cluster) -> Result<Vec<Degraded>, SessionError> {
+        let mut degraded = Vec::new();
+        if cluster.wait_pointer != 0 {
+            if self.waiting.is_empty()
+                && let Some(probes) = &mut self.probes
+            {
+                degraded.extend(probes.attach_part(Part::Waits).iter().map(tracepoint_degraded));
+                self.lock_probes |= !degraded.is_empty();
+                self.maps.take_waits(monotonic_ns())?;
+            }
+            self.waiting.insert(pid, cluster);
+        }
         self.set_cluster(pid, cluster)?;
+        // Both are hit with the lock's partition locked, which makes others wait for as long as they take.
+        let by_switches = self.lock_waits(cluster).my_proc != 0;
+        let file = if by_switches { file.without(&[id::LOCK_WAIT, id::LOCK_GRANTED]) } else { file };
         if let Some(probes) = &mut self.probes
             && !self.files.iter().any(|known| known.identity == file.identity)
         {
@@ -30,22 +45,18 @@ impl Session {
             file.attach(Group::Postgres, probes)?;
             self.files.push(file);
         }
-        let mut degraded = Vec::new();
-        if cluster.wait_pointer != 0 {
-            if self.waiting.is_empty()
-                && let Some(probes) = &mut self.probes
-            {
-                degraded.extend(probes.attach_part(Part::Waits).iter().map(tracepoint_degraded));
-                self.maps.take_waits(monotonic_ns())?;
-            }
-            self.waiting.insert(pid, cluster);
-        }
         Ok(degraded)
     }
 
     /// Offsets that were found since.
     pub fn set_cluster(&mut self, pid: Pid, cluster: Cluster) -> Result<(), SessionError> {
-        Ok(self.maps.add_cluster(pid.0, cluster)?)
+        Ok(self.maps.add_cluster(pid.0, self.lock_waits(cluster))?)
+    }
+
+    /// What the kernel half is told: it learns of waits for locks from switches where all is known that it takes, else from uprobes.
+    fn lock_waits(&self, cluster: Cluster) -> Cluster {
+        let by_switches = !self.lock_probes && cluster.wait_pointer != 0 && cluster.proc_wait_lock != 0;
+        Cluster { my_proc: if by_switches { cluster.my_proc } else { 0 }, ..cluster }
     }
 
     /// The postmaster is gone.
@@ -61,17 +72,37 @@ impl Session {
 
     /// Follows the waits of a cluster's processes that are not followed yet: those that were there before it was traced, with what they
     /// wait for since then. New ones are seen as they are started. Those that are gone are forgotten.
-    pub fn follow_backends(&mut self, cluster: Pid, since: MonoNs, processes: &[(Pid, WaitEvent)]) {
+    pub fn follow_backends(&mut self, cluster: Pid, since: MonoNs, processes: &[Waiting]) {
         let Some(Cluster { wait_pointer, .. }) = self.waiting.get(&cluster).copied() else { return };
-        for (pid, WaitEvent(event)) in processes.iter().filter(|(pid, _)| !self.backends.contains_key(&pid.0)) {
+        for Waiting { pid, event: WaitEvent(event), lock } in
+            processes.iter().filter(|process| !self.backends.contains_key(&process.pid.0))
+        {
             let event = if is_idle_wait(*event) { 0 } else { *event };
-            self.maps.add_backend(pid.0, PgBackend { wait_pointer, out_ns: since.0, cluster: cluster.0, event });
+            let lock =
+                lock.filter(|_| event >> 24 == WAIT_CLASS_LOCK).map_or(PgLockWait::NONE, |(lock, server_start)| {
+                    PgLockWait { since_ns: PgLockWait::BEFORE, lock, server_start, ..PgLockWait::NONE }
+                });
+            let backend = PgBackend { out_ns: since.0, event, lock, ..PgBackend::new(cluster.0, wait_pointer) };
+            self.maps.add_backend(pid.0, backend);
         }
-        let there: BTreeSet<u32> = processes.iter().map(|(pid, _)| pid.0).collect();
+        let there: BTreeSet<u32> = processes.iter().map(|process| process.pid.0).collect();
         let strays = self.backends.iter().filter(|(pid, of)| **of == cluster && !there.contains(*pid));
         for (pid, _) in strays.filter(|(pid, _)| !procfs::is_alive(Pid(**pid))) {
             self.maps.remove_backend(*pid);
         }
+    }
+
+    /// When the youngest of the waits for locks began that go on since then or longer, by cluster.
+    #[must_use]
+    pub fn lock_waits_since(&self, then: MonoNs) -> BTreeMap<Pid, MonoNs> {
+        let mut youngest = BTreeMap::new();
+        for (_, PgBackend { cluster, event, lock, .. }) in self.maps.backends() {
+            if event >> 24 == WAIT_CLASS_LOCK && lock.since_ns != 0 && lock.since_ns <= then.0 {
+                let since = youngest.entry(Pid(cluster)).or_insert(MonoNs(lock.since_ns));
+                *since = MonoNs(lock.since_ns).max(*since);
+            }
+        }
+        youngest
     }
 
     /// Whether the kernel half still takes this to be what the process waits for.
@@ -88,7 +119,7 @@ impl Session {
         }
         let waits = self.maps.take_waits(now)?;
         self.backends = waits.backends.iter().map(|(pid, backend)| (*pid, Pid(backend.cluster))).collect();
-        let wait = |&(pid, PgBackend { wait_pointer: _, out_ns, cluster, event }): &(u32, PgBackend)| OpenWait {
+        let wait = |&(pid, PgBackend { out_ns, cluster, event, .. }): &(u32, PgBackend)| OpenWait {
             pid: Pid(pid),
             cluster: Pid(cluster),
             event: WaitEvent(event),

@@ -72,6 +72,12 @@ impl FileProbes {
         points.peek().is_some() && points.all(differs)
     }
 
+    /// Without some of the probes.
+    pub(super) fn without(mut self, ids: &[u64]) -> Self {
+        self.points.values_mut().for_each(|points| points.retain(|(_, id)| !ids.contains(id)));
+        self
+    }
+
     /// A path that leads to the open file.
     fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))

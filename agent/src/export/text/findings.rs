@@ -46,7 +46,7 @@ fn block(page: &mut Page, summary: &Summary, pid: u32, finding: &Finding) {
         safe(code)
     ));
     if let Some(growth) = growth {
-        page.line(&format!("  {}", slope(growth)));
+        page.line(&format!("  {}", slope_of(growth)));
     }
     for line in evidence {
         page.line(&format!("  - {}", safe(&line.text)));
@@ -59,23 +59,53 @@ fn block(page: &mut Page, summary: &Summary, pid: u32, finding: &Finding) {
     }
 }
 
-fn slope(growth: &Growth) -> String {
+fn slope_of(growth: &Growth) -> String {
     let Growth { unit, slope, per_second: _, per_request, r2 } = growth;
-    let unit = safe(unit);
-    let mut text = format!("+{} {unit} a minute (r² {r2:.2})", figure(slope * 60.0));
+    let mut text = format!("+{} a minute (r² {r2:.2})", figure(slope * 60.0, unit));
     if let Some(per_request) = per_request {
-        let _ = write!(text, ", {} a request", figure(*per_request));
+        let _ = write!(text, ", {} a request", figure(*per_request, unit));
     }
     text
 }
 
-/// Three digits, or whole thousands apart.
-fn figure(value: f64) -> String {
-    match value.abs() {
-        at if at >= 1e9 => format!("{:.2} G", value / 1e9),
-        at if at >= 1e6 => format!("{:.2} M", value / 1e6),
-        at if at >= 1e4 => format!("{:.1} k", value / 1e3),
-        at if at >= 100.0 => format!("{value:.0}"),
+/// Three digits, and the unit in a size that fits.
+fn figure(value: f64, unit: &str) -> String {
+    let [giga, mega, kilo, one] = match unit {
+        "ns" => ["s", "ms", "µs", "ns"],
+        "bytes" => ["GB", "MB", "kB", "B"],
+        _ => ["G", "M", "k", ""],
+    };
+    let digits = |value: f64| match value.abs() {
+        at if at >= 99.95 => format!("{value:.0}"),
+        at if at >= 9.995 => format!("{value:.1}"),
         _ => format!("{value:.2}"),
+    };
+    // Counts are told in full as long as they are short.
+    let thousands = if matches!(unit, "ns" | "bytes") { 1e3 } else { 1e4 };
+    let (divisor, scale) = match value.abs() {
+        at if at >= 1e9 => (1e9, giga),
+        at if at >= 1e6 => (1e6, mega),
+        at if at >= thousands => (1e3, kilo),
+        _ => (1.0, one),
+    };
+    let name = if matches!(unit, "ns" | "bytes") { String::new() } else { safe(unit) };
+    let words = [digits(value / divisor), scale.to_owned(), name];
+    words.iter().filter(|word| !word.is_empty()).map(String::as_str).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_growth_is_told_in_units_that_fit() {
+        let told = |unit: &str, slope, per_request| {
+            let per_request = Some(per_request);
+            slope_of(&Growth { unit: unit.to_owned(), slope, per_second: slope, per_request, r2: 0.99 })
+        };
+        assert_eq!(told("ns", 34_833.0, 559.4), "+2.09 ms a minute (r² 0.99), 559 ns a request");
+        assert_eq!(told("bytes", 1_693_000.0, 4232.0), "+102 MB a minute (r² 0.99), 4.23 kB a request");
+        assert_eq!(told("handles", 400.0, 1.0), "+24.0 k handles a minute (r² 0.99), 1.00 handles a request");
+        assert_eq!(told("timers", 20.0, 0.5), "+1200 timers a minute (r² 0.99), 0.50 timers a request");
     }
 }

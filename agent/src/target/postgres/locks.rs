@@ -47,6 +47,12 @@ pub fn read(memory: &Memory, layout: &Layout, procs: &BTreeMap<UserAddr, PgPid>,
     reading.locks.sort_by_key(|lock| lock.id);
 }
 
+/// The lock that a process waits for, and since when as the server has it.
+pub fn waited(memory: &Memory, proc: UserAddr, wait_lock: u32) -> Option<(u64, u64)> {
+    let wait: [u8; 32] = memory.array(proc.plus(u64::from(wait_lock)))?;
+    Some((u64_at(&wait, 0)?, u64_at(&wait, usize::try_from(WAIT_START).ok()?)?)).filter(|(lock, _)| *lock != 0)
+}
+
 /// Everybody who is spoken of, each once; heads and holders first.
 pub fn parties(reading: &Reading) -> Vec<PgPid> {
     let holders = reading.locks.iter().flat_map(|lock| lock.holders.iter().map(|holder| holder.pid));
