@@ -7,7 +7,7 @@ use std::{
 
 use agent_ebpf::spec::Component;
 
-use super::driver::nanoseconds;
+use super::{cost::Apart, driver::nanoseconds};
 use crate::{
     census::{self, Census, mark::Tally, roots::Region, shapes::Types},
     cli::exit,
@@ -195,12 +195,18 @@ impl Counting {
         let thread = std::thread::Builder::new().name("census".to_owned()).spawn(move || {
             // A priority is a thread's own on Linux, and it is no harm if this one has none.
             let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), PRIORITY);
-            let counter = known.map_or_else(|| Counter::of(pid), Ok)?;
-            let started = Instant::now();
-            let taken = counter.count(time, &*collections, &mut |_| started.elapsed() < time);
+            let mut apart = Apart::default();
+            let counter = known.map_or_else(|| Counter::of(pid), Ok);
+            apart.count();
+            let (counter, started) = (counter?, Instant::now());
+            let taken = counter.count(time, &*collections, &mut |_| {
+                apart.count();
+                started.elapsed() < time
+            });
             let took_in_all = started.elapsed();
             let (begun, took) = taken.as_ref().map_or((started, took_in_all), |taken| (taken.begun, taken.took));
             let count = taken.map(|taken| summed_up(taken.census, took));
+            apart.count();
             Ok(Counted { counter, count, begun, took, took_in_all })
         })?;
         Ok(Self { thread })

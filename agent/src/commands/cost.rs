@@ -1,6 +1,9 @@
 //! What the agent itself costs: its own CPU time and memory, and what a probe takes from the thread that hits it.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
 
 use agent_ebpf::spec::{Group, HITS_CALIBRATION};
 
@@ -91,10 +94,30 @@ pub fn of_self(hits: Vec<(u64, u64)>, hit_cost: Option<HitCost>) -> SelfCost {
     }
 }
 
-/// CPU time of all threads so far.
-pub fn cpu_time() -> Duration {
+/// CPU time so far of all threads whose work grows with what is watched: to watch less spares nothing of the others'.
+pub fn governed_cpu_time() -> Duration {
     let (user_ns, system_ns) = cpu_times();
-    Duration::from_nanos(user_ns.saturating_add(system_ns))
+    let apart_ns = APART_NS.load(Ordering::Relaxed);
+    Duration::from_nanos(user_ns.saturating_add(system_ns).saturating_sub(apart_ns))
+}
+
+/// CPU time of work that has a bound of its own.
+static APART_NS: AtomicU64 = AtomicU64::new(0);
+
+/// Takes a thread out of what is governed.
+#[derive(Debug, Default)]
+pub struct Apart {
+    counted_ns: u64,
+}
+
+impl Apart {
+    /// To be called by the thread now and then, and at its end.
+    pub fn count(&mut self) {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        let now_ns = u64::try_from(time.tv_sec * 1_000_000_000 + time.tv_nsec).unwrap_or(0);
+        APART_NS.fetch_add(now_ns.saturating_sub(self.counted_ns), Ordering::Relaxed);
+        self.counted_ns = now_ns;
+    }
 }
 
 /// Nanoseconds in user space and in the kernel, of all threads.

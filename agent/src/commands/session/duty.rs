@@ -74,7 +74,7 @@ impl Session {
             turns: emitted(family::EVENT_LOOP),
             stacks: counters.get(counter::STACKS_WALKED as usize).copied().unwrap_or(0),
             sampled: emitted(family::SAMPLE),
-            own: cost::cpu_time(),
+            own: cost::governed_cpu_time(),
             targets: self.users.len(),
             has_files: !self.files.is_empty(),
         };
