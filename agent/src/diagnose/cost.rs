@@ -21,9 +21,6 @@ const NS_PER_S: f64 = 1e9;
 /// A machine whose neighbours have become busy is slower by no more than this.
 const SLOWER_MACHINE: f64 = 2.0;
 
-/// How many times more of a request a function must take than at first.
-const GROWN: f64 = 1.3;
-
 #[expect(clippy::cast_precision_loss, reason = "figures for trends")]
 pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
     let busy = |point: &Point| point.requests.filter(|requests| *requests >= thresholds.requests * point.length_s);
@@ -36,7 +33,7 @@ pub fn rule(process: &Process, thresholds: &Thresholds) -> Option<Finding> {
             && windows >= thresholds.windows
             && trend.gained() >= least
             && trend.last >= thresholds.cost_ratio * trend.first
-            && trend.goes_on(thresholds.still_growing * 0.5)
+            && trend.goes_on_or_did(thresholds.still_growing * 0.5)
     };
     let cpu_grows = dearer(&on_cpu_trend, thresholds.cost_ns)
         && on_cpu_trend.r2 >= thresholds.cost_r2
@@ -179,6 +176,7 @@ fn name((kind, operation): &(WorkKind, String)) -> String {
 struct Spent<'a> {
     requests: f64,
     samples: f64,
+    ns: f64,
     by_function: BTreeMap<(&'a str, Option<&'a str>), InFunction<'a>>,
 }
 
@@ -233,6 +231,7 @@ fn spent<'a>(process: &'a Process, points: &[&Point]) -> Spent<'a> {
             let Some(Stack { frames, .. }) = process.stacks.get(&id) else { continue };
             let ns = samples * point.profile.period_ns;
             spent.samples += samples as f64;
+            spent.ns += ns as f64;
             let mut seen = BTreeMap::<(&str, Option<&str>), (usize, usize, &Frame)>::new();
             for (at, frame) in frames.iter().enumerate().filter(|(_, frame)| frame.kind == FrameKind::Js) {
                 seen.entry((&frame.name, frame.file.as_deref())).or_insert((0, at, frame)).0 += 1;
@@ -265,19 +264,25 @@ fn spent<'a>(process: &'a Process, points: &[&Point]) -> Spent<'a> {
 fn functions(process: &Process, finding: &mut Finding) {
     const SHOWN: usize = 3;
     const CYCLE_SHOWN: usize = 6;
+    /// How many times more of a request a function must take than at first, or which share of what a request takes more.
+    const GROWN: f64 = 1.3;
+    const OF_GROWTH: f64 = 0.5;
     /// Of the growth of the function that grows most: its callers grow as much as it does, and tell less.
     const NEARLY_ALL: f64 = 0.8;
     let Some([before, after]) = thirds(process) else { return };
     if before.requests <= 0.0 || after.requests <= 0.0 {
         return;
     }
+    let growth = after.ns / after.requests - before.ns / before.requests;
     let mut grown: Vec<(f64, f64, &InFunction<'_>)> = Vec::new();
     for (function, now) in &after.by_function {
         let then = before.by_function.get(function).map_or(0.0, |then| then.ns) / before.requests;
         let each = now.ns / after.requests;
         let is_named = !now.frame.name.is_empty() && now.frame.name != "[js]";
-        if now.samples >= SAMPLES_MIN && each > GROWN * then && is_named && now.is_own() {
-            grown.push((each - then, then, now));
+        let more = each - then;
+        let has_grown = each > GROWN * then || more > 0.0 && more >= OF_GROWTH * growth;
+        if now.samples >= SAMPLES_MIN && has_grown && is_named && now.is_own() {
+            grown.push((more, then, now));
         }
     }
     let most = grown.iter().map(|(more, _, _)| *more).fold(0.0, f64::max);

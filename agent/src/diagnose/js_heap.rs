@@ -185,6 +185,7 @@ fn of_two(series: &[(f64, f64)]) -> Option<Trend> {
         span_s,
         slope_last: slope,
         slope_first: slope,
+        middles: [first.1, f64::midpoint(first.1, last.1), last.1],
         points: 2,
     })
 }

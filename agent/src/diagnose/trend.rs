@@ -19,6 +19,8 @@ pub struct Trend {
     pub slope_last: f64,
     /// The slope of the first third.
     pub slope_first: f64,
+    /// The median of each third.
+    pub middles: [f64; 3],
     pub points: usize,
 }
 
@@ -36,6 +38,8 @@ impl Trend {
         let third = points.len().div_ceil(3).max(2);
         let tail = points.get(points.len().saturating_sub(third)..)?;
         let head = points.get(..third)?;
+        let middle = points.get(third..points.len().saturating_sub(third)).filter(|middle| !middle.is_empty());
+        let median_of = |part: &[(f64, f64)]| median(part.iter().map(|point| point.1));
         let few = points.len().div_ceil(8);
         Some(Self {
             slope: theil_sen(&points)?,
@@ -46,6 +50,7 @@ impl Trend {
             span_s,
             slope_last: theil_sen(tail)?,
             slope_first: theil_sen(head)?,
+            middles: [median_of(head), median_of(middle.unwrap_or(&points)), median_of(tail)],
             points: points.len(),
         })
     }
@@ -59,6 +64,17 @@ impl Trend {
     #[must_use]
     pub fn goes_on(&self, share: f64) -> bool {
         self.slope > 0.0 && self.slope_last >= share * self.slope
+    }
+
+    /// It goes on, or it went on throughout: a fifth of the gain and more lies between the middles of the first and the second third, and
+    /// of the second and the last. The last third alone is noisy, and falls where a busy neighbour of the machine leaves; a step has its gain
+    /// on one side, and so has what fills up.
+    #[must_use]
+    pub fn goes_on_or_did(&self, share: f64) -> bool {
+        const EITHER_SIDE: f64 = 0.2;
+        let [first, second, last] = self.middles;
+        let enough = EITHER_SIDE * (last - first);
+        self.goes_on(share) || self.slope > 0.0 && enough > 0.0 && second - first >= enough && last - second >= enough
     }
 
     #[must_use]
@@ -142,6 +158,20 @@ mod tests {
     fn what_fills_up_does_not_go_on() {
         assert!(!trend(|t| t.min(30.0) * 100.0).goes_on(0.5));
         assert!(!trend(|t| 100.0 * (1.0 - (-t / 10.0).exp())).goes_on(0.5));
+    }
+
+    #[test]
+    fn what_goes_on_on_a_machine_that_becomes_faster_did_go_on() {
+        let faster = |from: f64| trend(move |t| (100.0 + 5.0 * t) * if t < from { 1.0 } else { 0.8 });
+        assert!((40..58).all(|from| faster(f64::from(from)).goes_on_or_did(0.25)));
+        assert!((40..58).any(|from| !faster(f64::from(from)).goes_on(0.25)));
+    }
+
+    #[test]
+    fn what_steps_or_fills_up_did_not_go_on() {
+        let step = |at: f64| trend(move |t| if t < at { 100.0 } else { 200.0 });
+        assert!((1..60).all(|at| !step(f64::from(at)).goes_on_or_did(0.25)));
+        assert!(!trend(|t| 100.0 * (1.0 - (-t / 10.0).exp())).goes_on_or_did(0.25));
     }
 
     #[test]

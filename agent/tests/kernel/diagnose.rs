@@ -160,7 +160,19 @@ impl Diagnosis {
         let found = self.findings(story.server.pid());
         let codes: Vec<&str> = found.iter().map(|finding| text(finding, "code")).collect();
         let named = found.iter().find(|finding| text(finding, "code") == code);
-        named.unwrap_or_else(|| panic!("{}: {codes:?}", story.name))
+        named.unwrap_or_else(|| panic!("{}: {codes:?}, of {}", story.name, self.costs(story.server.pid())))
+    }
+
+    /// Of each window: requests, and microseconds on CPU each.
+    fn costs(&self, pid: u32) -> String {
+        let windows = self.records.iter().filter(|record| text(record, "type") == "window" && is_of(record, pid));
+        let of_window = |window: &Value| {
+            let sum = |figure: &dyn Fn(&Value) -> f64| list(window, "loops").iter().map(figure).sum::<f64>();
+            let requests = sum(&|of_loop| number(of_loop, "requests"));
+            let on_cpu_us = sum(&|of_loop| number(of_loop, "on_cpu_ns")) / 1e3;
+            format!("{requests} × {:.0}", on_cpu_us / requests)
+        };
+        windows.map(of_window).collect::<Vec<_>>().join(", ")
     }
 
     #[track_caller]
@@ -377,7 +389,7 @@ fn a_request_that_walks_a_list_that_grows_is_found_and_the_walk_named() {
         express(OLD, &["express5", "routes"], 20),
         express(NEW, &["express4", "routes"], 20),
     ]);
-    let diagnosis = diagnose(&bench, &stories, 25, &[]);
+    let diagnosis = diagnose(&bench, &stories, 30, &[]);
     for story in &stories {
         let finding = diagnosis.among(story, "requests.cost");
         let lines = texts(finding);
