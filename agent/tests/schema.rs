@@ -76,6 +76,7 @@ fn memory() -> Memory {
         malloced_bytes: n,
         detached_contexts: n,
         global_handles: n,
+        global_handles_min: n,
         scope_handles_min: n,
     };
     Memory {

@@ -94,6 +94,7 @@ struct Seen {
     last: HeapFigures,
     used_min: Option<u64>,
     external_min: Option<u64>,
+    global_handles_bytes_min: Option<u64>,
     scope_handles_min: Option<u64>,
     used_after_major: Option<u64>,
 }
@@ -108,6 +109,7 @@ impl Seen {
         };
         least(&mut self.used_min, figures.used_bytes);
         least(&mut self.external_min, figures.external_bytes);
+        least(&mut self.global_handles_bytes_min, figures.global_handles_bytes);
         least(&mut self.scope_handles_min, figures.scope_handles);
         if after_major {
             self.used_after_major = figures.used_bytes;
@@ -164,7 +166,7 @@ impl Suspicions {
         let counted = |bytes: Option<u64>| bytes.map(|bytes| bytes / BYTES_COUNTED);
         let native = diagnose::native_rest(memory);
         Wanted {
-            handles: self.handles.step(sum(|heap| heap.global_handles)),
+            handles: self.handles.step(sum(|heap| heap.global_handles_min)),
             scopes: self.scopes.step(sum(|heap| heap.scope_handles_min)),
             pages: self.pages.step(counted(native.map(|bytes| bytes.max(0).cast_unsigned()))),
             // Workers' collections come at other times.
@@ -488,6 +490,7 @@ fn heap_of(tid: u32, seen: &Seen) -> Heap {
         malloced_bytes: last.malloced_bytes,
         detached_contexts: last.detached_contexts,
         global_handles: last.global_handles_bytes.map(|bytes| bytes / GLOBAL_HANDLE_BYTES),
+        global_handles_min: seen.global_handles_bytes_min.map(|bytes| bytes / GLOBAL_HANDLE_BYTES),
         scope_handles_min: seen.scope_handles_min,
     }
 }

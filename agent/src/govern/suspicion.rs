@@ -82,12 +82,15 @@ impl Suspicion {
         }
     }
 
+    /// One fall is let pass, but none back to what there was in the first half: what only comes and goes rises four times of five often.
     fn grows(&self) -> bool {
         let (Some(first), Some(last)) = (self.counts.first(), self.counts.last()) else { return false };
+        let (head, tail) = self.counts.split_at(self.counts.len() / 2);
         let rises = self.counts.iter().zip(self.counts.iter().skip(1)).filter(|(before, after)| after > before).count();
         self.counts.len() == self.growth_windows
             && *last >= first.saturating_add(GROWTH_MIN)
             && rises + 2 >= self.growth_windows
+            && tail.iter().min() > head.iter().max()
     }
 }
 
@@ -99,6 +102,9 @@ mod tests {
     fn makers_are_watched_while_something_grows() {
         let mut steady = Suspicion::default();
         assert!((0..100).all(|n| steady.step(Some(1000 + n % 3)) == Watch::Nothing));
+        let mut saw = Suspicion::default();
+        let mut teeth = [100, 180, 260, 150, 240, 320].into_iter().cycle().take(100);
+        assert!(teeth.all(|count| saw.step(Some(count)) == Watch::Nothing));
         let mut leak = Suspicion::default();
         let mut steps: Vec<_> = (0..20).map(|n| leak.step(Some(n * 400))).collect();
         steps.dedup();

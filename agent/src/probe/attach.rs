@@ -19,7 +19,7 @@ use agent_ebpf::{
 use aya::{
     Btf, Ebpf, EbpfLoader, Endianness, include_bytes_aligned,
     programs::{
-        BtfTracePoint, PerfEvent, Program, ProgramError, ProgramType, RawTracePoint, TracePoint, UProbe,
+        PerfEvent, Program, ProgramError, ProgramType, UProbe,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
@@ -80,34 +80,24 @@ impl Way {
     }
 
     fn program(self, group: Group) -> &'static str {
-        if group == Group::Allocations {
-            return match self {
-                Self::Multi => "returned_multi",
-                Self::Single => "returned_single",
-            };
-        }
-        let is_node = match group {
-            Group::Postgres => false,
+        let [multi, single] = match group {
+            Group::Postgres => ["postgres_multi", "postgres_single"],
+            Group::Allocations => ["returned_multi", "returned_single"],
+            Group::Makers | Group::Takers | Group::Scopes | Group::Allocators | Group::Frees => {
+                ["site_multi", "site_single"]
+            }
             Group::Gc
             | Group::GcKinds
             | Group::Pool
             | Group::Calibration
             | Group::Phases
             | Group::Requests
-            | Group::Makers
-            | Group::Allocators
-            | Group::Takers
-            | Group::Scopes
             | Group::Polls
-            | Group::Switches
-            | Group::Allocations
-            | Group::Frees => true,
+            | Group::Switches => ["probe_multi", "probe_single"],
         };
-        match (is_node, self) {
-            (false, Self::Multi) => "postgres_multi",
-            (false, Self::Single) => "postgres_single",
-            (true, Self::Multi) => "probe_multi",
-            (true, Self::Single) => "probe_single",
+        match self {
+            Self::Multi => multi,
+            Self::Single => single,
         }
     }
 
@@ -152,7 +142,6 @@ pub struct Probes {
     pub(super) ebpf: Ebpf,
     way: Way,
     parts: Vec<Part>,
-    has_types: bool,
     sample_hz: u32,
     tracepoints: Vec<(&'static str, Link)>,
     /// What programs on tracepoints with types are loaded by.
@@ -243,14 +232,36 @@ impl Probes {
             ebpf,
             way,
             parts,
-            has_types: types.is_some(),
             sample_hz: settings.sample_hz,
             tracepoints: Vec::new(),
             types: types.and_then(|types| Btf::parse(&types.stub(), Endianness::default()).ok()),
             uprobes: BTreeMap::new(),
         };
+        probes.verify_ahead();
         probes.load_uprobe(Group::Gc)?;
         Ok(probes)
+    }
+
+    /// Has the kernel verify what is going to be attached, all at a time: on busy CPUs each thread has a share of its own. Who attaches a
+    /// program tells why it was refused.
+    fn verify_ahead(&mut self) {
+        let wanted = |row: &&Tracepoint| self.parts.contains(&row.part) && self.is_wanted(row);
+        let rows: BTreeMap<&str, &Tracepoint> =
+            TRACEPOINTS.iter().filter(wanted).map(|row| (row.program, row)).collect();
+        let (types, uprobe) = (self.types.as_ref(), self.way.program(Group::Gc));
+        std::thread::scope(|scope| {
+            for (name, program) in self.ebpf.programs_mut() {
+                match (rows.get(name), program) {
+                    (Some(row), program) => {
+                        scope.spawn(move || verify(program, row, types));
+                    }
+                    (None, Program::UProbe(program)) if name == uprobe => {
+                        scope.spawn(move || program.load().map_err(|error| error.to_string()));
+                    }
+                    _ => {}
+                }
+            }
+        });
     }
 
     /// Has the kernel verify the program that a group's probes run.
@@ -298,17 +309,20 @@ impl Probes {
         self.parts.contains(&part)
     }
 
+    fn is_wanted(&self, tracepoint: &Tracepoint) -> bool {
+        match tracepoint.form {
+            Form::Raw => self.types.is_some(),
+            Form::Record => true,
+            Form::Clock => self.sample_hz > 0,
+            Form::Substitute => self.types.is_none(),
+        }
+    }
+
     /// The same of one part.
     pub fn attach_part(&mut self, part: Part) -> Vec<TracepointSkip> {
         let mut skips = Vec::new();
         for tracepoint in TRACEPOINTS.iter().filter(|tracepoint| tracepoint.part == part) {
-            let wanted = match tracepoint.form {
-                Form::Raw => self.has_types,
-                Form::Record => true,
-                Form::Clock => self.sample_hz > 0,
-                Form::Substitute => !self.has_types,
-            };
-            if wanted {
+            if self.is_wanted(tracepoint) {
                 if let Err(reason) = self.attach_tracepoint(tracepoint) {
                     skips.push(TracepointSkip { tracepoint, reason });
                 }
@@ -338,44 +352,9 @@ impl Probes {
     fn attach_tracepoint(&mut self, tracepoint: &'static Tracepoint) -> Result<(), String> {
         let program =
             self.ebpf.program_mut(tracepoint.program).ok_or_else(|| format!("no program {}", tracepoint.program))?;
-        let links: Result<Vec<Link>, ProgramError> = match tracepoint.form {
-            Form::Raw if matches!(program, Program::BtfTracePoint(_)) => {
-                let program: &mut BtfTracePoint = program.try_into().map_err(|error: ProgramError| chain(&error))?;
-                let types = self.types.as_ref().ok_or("needs the kernel's BTF")?;
-                let loaded = if program.fd().is_ok() { Ok(()) } else { program.load(tracepoint.event, types) };
-                loaded.and_then(|()| {
-                    let id = program.attach()?;
-                    Ok(vec![Box::new(program.take_link(id)?) as Link])
-                })
-            }
-            Form::Raw => {
-                let program: &mut RawTracePoint = program.try_into().map_err(|error: ProgramError| chain(&error))?;
-                program.load().and_then(|()| {
-                    let id = program.attach(tracepoint.event)?;
-                    Ok(vec![Box::new(program.take_link(id)?) as Link])
-                })
-            }
-            Form::Record | Form::Substitute => {
-                let program: &mut TracePoint = program.try_into().map_err(|error: ProgramError| chain(&error))?;
-                // One program may hang on several tracepoints.
-                let loaded = if program.fd().is_ok() { Ok(()) } else { program.load() };
-                let place = tracefs::find();
-                let event = place.map_or(tracepoint.event, |place| {
-                    tracefs::name_here(&place, tracepoint.category, tracepoint.event)
-                });
-                loaded.and_then(|()| {
-                    let id = program.attach(tracepoint.category, event)?;
-                    Ok(vec![Box::new(program.take_link(id)?) as Link])
-                })
-            }
-            Form::Clock => {
-                let program: &mut PerfEvent = program.try_into().map_err(|error: ProgramError| chain(&error))?;
-                let cpus = online_cpus().map_err(|(what, error)| format!("{what}: {error}"))?;
-                program.load().and_then(|()| cpus.into_iter().map(|cpu| sample(program, cpu, self.sample_hz)).collect())
-            }
-        };
-        let links = links.map_err(|error| chain(&error))?;
-        self.tracepoints.extend(links.into_iter().map(|link| (tracepoint.program, link)));
+        let (types, hz) = (self.types.as_ref(), self.sample_hz);
+        let links = verify(program, tracepoint, types).and_then(|()| hang(program, tracepoint, hz));
+        self.tracepoints.extend(links?.into_iter().map(|link| (tracepoint.program, link)));
         Ok(())
     }
 
@@ -436,6 +415,47 @@ impl Probes {
         }
         std::thread::spawn(move || detach_all(off));
     }
+}
+
+/// Has the kernel verify the program of a tracepoint, once.
+fn verify(program: &mut Program, tracepoint: &Tracepoint, types: Option<&Btf>) -> Result<(), String> {
+    let is_loaded = program.fd().is_ok();
+    let loaded = match program {
+        _ if is_loaded => Ok(()),
+        Program::BtfTracePoint(program) => program.load(tracepoint.event, types.ok_or("needs the kernel's BTF")?),
+        Program::RawTracePoint(program) => program.load(),
+        Program::TracePoint(program) => program.load(),
+        Program::PerfEvent(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    };
+    loaded.map_err(|error| chain(&error))
+}
+
+/// Attaches the program of a tracepoint. One program may hang on several.
+fn hang(program: &mut Program, tracepoint: &Tracepoint, sample_hz: u32) -> Result<Vec<Link>, String> {
+    let links = match program {
+        Program::BtfTracePoint(program) => {
+            program.attach().and_then(|id| program.take_link(id)).map(|link| vec![Box::new(link) as Link])
+        }
+        Program::RawTracePoint(program) => program
+            .attach(tracepoint.event)
+            .and_then(|id| program.take_link(id))
+            .map(|link| vec![Box::new(link) as Link]),
+        Program::TracePoint(program) => {
+            let event = tracefs::find()
+                .map_or(tracepoint.event, |place| tracefs::name_here(&place, tracepoint.category, tracepoint.event));
+            program
+                .attach(tracepoint.category, event)
+                .and_then(|id| program.take_link(id))
+                .map(|link| vec![Box::new(link) as Link])
+        }
+        Program::PerfEvent(program) => {
+            let cpus = online_cpus().map_err(|(what, error)| format!("{what}: {error}"))?;
+            cpus.into_iter().map(|cpu| sample(program, cpu, sample_hz)).collect()
+        }
+        _ => Err(ProgramError::UnexpectedProgramType),
+    };
+    links.map_err(|error| chain(&error))
 }
 
 /// Samples one CPU on the kernel's own clock: there is one on every machine, and a sample is the same time on each.

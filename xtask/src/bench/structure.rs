@@ -55,9 +55,10 @@ pub fn row(case: Case, pid: u32) -> Result<String, Error> {
         let count = |of: &BTreeMap<String, (f64, f64)>| of.get(name).map_or(0.0, |(_, runs)| *runs);
         (count(&end) - count(&begin)) / SPAN.as_secs_f64()
     };
-    let uprobes = runs("probe_multi") + runs("probe_single");
+    let is_uprobe = |name: &str| name.ends_with("_multi") || name.ends_with("_single");
+    let uprobes = end.keys().filter(|name| is_uprobe(name)).map(|name| runs(name)).sum::<f64>();
     let traps = uprobes * hit_ns / 1e9;
-    let others = end.keys().filter(|name| !name.starts_with("probe_")).map(|name| runs(name)).sum::<f64>();
+    let others = end.keys().filter(|name| !is_uprobe(name)).map(|name| runs(name)).sum::<f64>();
     let programs = spent(&[]);
     Ok(format!(
         "| {} | {:.0} % | {uprobes:.0} | {:.2} % ({hit_ns:.0} ns each) | {others:.0} | {empty_ns:.0} ns | {:.2} % | {:.2} % | {:.2} % | {call:+.0} ns | {:.1} % | {memory:.0} MB |\n",

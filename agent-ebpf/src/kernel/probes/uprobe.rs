@@ -1,4 +1,5 @@
-//! Probes in libuv, V8 and Node.js: one program, told apart by the attach cookie.
+//! Probes in libuv, V8 and Node.js, told apart by the attach cookie: one program for those that are attached as a trace begins, and one
+//! for those that take stacks of who makes what, which the kernel takes long to verify and which few traces need.
 
 use agent_ebpf::{
     abi::{
@@ -57,6 +58,18 @@ pub fn probe_multi(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn probe_single(ctx: ProbeContext) -> u32 {
     probe(&ctx)
+}
+
+/// Who makes what, and what goes: attached over `uprobe_multi` links.
+#[uprobe(multi)]
+pub fn site_multi(ctx: ProbeContext) -> u32 {
+    site(&ctx)
+}
+
+/// The same, attached probe by probe through perf events.
+#[uprobe]
+pub fn site_single(ctx: ProbeContext) -> u32 {
+    site(&ctx)
 }
 
 /// Where a function returns, attached over `uprobe_multi` links.
@@ -118,15 +131,6 @@ fn probe(ctx: &ProbeContext) -> u32 {
                 state.ledger.requests += 1;
             }
         }
-        id::HANDLE_CREATE => create_handle(ctx, state),
-        id::HANDLE_DESTROY | id::HANDLE_RELEASE => sites::gone_handle(state.tgid, arg(ctx, 0)),
-        id::FREE | id::REALLOC_OLD => sites::freed(state.tgid, arg(ctx, 0)),
-        id::SCOPE_EXTEND => extend_scope(ctx, state),
-        id::HEAP_ALLOCATE => {
-            if let Some(target) = thread::target(state.tgid) {
-                sites::made(ctx, state, &target, site::HEAP_AREA, 1);
-            }
-        }
         id::GC_START => {
             state.gc_started_ns = now_ns();
             state.gc_heap = arg(ctx, 0);
@@ -149,6 +153,27 @@ fn probe(ctx: &ProbeContext) -> u32 {
         id::COMPILE_JOB => enter_job(state, 0),
         id::HEAP_LIMIT_NEAR => heap_limit(arg(ctx, 0), limit::NEAR),
         id::OUT_OF_MEMORY => heap_limit(0, limit::OUT_OF_MEMORY),
+        _ => {}
+    }
+    0
+}
+
+#[inline(always)]
+fn site(ctx: &ProbeContext) -> u32 {
+    // SAFETY: the context is the one that the kernel passed in.
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    emit::count_hit((cookie & 63) as u32);
+    let Some(state) = thread::current_state() else { return 0 };
+    match cookie {
+        id::HANDLE_CREATE => create_handle(ctx, state),
+        id::HANDLE_DESTROY | id::HANDLE_RELEASE => sites::gone_handle(state.tgid, arg(ctx, 0)),
+        id::FREE | id::REALLOC_OLD => sites::freed(state.tgid, arg(ctx, 0)),
+        id::SCOPE_EXTEND => extend_scope(ctx, state),
+        id::HEAP_ALLOCATE => {
+            if let Some(target) = thread::target(state.tgid) {
+                sites::made(ctx, state, &target, site::HEAP_AREA, 1);
+            }
+        }
         _ => {}
     }
     0

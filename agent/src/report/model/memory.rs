@@ -103,6 +103,9 @@ pub struct Heap {
     pub detached_contexts: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub global_handles: Option<u64>,
+    /// The least that were seen within the window: weak ones come and go with what is collected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub global_handles_min: Option<u64>,
     /// The least handles in open handle scopes that were seen within the window.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope_handles_min: Option<u64>,
