@@ -4,6 +4,10 @@
 //! were freed just now stay marked as used, and are in lists: their first word is a link to another one, mangled with its own place
 //! since 2.32; before, only those in the cache are found, a table in the heap's first chunk. A cache is a thread's, and holds chunks of
 //! any heap. Another allocator has no such rows; then nothing is found, and all of it counts as used.
+//!
+//! Where something lies behind the main heap, as V8 18's code does now and then, that grows by blocks which are mapped elsewhere. They begin
+//! at any page, other large chunks are between them, and the top of the youngest, from which new chunks are cut, looks as if it were
+//! in use.
 
 use std::ops::Range;
 
@@ -16,6 +20,15 @@ use crate::{
 /// Sizes are multiples of 16; the bits below are flags.
 const FLAGS: u64 = 15;
 const PREVIOUS_IN_USE: u64 = 1;
+/// The chunk is a mapping of its own.
+const MAPPED: u64 = 2;
+
+const PAGE_BYTES: u64 = 4096;
+
+/// Links by which the top of a block is looked for: any that leads to the arena does.
+const LINKS_MAX: usize = 64;
+/// Chunks one of which may be the top.
+const TOPS_MAX: usize = 4096;
 
 /// Address of a chunk to the address of what it was asked for.
 const HEAD_BYTES: u64 = 16;
@@ -37,59 +50,133 @@ const ARENA_BYTES: u64 = 64 << 20;
 
 /// Memory in a mapping that is free, in order of addresses; `is_brk` is the main heap.
 pub fn free(memory: &impl Memory, mapping: &Range<u64>, is_brk: bool) -> Vec<Range<u64>> {
-    if !is_brk && !mapping.start.is_multiple_of(ARENA_BYTES) {
-        return Vec::new();
-    }
+    let is_arena = !is_brk && mapping.start.is_multiple_of(ARENA_BYTES);
     let firsts = (mapping.start..mapping.end.min(mapping.start + FIRST_CHUNK_WITHIN)).step_by(16);
-    for first in firsts.take(if is_brk { 1 } else { usize::MAX }) {
-        if let Some(mut free) = walk(memory, first..mapping.end) {
-            free.sort_unstable_by_key(|range| range.start);
-            return free;
+    let row = if is_brk {
+        walk(memory, mapping.clone())
+    } else if is_arena {
+        firsts.into_iter().find_map(|first| walk(memory, first..mapping.end))
+    } else {
+        None
+    };
+    let mut free = match row {
+        Some(row) => row.free,
+        None if is_brk => Vec::new(),
+        None => free_in_blocks(memory, mapping),
+    };
+    free.sort_unstable_by_key(|range| range.start);
+    free
+}
+
+/// Free memory in blocks by which the main heap grew.
+fn free_in_blocks(memory: &impl Memory, mapping: &Range<u64>) -> Vec<Range<u64>> {
+    /// Pages without a chunk, after which there is none.
+    const MISSES_MAX: usize = 16;
+    let (mut free, mut at, mut misses) = (Vec::new(), mapping.start, 0);
+    while at < mapping.end && misses < MISSES_MAX && free.len() < MALLOC_FREE_MAX {
+        let Some([_, size, _]) = head_at(memory, at) else { break };
+        let bytes = size & !FLAGS;
+        if size & FLAGS == MAPPED && bytes > 0 && bytes.is_multiple_of(PAGE_BYTES) && bytes <= mapping.end - at {
+            at += bytes;
+        } else if size & FLAGS == PREVIOUS_IN_USE
+            && let Some(row) = walk(memory, at..mapping.end)
+        {
+            free.extend(top(memory, &row));
+            free.extend(row.free);
+            at = row.end.next_multiple_of(PAGE_BYTES).max(at + PAGE_BYTES);
+        } else {
+            misses += 1;
+            at += PAGE_BYTES;
         }
     }
-    Vec::new()
+    free
+}
+
+/// The size of the chunk before, if that is free; the size; and the first word of what was asked for.
+fn head_at(memory: &impl Memory, chunk: u64) -> Option<[u64; 3]> {
+    let mut head = [[0; 8]; 3];
+    memory.read_at(UserAddr(chunk), head.as_flattened_mut()).ok()?;
+    Some(head.map(u64::from_le_bytes))
+}
+
+/// What a row of chunks has.
+#[derive(Default)]
+struct Row {
+    free: Vec<Range<u64>>,
+    end: u64,
+    /// Chunks in use that end with a page: one of them may be the top.
+    to_page_end: Vec<Range<u64>>,
+    /// Where lists of free chunks lead to outside of the row: to other rows, and to where the lists begin.
+    links: Vec<u64>,
 }
 
 /// Free memory in a row of chunks; `None` if it is no such row.
-fn walk(memory: &impl Memory, row: Range<u64>) -> Option<Vec<Range<u64>>> {
+fn walk(memory: &impl Memory, within: Range<u64>) -> Option<Row> {
     /// A row that is this long is not one by chance.
     const CHUNKS_MIN: usize = 16;
-    let mut free = Vec::new();
-    let mut at = row.start;
-    let head_at = |chunk: u64| {
-        let mut head = [[0; 8]; 2];
-        memory.read_at(UserAddr(chunk + 8), head.as_flattened_mut()).ok()?;
-        Some(head.map(u64::from_le_bytes))
-    };
-    let [mut size, mut first] = head_at(at)?;
+    let mut row = Row::default();
+    let mut at = within.start;
+    let [_, mut size, mut first] = head_at(memory, at)?;
     for chunks in 0..MALLOC_CHUNKS_MAX {
         let bytes = size & !FLAGS;
         let next = at.checked_add(bytes)?;
-        if bytes < 32 || next > row.end {
+        row.end = at;
+        if bytes < 32 || next > within.end {
             // A row that changed while it was read: what was found so far holds.
-            return (chunks >= CHUNKS_MIN).then_some(free);
+            return (chunks >= CHUNKS_MIN).then_some(row);
         }
         if chunks == 0 && bytes == CACHE_BYTES {
-            cached(memory, at + HEAD_BYTES, &row, &mut free);
+            cached(memory, at + HEAD_BYTES, &within, &mut row.free);
         }
-        if next + HEAD_BYTES > row.end {
+        if next + HEAD_BYTES > within.end {
             // The top: never used, or given back.
-            free.push(at + HEAD_BYTES..row.end);
-            return Some(free);
+            row.free.push(at + HEAD_BYTES..within.end);
+            row.end = within.end;
+            return Some(row);
         }
-        let [of_next, first_of_next] = head_at(next)?;
-        let is_free = of_next & PREVIOUS_IN_USE == 0 || is_listed(memory, at + HEAD_BYTES, first, bytes);
-        if is_free && free.len() < MALLOC_FREE_MAX {
-            free.push(at + HEAD_BYTES..next + TAIL_BYTES);
+        let [before_next, of_next, first_of_next] = head_at(memory, next)?;
+        let is_binned = of_next & PREVIOUS_IN_USE == 0 && of_next != 0;
+        if is_binned && before_next != bytes {
+            return (chunks >= CHUNKS_MIN).then_some(row);
+        }
+        if is_binned && row.links.len() < LINKS_MAX {
+            let links = [first, memory.word_at(UserAddr(at + HEAD_BYTES + 8)).unwrap_or(0)];
+            row.links.extend(links.into_iter().filter(|link| !within.contains(link)));
+        }
+        if (is_binned || is_listed(memory, at + HEAD_BYTES, first, bytes)) && row.free.len() < MALLOC_FREE_MAX {
+            row.free.push(at + HEAD_BYTES..next + TAIL_BYTES);
+        } else if next.is_multiple_of(PAGE_BYTES) && row.to_page_end.len() < TOPS_MAX {
+            row.to_page_end.push(at..next);
         }
         // The top of an arena's heap ends before the mapping does.
         if of_next == 0 {
-            free.push(at + HEAD_BYTES..next);
-            return (chunks >= CHUNKS_MIN).then_some(free);
+            row.free.push(at + HEAD_BYTES..next);
+            return (chunks >= CHUNKS_MIN).then_some(row);
         }
         (at, size, first) = (next, of_next, first_of_next);
     }
-    Some(free)
+    Some(row)
+}
+
+/// The top of a row that another one follows: the arena says which chunk that is, in the word where its lists of free chunks begin.
+fn top(memory: &impl Memory, row: &Row) -> Option<Range<u64>> {
+    const LISTS: u64 = 127;
+    const LIST_BYTES: u64 = 16;
+    // A list has its links where a chunk has them, and the first one leads back to it.
+    let begins_lists = |at: u64| {
+        let first = memory.word_at(UserAddr(at + HEAD_BYTES));
+        first.and_then(|first| memory.word_at(UserAddr(first + HEAD_BYTES + 8))).is_ok_and(|back| back == at)
+    };
+    row.links.iter().find_map(|link| {
+        let mut words = [[0; 8]; (LISTS * LIST_BYTES / 8) as usize];
+        let first = (link + LIST_BYTES).checked_sub(LISTS * LIST_BYTES)?;
+        memory.read_at(UserAddr(first), words.as_flattened_mut()).ok()?;
+        (first..).step_by(8).zip(words).find_map(|(at, word)| {
+            let chunk = row.to_page_end.binary_search_by_key(&u64::from_le_bytes(word), |chunk| chunk.start).ok()?;
+            let top = row.to_page_end.get(chunk).filter(|_| begins_lists(at))?;
+            Some(top.start + HEAD_BYTES..top.end)
+        })
+    })
 }
 
 /// The first word of a chunk is a mangled link, to a chunk of the same size or to none: the chunk waits in a list.
@@ -135,6 +222,50 @@ mod tests {
 
     const OTHER_HEAP: u64 = 0x40_0000;
 
+    fn bytes(words: &[u64]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// A block of two pages: chunks of 48 bytes, one of which is free, up to the middle, and the top.
+    fn block(at: u64, list: u64) -> Vec<u64> {
+        let mut words = Vec::new();
+        for chunk in 0..85_u64 {
+            let (before, size) = if chunk == 4 { (0x30, 0x30) } else { (0, 0x30 | PREVIOUS_IN_USE) };
+            let [first, second] = if chunk == 3 { [list; 2] } else { [chunk; 2] };
+            words.extend([before, size, first, second, 2, 3]);
+        }
+        words.extend([0, (2 * PAGE_BYTES - 85 * 48) | PREVIOUS_IN_USE]);
+        assert!(at.is_multiple_of(PAGE_BYTES));
+        words.resize(1024, 7);
+        words
+    }
+
+    #[test]
+    fn what_is_free_in_blocks_is_found_and_the_top_of_the_youngest() {
+        const LISTS: u64 = 0x7f00_0000_1000;
+        const YOUNGEST: u64 = HEAP + 4 * PAGE_BYTES;
+        let mut memory = Fixture::default();
+        // A chunk of its own, a page of something else, the youngest block, and an older one with a fence at its end.
+        let mut words = vec![0, (3 * PAGE_BYTES) | MAPPED];
+        words.resize(4 * 512, 5);
+        words.extend(block(YOUNGEST, LISTS + 32));
+        let mut older = block(YOUNGEST + 2 * PAGE_BYTES, LISTS + 32);
+        older.splice(85 * 6 + 1..85 * 6 + 2, [(2 * PAGE_BYTES - 85 * 48 - 32) | PREVIOUS_IN_USE]);
+        older.splice(1021..1024, [0x11, 0, 0x11]);
+        words.extend(older);
+        let mapping = HEAP..HEAP + words.len() as u64 * 8;
+        memory.map(UserAddr(HEAP), bytes(&words));
+        let top = YOUNGEST + 85 * 48;
+        // A list with nothing in it leads to itself.
+        let mut arena = vec![0; 512];
+        arena.extend([top, 0, LISTS, LISTS, LISTS + 16, LISTS + 16, 0, 0]);
+        memory.map(UserAddr(LISTS - PAGE_BYTES), bytes(&arena));
+        let ranges = |at: u64| at + 3 * 48 + HEAD_BYTES..at + 4 * 48 + TAIL_BYTES;
+        let older = YOUNGEST + 2 * PAGE_BYTES;
+        let expected = [ranges(YOUNGEST), top + HEAD_BYTES..older, ranges(older)];
+        assert_eq!(free(&memory, &mapping, false), expected);
+    }
+
     /// Chunks of 48 bytes, of which some are free, and some wait in lists.
     #[test]
     fn chunks_that_are_free_are_found() {
@@ -151,7 +282,8 @@ mod tests {
                 14 => (OTHER_HEAP + HEAD_BYTES) ^ (at >> 12),
                 _ => chunk,
             };
-            words.extend([0, size, first, 1, 2, 3]);
+            let before = if chunk == 4 { 0x30 } else { 0 };
+            words.extend([before, size, first, 1, 2, 3]);
         }
         words.extend([0, 65, 0, 0, 0, 0, 0, 0]);
         let mut memory = Fixture::default();
