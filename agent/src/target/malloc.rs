@@ -25,6 +25,9 @@ const MAPPED: u64 = 2;
 
 const PAGE_BYTES: u64 = 4096;
 
+/// At the end of a block, there are two, smaller than any chunk.
+const FENCE_BYTES: u64 = 16;
+
 /// Links by which the top of a block is looked for: any that leads to the arena does.
 const LINKS_MAX: usize = 64;
 /// Chunks one of which may be the top.
@@ -122,8 +125,9 @@ fn walk(memory: &impl Memory, within: Range<u64>) -> Option<Row> {
         let next = at.checked_add(bytes)?;
         row.end = at;
         if bytes < 32 || next > within.end {
-            // A row that changed while it was read: what was found so far holds.
-            return (chunks >= CHUNKS_MIN).then_some(row);
+            // A fence ends a block; any other ends a row that changed while it was read, and what was found so far holds.
+            let is_fence = chunks > 0 && bytes == FENCE_BYTES && (at + 2 * FENCE_BYTES).is_multiple_of(PAGE_BYTES);
+            return (is_fence || chunks >= CHUNKS_MIN).then_some(row);
         }
         if chunks == 0 && bytes == CACHE_BYTES {
             cached(memory, at + HEAD_BYTES, &within, &mut row.free);
@@ -238,6 +242,24 @@ mod tests {
         assert!(at.is_multiple_of(PAGE_BYTES));
         words.resize(1024, 7);
         words
+    }
+
+    #[test]
+    fn a_block_of_a_few_chunks_is_known_by_its_fence() {
+        let mut words = vec![0, 0x31, 1, 2, 3, 4, 0, 0x41, 5, 6, 7, 8, 0, 0];
+        words.extend([0x40, (PAGE_BYTES - 0x30 - 0x40 - 0x20)]);
+        words.resize(508, 9);
+        words.extend([PAGE_BYTES - 0x30 - 0x40 - 0x20, 0x11, 0, 0x11]);
+        let mapping = HEAP..HEAP + PAGE_BYTES;
+        let found = |words: &[u64]| {
+            let mut memory = Fixture::default();
+            memory.map(UserAddr(HEAP), bytes(words));
+            free(&memory, &mapping, false)
+        };
+        assert!(found(&words).iter().eq([&(HEAP + 0x30 + HEAD_BYTES..HEAP + 0x70 + TAIL_BYTES)]));
+        words.truncate(508);
+        words.extend([8; 4]);
+        assert_eq!(found(&words), []);
     }
 
     #[test]
