@@ -68,7 +68,12 @@ pub fn census(pages: &[(u64, Vec<u64>)], roots: &[u64]) -> Option<Census> {
     let mut regions = Vec::new();
     for (at, words) in pages.iter().map(|(at, words)| (*at, words.as_slice())).chain([(ROOTS, roots)]) {
         memory.map(UserAddr(at), words.iter().flat_map(|word| word.to_le_bytes()).collect());
-        regions.push(Region { range: at..at + words.len() as u64 * 8, writable: true, free: Vec::new() });
+        regions.push(Region {
+            range: at..at + words.len() as u64 * 8,
+            writable: true,
+            free: Vec::new(),
+            blocks: Vec::new(),
+        });
     }
     let heap = Heap::new(memory, Layout::row([11, 3, 244]).ok()?);
     let subject = Subject { heap: &heap, types: types(), shared: 24, regions, present: Box::new(|_| u64::MAX) };

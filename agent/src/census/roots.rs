@@ -4,7 +4,10 @@
 //! that is looked through. A number that happens to look like a pointer keeps alive what is dead, which is rare; a root that is
 //! missed would lose what is alive.
 
-use std::ops::Range;
+use std::{
+    collections::HashMap,
+    ops::{Range, RangeInclusive},
+};
 
 use super::{
     mark::{Reach, Tally},
@@ -22,6 +25,39 @@ pub struct Region {
     pub writable: bool,
     /// Parts of it that nobody uses, in order of addresses.
     pub free: Vec<Range<u64>>,
+    /// Parts of it that may be blocks of handles, in order of addresses.
+    pub blocks: Vec<Range<u64>>,
+}
+
+/// Blocks of handles. The youngest is used up to where `HandleScopeData` says, which has that place and next to it where the block ends;
+/// what lies beyond is left of handles long gone.
+struct Blocks {
+    all: Vec<Range<u64>>,
+    /// By their ends: how far they are used, if something says so.
+    used: HashMap<u64, u64>,
+}
+
+impl Blocks {
+    fn new(regions: &[Region]) -> Self {
+        Self { all: regions.iter().flat_map(|region| &region.blocks).cloned().collect(), used: HashMap::new() }
+    }
+
+    fn ends(&self) -> RangeInclusive<u64> {
+        let ends = || self.all.iter().map(|block| block.end);
+        ends().min().unwrap_or(1)..=ends().max().unwrap_or(0)
+    }
+
+    /// Looks at two words in a row. Scopes on a stack say how far it was used before them, so the most counts.
+    fn look_at(&mut self, next: u64, end: u64) {
+        if self.all.iter().any(|block| block.end == end && (block.start..=end).contains(&next)) {
+            let used = self.used.entry(end).or_insert(next);
+            *used = next.max(*used);
+        }
+    }
+
+    fn used(&self) -> impl Iterator<Item = Range<u64>> {
+        self.all.iter().map(|block| block.start..self.used.get(&block.end).copied().unwrap_or(block.end))
+    }
 }
 
 /// Which pages of the processor there are, of the 64 from an address on: untouched memory is not read, as that would make it.
@@ -44,37 +80,76 @@ pub fn pages(memory: &impl Memory, regions: &[Region], present: &Present) -> Pag
 
 /// Follows every root.
 pub fn follow(memory: &impl Memory, regions: &[Region], present: &Present, reach: &mut Reach, tally: &mut Tally) {
-    let mut bytes = Vec::new();
-    for Region { range, free, .. } in regions.iter().filter(|region| region.writable) {
-        let mut chunk = range.start / PAGE_BYTES * PAGE_BYTES;
-        let mut is_abandoned = false;
-        while chunk < range.end {
-            let is_page = reach.pages.covers(chunk);
-            is_abandoned = !is_page && (is_abandoned || range.contains(&chunk) && was_page(memory, chunk));
-            if !is_page && !is_abandoned {
-                let within = chunk.max(range.start)..(chunk + PAGE_BYTES).min(range.end);
-                for run in runs(chunk, present(UserAddr(chunk)), &within) {
-                    bytes.resize(usize::try_from(run.end - run.start).unwrap_or(0), 0);
-                    if memory.read_at(UserAddr(run.start), &mut bytes).is_err() {
-                        continue;
-                    }
-                    tally.read_bytes += run.end - run.start;
-                    follow_used(&bytes, &run, free, reach);
-                }
-            }
-            chunk += PAGE_BYTES;
+    let blocks = Blocks::new(regions);
+    let ends = blocks.ends();
+    let mut search = Search { memory, present, reach, tally, bytes: Vec::new(), blocks, ends };
+    for region in regions.iter().filter(|region| region.writable) {
+        search.region(region);
+    }
+    for used in search.blocks.used().collect::<Vec<_>>() {
+        for within in chunks(used) {
+            search.words(&within, &[]);
         }
     }
 }
 
-/// Follows the words of a run that are in use.
-fn follow_used(bytes: &[u8], run: &Range<u64>, free: &[Range<u64>], reach: &mut Reach) {
-    let first = free.partition_point(|range| range.end <= run.start);
-    let mut free = free.iter().skip(first).peekable();
-    for (at, word) in (run.start..).step_by(8).zip(bytes.as_chunks::<8>().0) {
-        while free.next_if(|range| range.end <= at).is_some() {}
-        if free.peek().is_none_or(|range| at < range.start) {
-            reach.follow_root(u64::from_le_bytes(*word));
+/// The parts of a range that lie in one chunk each of the size of V8's.
+fn chunks(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let first = range.start / PAGE_BYTES * PAGE_BYTES;
+    let step = usize::try_from(PAGE_BYTES).unwrap_or(usize::MAX);
+    (first..range.end).step_by(step).map(move |chunk| chunk.max(range.start)..(chunk + PAGE_BYTES).min(range.end))
+}
+
+struct Search<'a, M> {
+    memory: &'a M,
+    present: &'a Present<'a>,
+    reach: &'a mut Reach,
+    tally: &'a mut Tally,
+    bytes: Vec<u8>,
+    blocks: Blocks,
+    /// Of blocks.
+    ends: RangeInclusive<u64>,
+}
+
+impl<M: Memory> Search<'_, M> {
+    /// All of a region but for V8's pages, which are no roots, and blocks of handles, whose turn comes when it is known how far each is used.
+    fn region(&mut self, region: &Region) {
+        let mut skipped: Vec<_> = region.free.iter().chain(&region.blocks).cloned().collect();
+        skipped.sort_unstable_by_key(|range| range.start);
+        let mut is_abandoned = false;
+        for within in chunks(region.range.clone()) {
+            let chunk = within.start / PAGE_BYTES * PAGE_BYTES;
+            let is_page = self.reach.pages.covers(chunk);
+            is_abandoned = !is_page && (is_abandoned || within.start == chunk && was_page(self.memory, chunk));
+            if !is_page && !is_abandoned {
+                self.words(&within, &skipped);
+            }
+        }
+    }
+
+    /// The words of a part of a chunk that are there and not skipped.
+    fn words(&mut self, within: &Range<u64>, skipped: &[Range<u64>]) {
+        let chunk = within.start / PAGE_BYTES * PAGE_BYTES;
+        for run in runs(chunk, (self.present)(UserAddr(chunk)), within) {
+            self.bytes.resize(usize::try_from(run.end - run.start).unwrap_or(0), 0);
+            if self.memory.read_at(UserAddr(run.start), &mut self.bytes).is_err() {
+                continue;
+            }
+            self.tally.read_bytes += run.end - run.start;
+            let first = skipped.partition_point(|range| range.end <= run.start);
+            let mut skipped = skipped.iter().skip(first).peekable();
+            let mut before = 0;
+            for (at, word) in (run.start..).step_by(8).zip(self.bytes.as_chunks::<8>().0) {
+                while skipped.next_if(|range| range.end <= at).is_some() {}
+                if skipped.peek().is_none_or(|range| at < range.start) {
+                    let word = u64::from_le_bytes(*word);
+                    self.reach.follow_root(word);
+                    if self.ends.contains(&word) {
+                        self.blocks.look_at(before, word);
+                    }
+                    before = word;
+                }
+            }
         }
     }
 }
@@ -114,6 +189,32 @@ fn runs(chunk: u64, mut present: u64, within: &Range<u64>) -> Vec<Range<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_of_handles_is_used_up_to_where_something_says() {
+        let block = |start: u64| start..start + 8176;
+        let region =
+            Region { range: 0..1 << 20, writable: true, free: Vec::new(), blocks: vec![block(0x1000), block(0x8000)] };
+        let mut blocks = Blocks::new(&[region]);
+        assert_eq!(blocks.ends(), 0x1000 + 8176..=0x8000 + 8176);
+        for (next, end) in [
+            (0x8010, 0x8000 + 8176),
+            (0x8020, 0x8000 + 8176),
+            (0x8018, 0x8000 + 8176),
+            (0x7ff8, 0x1000 + 8176),
+            (0x8030, 7),
+        ] {
+            blocks.look_at(next, end);
+        }
+        assert!(blocks.used().eq([block(0x1000), 0x8000..0x8020]));
+    }
+
+    #[test]
+    fn a_range_is_taken_by_chunks() {
+        let parts = |range: Range<u64>| chunks(range).collect::<Vec<_>>();
+        assert_eq!(parts(PAGE_BYTES - 8..2 * PAGE_BYTES + 8).len(), 3);
+        assert_eq!(parts(8..16).first(), Some(&(8..16)));
+    }
 
     #[test]
     fn only_what_is_there_is_read() {

@@ -79,8 +79,8 @@ Examples:
   agent heap diff before.ndjson after.ndjson               what grew, most bytes first
 
 The process is not stopped, signalled or changed, and no garbage is collected: its memory is read while it runs, as far as live \
-objects lead. Counts are within 10 % of a heap snapshot's where the collector is not at work all the time, on Node.js 18 to 24; on 26 \
-what died lately may still count now and then. Each report says how much of what it looked at was moved meanwhile. Bytes are those of \
+objects lead. Counts are within 10 % of a heap snapshot's where the collector is not at work all the time, on Node.js 18 to 26. Each \
+report says how much of what it looked at was moved meanwhile. Bytes are those of \
 the objects themselves, not of what they hold.";
 
 pub const HEAP_DIFF_EXAMPLES: &str = "\

@@ -10,7 +10,7 @@ use agent_ebpf::spec::Component;
 
 use super::{cost::Apart, driver::nanoseconds};
 use crate::{
-    census::{self, Census, mark::Tally, roots::Region, shapes::Types},
+    census::{self, Census, mark::Tally, pages::PAGE_BYTES, roots::Region, shapes::Types},
     cli::exit,
     limits::CENSUS_KEPT_MAX,
     report::{heap::Constructor, model::HeapCount},
@@ -19,7 +19,7 @@ use crate::{
         layout::{Layout, NoLayout},
     },
     target::{
-        malloc,
+        malloc::{self, Allocated},
         memory::LiveMemory,
         node::{NodeError, NodeTarget},
         procfs::{self, Incarnation, ProcError, SystemCall},
@@ -267,6 +267,18 @@ fn poll_events(call: SystemCall) -> Option<Range<u64>> {
     polls.then_some(events..events.checked_add(bytes)?)
 }
 
+/// V8's `FreeListCategory`, of which each page has some: a type and how many bytes are free; then its first free space, and its
+/// neighbours.
+fn is_free_list([numbers, top, before, after]: [u64; 4]) -> bool {
+    const TYPES: u64 = 24;
+    let (kind, bytes) = (numbers & u64::from(u32::MAX), numbers >> 32);
+    let links = [before, after];
+    kind < TYPES
+        && bytes <= PAGE_BYTES
+        && (top == 0 || top & 7 == 1)
+        && links.iter().all(|link| link.is_multiple_of(16))
+}
+
 /// The process's private memory; of stacks, and of what the C library manages, only what is in use.
 fn regions_of(pid: Pid, memory: &LiveMemory) -> Result<Vec<Region>, ProcError> {
     let threads = procfs::threads(pid)?;
@@ -285,15 +297,16 @@ fn regions_of(pid: Pid, memory: &LiveMemory) -> Result<Vec<Region>, ProcError> {
         if let Some(used) = used {
             range.start = *used;
         }
-        let mut free = if region.anonymous && region.writable {
-            malloc::free(memory, &range, region.kind == regions::Kind::Brk)
+        let Allocated { mut free, blocks } = if region.anonymous && region.writable {
+            malloc::look_at(memory, &range, region.kind == regions::Kind::Brk, is_free_list)
         } else {
-            Vec::new()
+            Allocated::default()
         };
         if free.is_empty() && used.is_some() {
             free.extend(polled.iter().find(|events| range.contains(&events.start)).cloned());
         }
-        Region { range, writable: region.writable, free }
+        let blocks = blocks.into_iter().map(|block| block..block + malloc::BLOCK_BYTES).collect();
+        Region { range, writable: region.writable, free, blocks }
     });
     Ok(readable.collect())
 }
@@ -301,6 +314,14 @@ fn regions_of(pid: Pid, memory: &LiveMemory) -> Result<Vec<Region>, ProcError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_of_free_spaces_are_known_by_their_words() {
+        assert!(is_free_list([0x13, 0, 0, 0]));
+        assert!(is_free_list([0x5_0000_0003, 0x7f12_3459, 0, 0x2cf8_ec30]));
+        assert!(!is_free_list([0x2cf8_ec30, 0, 0, 0]), "a link is no type");
+        assert!(!is_free_list([3, 0, 0, 0x7f12_3459]), "an object is no neighbour");
+    }
 
     #[test]
     fn room_for_events_is_no_memory_of_the_programs() {

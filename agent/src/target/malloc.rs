@@ -9,7 +9,7 @@
 //! at any page, other large chunks are between them, and the top of the youngest, from which new chunks are cut, looks as if it were
 //! in use.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use super::memory::Memory;
 use crate::{
@@ -24,6 +24,22 @@ const PREVIOUS_IN_USE: u64 = 1;
 const MAPPED: u64 = 2;
 
 const PAGE_BYTES: u64 = 4096;
+
+/// Chunks for four words: two more where the rest would be too small for a chunk.
+const FOUR_WORDS_IN: RangeInclusive<u64> = 48..=64;
+
+const FOUR_WORDS_BYTES: u64 = 32;
+
+/// In chunks up to this size the last word counts as unused. It is the odd one, which neither an array that grows by doubling nor any
+/// object with a pointer to JavaScript at its end needs; mostly it is left from earlier use.
+const TAIL_UNUSED_TO: u64 = LISTED_BYTES_MAX;
+
+/// The largest chunks of the cache; other lists have smaller ones.
+const LISTED_BYTES_MAX: u64 = 1056;
+
+/// What V8 asks for to put handles in.
+pub const BLOCK_BYTES: u64 = 1022 * 8;
+const BLOCK_CHUNKS: RangeInclusive<u64> = 8192..=8208;
 
 /// At the end of a block, there are two, smaller than any chunk.
 const FENCE_BYTES: u64 = 16;
@@ -51,61 +67,79 @@ const FIRST_CHUNK_WITHIN: u64 = 0x1000;
 /// `HEAP_MAX_SIZE`: heaps of threads begin at a multiple of this.
 const ARENA_BYTES: u64 = 64 << 20;
 
-/// Memory in a mapping that is free, in order of addresses; `is_brk` is the main heap.
-pub fn free(memory: &impl Memory, mapping: &Range<u64>, is_brk: bool) -> Vec<Range<u64>> {
+/// Tells by the words whether what a chunk was asked for is of just four words. A chunk may have more, which then are left from earlier
+/// use; nothing else tells how much of it was asked for.
+pub type HasFourWords = fn([u64; 4]) -> bool;
+
+/// What is known of a mapping.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Allocated {
+    /// Memory that nobody uses, in order of addresses.
+    pub free: Vec<Range<u64>>,
+    /// What was asked for in [`BLOCK_BYTES`], more or less.
+    pub blocks: Vec<u64>,
+}
+
+/// What the allocator says of a mapping; `is_brk` is the main heap.
+pub fn look_at(memory: &impl Memory, mapping: &Range<u64>, is_brk: bool, four: HasFourWords) -> Allocated {
     let is_arena = !is_brk && mapping.start.is_multiple_of(ARENA_BYTES);
     let firsts = (mapping.start..mapping.end.min(mapping.start + FIRST_CHUNK_WITHIN)).step_by(16);
     let row = if is_brk {
-        walk(memory, mapping.clone())
+        walk(memory, mapping.clone(), four)
     } else if is_arena {
-        firsts.into_iter().find_map(|first| walk(memory, first..mapping.end))
+        firsts.into_iter().find_map(|first| walk(memory, first..mapping.end, four))
     } else {
         None
     };
-    let mut free = match row {
-        Some(row) => row.free,
-        None if is_brk => Vec::new(),
-        None => free_in_blocks(memory, mapping),
+    let mut allocated = match row {
+        Some(row) => row.allocated,
+        None if is_brk => Allocated::default(),
+        None => look_at_blocks(memory, mapping, four),
     };
-    free.sort_unstable_by_key(|range| range.start);
-    free
+    allocated.free.sort_unstable_by_key(|range| range.start);
+    allocated
 }
 
-/// Free memory in blocks by which the main heap grew.
-fn free_in_blocks(memory: &impl Memory, mapping: &Range<u64>) -> Vec<Range<u64>> {
+/// Blocks by which the main heap grew.
+fn look_at_blocks(memory: &impl Memory, mapping: &Range<u64>, four: HasFourWords) -> Allocated {
     /// Pages without a chunk, after which there is none.
     const MISSES_MAX: usize = 16;
-    let (mut free, mut at, mut misses) = (Vec::new(), mapping.start, 0);
-    while at < mapping.end && misses < MISSES_MAX && free.len() < MALLOC_FREE_MAX {
+    let (mut all, mut at, mut misses) = (Allocated::default(), mapping.start, 0);
+    while at < mapping.end && misses < MISSES_MAX && all.free.len() < MALLOC_FREE_MAX {
         let Some([_, size, _]) = head_at(memory, at) else { break };
         let bytes = size & !FLAGS;
         if size & FLAGS == MAPPED && bytes > 0 && bytes.is_multiple_of(PAGE_BYTES) && bytes <= mapping.end - at {
             at += bytes;
         } else if size & FLAGS == PREVIOUS_IN_USE
-            && let Some(row) = walk(memory, at..mapping.end)
+            && let Some(row) = walk(memory, at..mapping.end, four)
         {
-            free.extend(top(memory, &row));
-            free.extend(row.free);
+            all.free.extend(top(memory, &row));
+            all.free.extend(row.allocated.free);
+            all.blocks.extend(row.allocated.blocks);
             at = row.end.next_multiple_of(PAGE_BYTES).max(at + PAGE_BYTES);
         } else {
             misses += 1;
             at += PAGE_BYTES;
         }
     }
-    free
+    all
 }
 
 /// The size of the chunk before, if that is free; the size; and the first word of what was asked for.
 fn head_at(memory: &impl Memory, chunk: u64) -> Option<[u64; 3]> {
-    let mut head = [[0; 8]; 3];
-    memory.read_at(UserAddr(chunk), head.as_flattened_mut()).ok()?;
-    Some(head.map(u64::from_le_bytes))
+    words_at(memory, chunk)
+}
+
+fn words_at<const N: usize>(memory: &impl Memory, at: u64) -> Option<[u64; N]> {
+    let mut words = [[0; 8]; N];
+    memory.read_at(UserAddr(at), words.as_flattened_mut()).ok()?;
+    Some(words.map(u64::from_le_bytes))
 }
 
 /// What a row of chunks has.
 #[derive(Default)]
 struct Row {
-    free: Vec<Range<u64>>,
+    allocated: Allocated,
     end: u64,
     /// Chunks in use that end with a page: one of them may be the top.
     to_page_end: Vec<Range<u64>>,
@@ -113,8 +147,8 @@ struct Row {
     links: Vec<u64>,
 }
 
-/// Free memory in a row of chunks; `None` if it is no such row.
-fn walk(memory: &impl Memory, within: Range<u64>) -> Option<Row> {
+/// Looks at a row of chunks; `None` if it is no such row.
+fn walk(memory: &impl Memory, within: Range<u64>, four: HasFourWords) -> Option<Row> {
     /// A row that is this long is not one by chance.
     const CHUNKS_MIN: usize = 16;
     let mut row = Row::default();
@@ -130,11 +164,11 @@ fn walk(memory: &impl Memory, within: Range<u64>) -> Option<Row> {
             return (is_fence || chunks >= CHUNKS_MIN).then_some(row);
         }
         if chunks == 0 && bytes == CACHE_BYTES {
-            cached(memory, at + HEAD_BYTES, &within, &mut row.free);
+            cached(memory, at + HEAD_BYTES, &within, &mut row.allocated.free);
         }
         if next + HEAD_BYTES > within.end {
             // The top: never used, or given back.
-            row.free.push(at + HEAD_BYTES..within.end);
+            row.allocated.free.push(at + HEAD_BYTES..within.end);
             row.end = within.end;
             return Some(row);
         }
@@ -147,14 +181,28 @@ fn walk(memory: &impl Memory, within: Range<u64>) -> Option<Row> {
             let links = [first, memory.word_at(UserAddr(at + HEAD_BYTES + 8)).unwrap_or(0)];
             row.links.extend(links.into_iter().filter(|link| !within.contains(link)));
         }
-        if (is_binned || is_listed(memory, at + HEAD_BYTES, first, bytes)) && row.free.len() < MALLOC_FREE_MAX {
-            row.free.push(at + HEAD_BYTES..next + TAIL_BYTES);
-        } else if next.is_multiple_of(PAGE_BYTES) && row.to_page_end.len() < TOPS_MAX {
+        let unused = if is_binned || is_listed(memory, at + HEAD_BYTES, first, bytes) {
+            Some(at + HEAD_BYTES)
+        } else if FOUR_WORDS_IN.contains(&bytes) && words_at(memory, at + HEAD_BYTES).is_some_and(four) {
+            Some(at + HEAD_BYTES + FOUR_WORDS_BYTES)
+        } else {
+            (bytes <= TAIL_UNUSED_TO && row.allocated.free.len() < MALLOC_FREE_MAX / 2).then_some(next)
+        };
+        if let Some(from) = unused
+            && row.allocated.free.len() < MALLOC_FREE_MAX
+        {
+            row.allocated.free.push(from..next + TAIL_BYTES);
+        }
+        let is_used = unused.is_none_or(|from| from > at + HEAD_BYTES);
+        if is_used && BLOCK_CHUNKS.contains(&bytes) {
+            row.allocated.blocks.push(at + HEAD_BYTES);
+        }
+        if is_used && next.is_multiple_of(PAGE_BYTES) && row.to_page_end.len() < TOPS_MAX {
             row.to_page_end.push(at..next);
         }
         // The top of an arena's heap ends before the mapping does.
         if of_next == 0 {
-            row.free.push(at + HEAD_BYTES..next);
+            row.allocated.free.push(at + HEAD_BYTES..next);
             return (chunks >= CHUNKS_MIN).then_some(row);
         }
         (at, size, first) = (next, of_next, first_of_next);
@@ -172,11 +220,10 @@ fn top(memory: &impl Memory, row: &Row) -> Option<Range<u64>> {
         first.and_then(|first| memory.word_at(UserAddr(first + HEAD_BYTES + 8))).is_ok_and(|back| back == at)
     };
     row.links.iter().find_map(|link| {
-        let mut words = [[0; 8]; (LISTS * LIST_BYTES / 8) as usize];
         let first = (link + LIST_BYTES).checked_sub(LISTS * LIST_BYTES)?;
-        memory.read_at(UserAddr(first), words.as_flattened_mut()).ok()?;
+        let words: [u64; (LISTS * LIST_BYTES / 8) as usize] = words_at(memory, first)?;
         (first..).step_by(8).zip(words).find_map(|(at, word)| {
-            let chunk = row.to_page_end.binary_search_by_key(&u64::from_le_bytes(word), |chunk| chunk.start).ok()?;
+            let chunk = row.to_page_end.binary_search_by_key(&word, |chunk| chunk.start).ok()?;
             let top = row.to_page_end.get(chunk).filter(|_| begins_lists(at))?;
             Some(top.start + HEAD_BYTES..top.end)
         })
@@ -185,8 +232,6 @@ fn top(memory: &impl Memory, row: &Row) -> Option<Range<u64>> {
 
 /// The first word of a chunk is a mangled link, to a chunk of the same size or to none: the chunk waits in a list.
 fn is_listed(memory: &impl Memory, at: u64, first: u64, bytes: u64) -> bool {
-    /// The largest chunks of the cache; other lists have smaller ones.
-    const LISTED_BYTES_MAX: u64 = 1056;
     let link = first ^ (at >> 12);
     if bytes > LISTED_BYTES_MAX || link == 0 {
         return bytes <= LISTED_BYTES_MAX;
@@ -230,6 +275,11 @@ mod tests {
         words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 
+    fn without_tails(mut free: Vec<Range<u64>>) -> Vec<Range<u64>> {
+        free.retain(|range| range.end - range.start > TAIL_BYTES);
+        free
+    }
+
     /// A block of two pages: chunks of 48 bytes, one of which is free, up to the middle, and the top.
     fn block(at: u64, list: u64) -> Vec<u64> {
         let mut words = Vec::new();
@@ -246,17 +296,20 @@ mod tests {
 
     #[test]
     fn a_block_of_a_few_chunks_is_known_by_its_fence() {
+        let rest = PAGE_BYTES - 0x30 - 0x40 - 0x40 - 0x20;
         let mut words = vec![0, 0x31, 1, 2, 3, 4, 0, 0x41, 5, 6, 7, 8, 0, 0];
-        words.extend([0x40, (PAGE_BYTES - 0x30 - 0x40 - 0x20)]);
+        words.extend([0x40, 0x40, 16, 0, 0, 0, 9, 9, 9, rest | PREVIOUS_IN_USE]);
         words.resize(508, 9);
-        words.extend([PAGE_BYTES - 0x30 - 0x40 - 0x20, 0x11, 0, 0x11]);
+        words.extend([0, 0x11, 0, 0x11]);
         let mapping = HEAP..HEAP + PAGE_BYTES;
         let found = |words: &[u64]| {
             let mut memory = Fixture::default();
             memory.map(UserAddr(HEAP), bytes(words));
-            free(&memory, &mapping, false)
+            look_at(&memory, &mapping, false, |words| words == [16, 0, 0, 0]).free
         };
-        assert!(found(&words).iter().eq([&(HEAP + 0x30 + HEAD_BYTES..HEAP + 0x70 + TAIL_BYTES)]));
+        let tail = HEAP + 0x30..HEAP + 0x30 + TAIL_BYTES;
+        let behind_four = HEAP + 0x70 + HEAD_BYTES + 32..HEAP + 0xb0 + TAIL_BYTES;
+        assert_eq!(found(&words), [tail, HEAP + 0x30 + HEAD_BYTES..HEAP + 0x70 + TAIL_BYTES, behind_four]);
         words.truncate(508);
         words.extend([8; 4]);
         assert_eq!(found(&words), []);
@@ -285,7 +338,7 @@ mod tests {
         let ranges = |at: u64| at + 3 * 48 + HEAD_BYTES..at + 4 * 48 + TAIL_BYTES;
         let older = YOUNGEST + 2 * PAGE_BYTES;
         let expected = [ranges(YOUNGEST), top + HEAD_BYTES..older, ranges(older)];
-        assert_eq!(free(&memory, &mapping, false), expected);
+        assert_eq!(without_tails(look_at(&memory, &mapping, false, |_| false).free), expected);
     }
 
     /// Chunks of 48 bytes, of which some are free, and some wait in lists.
@@ -313,12 +366,14 @@ mod tests {
         let row = HEAP..HEAP + bytes.len() as u64;
         memory.map(UserAddr(HEAP), bytes);
         memory.map(UserAddr(OTHER_HEAP), [0_u64, 0x31, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect());
-        let free = free(&memory, &row, true);
+        let free = look_at(&memory, &row, true, |_| false).free;
+        assert_eq!(free.first(), Some(&(HEAP + 48..HEAP + 48 + TAIL_BYTES)), "the odd word");
+        let free = without_tails(free);
         let numbers: Vec<u64> = free.iter().map(|range| (range.start - HEAP) / 48).collect();
         assert_eq!(numbers, [3, 6, 9, 14, 20]);
         // With the first word of the next chunk.
         assert_eq!(free.first(), Some(&(HEAP + 3 * 48 + HEAD_BYTES..HEAP + 4 * 48 + TAIL_BYTES)));
-        assert_eq!(super::free(&memory, &(HEAP + 8..row.end), true), []);
-        assert_eq!(super::free(&memory, &(row.end..row.end + 4096), true), []);
+        assert_eq!(look_at(&memory, &(HEAP + 8..row.end), true, |_| false).free, []);
+        assert_eq!(look_at(&memory, &(row.end..row.end + 4096), true, |_| false).free, []);
     }
 }

@@ -33,7 +33,7 @@ pub fn render(heap: &Heap, top: usize, style: Style) -> String {
 /// Counts were held against heap snapshots of these versions.
 fn is_measured(node_version: Option<&str>) -> bool {
     let major = node_version.and_then(|version| version.trim_start_matches('v').split('.').next()?.parse::<u32>().ok());
-    major.is_some_and(|major| (18..=24).contains(&major))
+    major.is_some_and(|major| (18..=26).contains(&major))
 }
 
 fn whole(page: &mut Page, whole: &Whole) {
