@@ -30,13 +30,6 @@ const FOUR_WORDS_IN: RangeInclusive<u64> = 48..=64;
 
 const FOUR_WORDS_BYTES: u64 = 32;
 
-/// In chunks up to this size the last word counts as unused. It is the odd one, which neither an array that grows by doubling nor any
-/// object with a pointer to JavaScript at its end needs; mostly it is left from earlier use.
-const TAIL_UNUSED_TO: u64 = LISTED_BYTES_MAX;
-
-/// The largest chunks of the cache; other lists have smaller ones.
-const LISTED_BYTES_MAX: u64 = 1056;
-
 /// What V8 asks for to put handles in.
 pub const BLOCK_BYTES: u64 = 1022 * 8;
 const BLOCK_CHUNKS: RangeInclusive<u64> = 8192..=8208;
@@ -186,7 +179,9 @@ fn walk(memory: &impl Memory, within: Range<u64>, four: HasFourWords) -> Option<
         } else if FOUR_WORDS_IN.contains(&bytes) && words_at(memory, at + HEAD_BYTES).is_some_and(four) {
             Some(at + HEAD_BYTES + FOUR_WORDS_BYTES)
         } else {
-            (bytes <= TAIL_UNUSED_TO && row.allocated.free.len() < MALLOC_FREE_MAX / 2).then_some(next)
+            // The last word is the odd one, which neither an array that grows by doubling nor any object with a pointer to JavaScript at its
+            // end needs; mostly it is left from earlier use.
+            (row.allocated.free.len() < MALLOC_FREE_MAX / 2).then_some(next)
         };
         if let Some(from) = unused
             && row.allocated.free.len() < MALLOC_FREE_MAX
@@ -232,6 +227,8 @@ fn top(memory: &impl Memory, row: &Row) -> Option<Range<u64>> {
 
 /// The first word of a chunk is a mangled link, to a chunk of the same size or to none: the chunk waits in a list.
 fn is_listed(memory: &impl Memory, at: u64, first: u64, bytes: u64) -> bool {
+    /// The largest chunks of the cache; other lists have smaller ones.
+    const LISTED_BYTES_MAX: u64 = 1056;
     let link = first ^ (at >> 12);
     if bytes > LISTED_BYTES_MAX || link == 0 {
         return bytes <= LISTED_BYTES_MAX;
@@ -307,9 +304,9 @@ mod tests {
             memory.map(UserAddr(HEAP), bytes(words));
             look_at(&memory, &mapping, false, |words| words == [16, 0, 0, 0]).free
         };
-        let tail = HEAP + 0x30..HEAP + 0x30 + TAIL_BYTES;
         let behind_four = HEAP + 0x70 + HEAD_BYTES + 32..HEAP + 0xb0 + TAIL_BYTES;
-        assert_eq!(found(&words), [tail, HEAP + 0x30 + HEAD_BYTES..HEAP + 0x70 + TAIL_BYTES, behind_four]);
+        let expected = [HEAP + 0x30 + HEAD_BYTES..HEAP + 0x70 + TAIL_BYTES, behind_four];
+        assert_eq!(without_tails(found(&words)), expected);
         words.truncate(508);
         words.extend([8; 4]);
         assert_eq!(found(&words), []);
