@@ -38,8 +38,9 @@ pub fn test(args: &[OsString]) -> Result<(), Error> {
         say("lints");
         let mut clippy = host_cargo(&["clippy", "--workspace", "--all-targets"]);
         run(clippy.args(FEATURES).args(["--", "--deny", "warnings"]))?;
-        let mut fuzz = host_cargo(&["clippy", "--manifest-path"]);
-        fuzz.arg(root().join("agent/fuzz/Cargo.toml")).arg("--target-dir").arg(root().join("target"));
+        let mut fuzz = host_cargo(&["clippy"]);
+        fuzz.arg("--manifest-path").arg(root().join("agent/fuzz/Cargo.toml"));
+        fuzz.arg("--target-dir").arg(root().join("target"));
         run(fuzz.args(["--", "--deny", "warnings"]))?;
         dependencies()?;
     }
