@@ -23,5 +23,5 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         function_column: number(at),
         ..Frame::default()
     };
-    agent::symbolize::source_map::apply_bytes(map, &frame);
+    let _ = agent::symbolize::source_map::apply_bytes(map, &frame);
 });
