@@ -92,6 +92,7 @@ fn memory() -> Memory {
             object_bytes: 3,
             stray_share: 0.5,
             complete: true,
+            disturbed: true,
             constructors: vec![Constructor { name: "A".into(), place: Some("a.js:1".into()), objects: 1, bytes: 2 }],
         })),
     }

@@ -1,7 +1,9 @@
 //! Counting the objects of a live process.
 
 use std::{
+    convert::Infallible,
     ops::Range,
+    sync::mpsc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -30,7 +32,10 @@ use crate::{
 };
 
 /// Times that a census is taken where too much was moved meanwhile.
-const ATTEMPTS_MAX: u32 = 3;
+const ATTEMPTS_MAX: u32 = 5;
+
+/// After so many beginnings and ends of collections during one, the next would meet as many.
+const MOVES_MAX: u32 = 4;
 
 /// A share of pointers to no object from which it is taken again.
 const STRAY_SHARE_MAX: f64 = 0.01;
@@ -59,6 +64,8 @@ pub enum HeapError {
     NoPages(Pid),
     #[error("process {0} ended while it was read")]
     Ended(Pid),
+    #[error("no time was left to count the heap of process {0}")]
+    NoTime(Pid),
 }
 
 impl HeapError {
@@ -69,7 +76,7 @@ impl HeapError {
             | Self::Process(ProcError::Denied { .. })
             | Self::Denied(_) => exit::NOT_ALLOWED,
             Self::Node(_) | Self::Process(_) | Self::Layout(_) | Self::NoTypes(_) | Self::Ended(_) => exit::NO_TARGET,
-            Self::NoPages(_) => exit::FAILED,
+            Self::NoPages(_) | Self::NoTime(_) => exit::FAILED,
         }
     }
 }
@@ -125,12 +132,15 @@ impl Counter {
             if procfs::incarnation(pid) != self.incarnation || !procfs::is_alive(pid) {
                 return Err(HeapError::Ended(pid));
             }
-            let disturbed = collections() != before;
+            let after = collections();
+            let (disturbed, moves) = (after != before, after.unwrap_or(0).wrapping_sub(before.unwrap_or(0)));
             let taken = Taken { census, disturbed, begun, took: begun.elapsed(), attempts };
             if best.as_ref().is_none_or(|best| taken.rank() < best.rank()) {
                 best = Some(taken);
             }
-            if best.as_ref().is_some_and(|best| !best.disturbed && best.census.stray_share() < STRAY_SHARE_MAX) {
+            let is_good =
+                best.as_ref().is_some_and(|best| !best.disturbed && best.census.stray_share() < STRAY_SHARE_MAX);
+            if is_good || moves > MOVES_MAX {
                 break;
             }
         }
@@ -167,9 +177,16 @@ impl Taken {
 }
 
 /// Far behind what else runs.
-const PRIORITY: i32 = 10;
+const PRIORITY: i32 = 5;
 
-/// A census that is being taken, on a thread of its own that gives way to all others.
+/// Censuses are taken one after the other: of two at a time, both would take longer, and more would be moved meanwhile.
+#[derive(Default)]
+pub struct Queue {
+    /// Where the last one's end is heard of.
+    last: Option<mpsc::Receiver<Infallible>>,
+}
+
+/// A census that is to be taken, on a thread of its own that gives way to all others.
 pub struct Counting {
     thread: JoinHandle<Result<Counted, HeapError>>,
 }
@@ -181,38 +198,48 @@ pub struct Counted {
     /// When the reading began of what counts: a process is got to know before that, which may take longer.
     pub begun: Instant,
     pub took: Duration,
-    /// With all attempts.
-    pub took_in_all: Duration,
+    /// CPU time, with all attempts.
+    pub cost: Duration,
 }
 
-impl Counting {
-    /// Takes that long at most, once the process is known.
-    pub fn start(
+impl Queue {
+    /// Adds a census, which takes that long at most, once the process is known; it begins by `latest`, or not at all.
+    pub fn add(
+        &mut self,
         pid: Pid,
         known: Option<Counter>,
         time: Duration,
+        latest: Option<Instant>,
         collections: Box<dyn Fn() -> Option<u32> + Send>,
-    ) -> std::io::Result<Self> {
+    ) -> std::io::Result<Counting> {
+        let (turn, last) = mpsc::channel();
+        let before = self.last.replace(last);
         let thread = std::thread::Builder::new().name("census".to_owned()).spawn(move || {
             // A priority is a thread's own on Linux, and it is no harm if this one has none.
             let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), PRIORITY);
             let mut apart = Apart::default();
+            // Nothing is ever sent: what is heard is that the turn of the one before was dropped, also by a panic.
+            let _turn = turn;
+            let _ = before.map(|before| before.recv());
+            if latest.is_some_and(|latest| Instant::now() > latest) {
+                return Err(HeapError::NoTime(pid));
+            }
             let counter = known.map_or_else(|| Counter::of(pid), Ok);
-            apart.count();
-            let (counter, started) = (counter?, Instant::now());
+            let (counter, known_at, started) = (counter?, apart.count(), Instant::now());
             let taken = counter.count(time, &*collections, &mut |_| {
                 apart.count();
                 started.elapsed() < time
             });
-            let took_in_all = started.elapsed();
-            let (begun, took) = taken.as_ref().map_or((started, took_in_all), |taken| (taken.begun, taken.took));
-            let count = taken.map(|taken| summed_up(taken.census, took));
-            apart.count();
-            Ok(Counted { counter, count, begun, took, took_in_all })
+            let (begun, took) = taken.as_ref().map_or((started, started.elapsed()), |taken| (taken.begun, taken.took));
+            let count = taken.map(summed_up);
+            let cost = apart.count().saturating_sub(known_at);
+            Ok(Counted { counter, count, begun, took, cost })
         })?;
-        Ok(Self { thread })
+        Ok(Counting { thread })
     }
+}
 
+impl Counting {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.thread.is_finished()
@@ -226,7 +253,8 @@ impl Counting {
 }
 
 /// The constructors with the most bytes, and the sum of all.
-fn summed_up(census: Census, took: Duration) -> HeapCount {
+fn summed_up(taken: Taken) -> HeapCount {
+    let Taken { census, disturbed, took, .. } = taken;
     let (stray_share, complete) = (census.stray_share(), !census.tally.cut_short);
     let mut constructors = constructors(census);
     let (objects, bytes) =
@@ -240,6 +268,7 @@ fn summed_up(census: Census, took: Duration) -> HeapCount {
         object_bytes: bytes,
         stray_share,
         complete,
+        disturbed,
         constructors,
     }
 }

@@ -111,13 +111,35 @@ pub struct Apart {
 }
 
 impl Apart {
-    /// To be called by the thread now and then, and at its end.
-    pub fn count(&mut self) {
-        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-        let now_ns = u64::try_from(time.tv_sec * 1_000_000_000 + time.tv_nsec).unwrap_or(0);
+    /// To be called by the thread now and then, and at its end. CPU time of the thread so far.
+    pub fn count(&mut self) -> Duration {
+        let now_ns = of_thread_ns();
         APART_NS.fetch_add(now_ns.saturating_sub(self.counted_ns), Ordering::Relaxed);
         self.counted_ns = now_ns;
+        Duration::from_nanos(now_ns)
     }
+}
+
+/// CPU time of looks at what processes hold.
+static LOOKS_NS: AtomicU64 = AtomicU64::new(0);
+
+/// Looks, and counts what that takes.
+pub fn of_look<T>(look: impl FnOnce() -> T) -> T {
+    let before_ns = of_thread_ns();
+    let found = look();
+    LOOKS_NS.fetch_add(of_thread_ns().saturating_sub(before_ns), Ordering::Relaxed);
+    found
+}
+
+/// CPU time of looks so far.
+pub fn looks_cpu_time() -> Duration {
+    Duration::from_nanos(LOOKS_NS.load(Ordering::Relaxed))
+}
+
+/// CPU time of this thread so far.
+fn of_thread_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    u64::try_from(time.tv_sec * 1_000_000_000 + time.tv_nsec).unwrap_or(0)
 }
 
 /// Nanoseconds in user space and in the kernel, of all threads.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use log::debug;
 
 use super::{
-    census::{Counted, Counter, Counting},
+    census::{Counted, Counter, Counting, Queue},
     session::Session,
 };
 use crate::{
@@ -20,15 +20,18 @@ use crate::{
 const GROWN_BYTES: u64 = 3 << 20;
 const GROWN_SHARE: u64 = 20;
 
-/// The time between two censuses, at least, and as a multiple of what the last one took.
+/// The time between two censuses, at least, and as a multiple of the CPU time that the last one took.
 const PACE: Duration = Duration::from_secs(8);
 const PACE_TIMES: u32 = 10;
 
 /// The first comes when the heap has been seen for so long: what a start leaves is not yet what stays.
 const WINDOWS_LEAST: u32 = 3;
 
-/// Longer than this takes none; and the end of a trace waits no longer for its last one.
+/// Longer than this takes none.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The last ones, of all processes, are begun by then, or not at all.
+const LAST_WITHIN: Duration = Duration::from_secs(5);
 
 /// The last one tells little if the one before was just now.
 const LAST_AFTER: Duration = Duration::from_secs(2);
@@ -49,15 +52,21 @@ enum State {
     Waiting {
         counter: Box<Counter>,
         since: Instant,
-        pace: Duration,
+        cost: Duration,
     },
     /// It cannot be counted.
     Refused,
 }
 
 impl HeapWatch {
-    /// Begins to count, if that is due at the end of this window.
-    pub fn step(&mut self, pid: Pid, memory: &Memory, is_ending: bool, session: &Session) {
+    /// CPU time that the last census took.
+    #[must_use]
+    pub fn cost(&self) -> Duration {
+        if let State::Waiting { cost, .. } = self.state { cost } else { Duration::ZERO }
+    }
+
+    /// Has it counted, if that is due at the end of this window.
+    pub fn step(&mut self, pid: Pid, memory: &Memory, is_ending: bool, session: &Session, queue: &mut Queue) {
         let Some(used) = memory.heaps.iter().filter_map(|heap| heap.used_bytes_min).max() else { return };
         self.windows = self.windows.saturating_add(1);
         let least = self.least.map_or(used, |least| least.min(used));
@@ -68,7 +77,9 @@ impl HeapWatch {
             // One census alone tells no growth.
             State::Untouched => has_grown && !is_ending,
             State::Waiting { since, .. } if is_ending => since.elapsed() >= LAST_AFTER,
-            State::Waiting { since, pace, .. } => has_grown && since.elapsed() >= *pace,
+            State::Waiting { since, cost, .. } => {
+                has_grown && since.elapsed() >= PACE.max(cost.saturating_mul(PACE_TIMES))
+            }
             State::Counting(_) | State::Refused => false,
         };
         if !is_due {
@@ -80,7 +91,8 @@ impl HeapWatch {
         };
         let collections = session.collections().ok();
         let of_process = move || collections.as_ref().and_then(|all| all.of(pid.0)).map(|(_, all)| all);
-        match Counting::start(pid, known, PATIENCE, Box::new(of_process)) {
+        let latest = is_ending.then(|| Instant::now().checked_add(LAST_WITHIN)).flatten();
+        match queue.add(pid, known, PATIENCE, latest, Box::new(of_process)) {
             Ok(counting) => self.state = State::Counting(counting),
             Err(error) => debug!("objects are not counted, pid={pid}: {error}"),
         }
@@ -95,10 +107,9 @@ impl HeapWatch {
                 return None;
             }
         };
-        let Counted { counter, count, begun, took, took_in_all } =
+        let Counted { counter, count, begun, took, cost } =
             counting.end()?.map_err(|error| debug!("objects are not counted: {error}")).ok()?;
-        let pace = PACE.max(took_in_all.saturating_mul(PACE_TIMES));
-        self.state = State::Waiting { counter: Box::new(counter), since: Instant::now(), pace };
+        self.state = State::Waiting { counter: Box::new(counter), since: Instant::now(), cost };
         let count = count.map_err(|error| debug!("objects are not counted: {error}")).ok()?;
         // An object is counted when it is come to, which is in the middle as a mean.
         let middle = begun.checked_add(took / 2)?;

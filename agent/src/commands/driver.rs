@@ -27,6 +27,7 @@ use targets::lives;
 
 use super::{
     clusters::Search,
+    cost,
     discover::Discovery,
     lookout::Lookout,
     pods::Pods,
@@ -312,7 +313,7 @@ impl Driver {
 
     fn glance(&mut self) {
         if let Some(lookout) = &mut self.lookout {
-            lookout.glance(&self.session);
+            cost::of_look(|| lookout.glance(&self.session));
         }
     }
 
@@ -322,7 +323,7 @@ impl Driver {
         if !lookout.is_due(&self.session) {
             return;
         }
-        let memories = lookout.look(&self.session, &tick.threads);
+        let memories = cost::of_look(|| lookout.look(&self.session, &tick.threads));
         lookout.suspect(&mut self.session, &memories);
         for (pid, memory) in memories {
             self.feed(Input::Memory { pid, now: tick.now, memory: Box::new(memory) });

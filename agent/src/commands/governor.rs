@@ -46,8 +46,9 @@ pub struct Counts<'a> {
     /// Stacks that were walked, and of which samples.
     pub stacks: u64,
     pub sampled: u64,
-    /// The agent's own CPU time.
+    /// The agent's own CPU time, and what of it looks at heaps took.
     pub own: Duration,
+    pub looks: Duration,
     /// How many processes are watched.
     pub targets: usize,
     /// Whether there is a file that uprobes are in: without one nothing comes off but switches.
@@ -77,9 +78,10 @@ pub struct Governor {
     budget: Budget,
     hit_cost: Duration,
     groups: Vec<Governed>,
-    /// How much rarer stacks off CPU and samples are, as they cost too much, or as the agent itself does.
+    /// How much rarer stacks off CPU, samples and looks at heaps are, as they cost too much, or as the agent itself does.
     stacks: Level,
     samples: Level,
+    looks: Level,
     own: Level,
     began: MonoNs,
     /// Of a profile stacks off CPU are not cut down: they are what was asked for.
@@ -115,6 +117,7 @@ impl Governor {
             groups: all,
             stacks: Level::quick(now),
             samples: Level::quick(now),
+            looks: Level::steady(now),
             own: Level::steady(now),
             began: now,
             cuts_down: switches == SwitchesWanted::Auto,
@@ -201,6 +204,7 @@ impl Governor {
         self.samples.step(now, cost(counts.sampled), part);
         if now.since(self.began).0 >= nanoseconds(OWN_GRACE) {
             self.own.step(now, counts.own, self.budget.own(counts.targets));
+            self.looks.step(now, counts.looks, self.budget.looks(counts.targets));
         }
     }
 
@@ -217,10 +221,10 @@ impl Governor {
         if self.cuts_down { self.samples.times() } else { self.samples.times().max(self.own.times()) }
     }
 
-    /// And looks at heaps: where fewer stacks were not enough.
+    /// And looks at heaps, on account of what they take themselves: findings are made of them, and rarer ones spare nothing else.
     #[must_use]
     pub fn looks_rarer(&self) -> u32 {
-        self.own.times_after_first()
+        self.looks.times()
     }
 
     /// And so many times less turns and the thread pool may take: where fewer stacks were not enough.
@@ -307,13 +311,14 @@ mod tests {
         governor: Governor,
         now: MonoNs,
         own: Duration,
+        looks: Duration,
         sampled: u64,
     }
 
     impl Load {
         fn new(switches: SwitchesWanted) -> Self {
             let governor = Governor::new(&[], (PhasesWanted::Never, switches), BUDGET, MonoNs(0));
-            Self { governor, now: MonoNs(0), own: Duration::ZERO, sampled: 0 }
+            Self { governor, now: MonoNs(0), own: Duration::ZERO, looks: Duration::ZERO, sampled: 0 }
         }
 
         /// Runs for so long, with samples that cost so much to take and so much to name, and looks at heaps that cost so much.
@@ -322,13 +327,16 @@ mod tests {
                 self.now = MonoNs(self.now.0 + nanoseconds(LOOK));
                 let samples = a_second / 4 / self.governor.samples_rarer();
                 self.sampled += u64::from(samples);
-                self.own += naming * samples + LOOK.mul_f64(looking / f64::from(self.governor.looks_rarer()));
+                let looked = LOOK.mul_f64(looking / f64::from(self.governor.looks_rarer()));
+                self.looks += looked;
+                self.own += naming * samples + looked;
                 let counts = Counts {
                     hits: &[],
                     turns: 0,
                     stacks: self.sampled,
                     sampled: self.sampled,
                     own: self.own,
+                    looks: self.looks,
                     targets: 1,
                     has_files: true,
                 };
@@ -361,9 +369,12 @@ mod tests {
     }
 
     #[test]
-    fn looks_at_heaps_that_cost_too_much_are_rarer_when_fewer_stacks_were_not_enough() {
+    fn looks_at_heaps_that_cost_too_much_are_rarer_and_those_that_do_not_are_left_alone() {
         let mut load = Load::new(SwitchesWanted::Auto);
-        load.run(Duration::from_mins(1), 0, Duration::ZERO, 0.12);
-        assert_eq!(load.rarer(), [16, 1, 4, 4]);
+        load.run(Duration::from_mins(1), 0, Duration::ZERO, 0.1);
+        assert_eq!(load.rarer(), [4, 1, 4, 1]);
+        let mut load = Load::new(SwitchesWanted::Auto);
+        load.run(Duration::from_mins(1), 396, Duration::from_micros(500), 0.01);
+        assert_eq!(load.rarer(), [1024, 1, 1, 256], "of a trace samples are not what is spared");
     }
 }

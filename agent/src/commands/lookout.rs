@@ -11,7 +11,7 @@ use agent_ebpf::{
 };
 use zerocopy::FromBytes;
 
-use super::{counting::HeapWatch, session::Session};
+use super::{census::Queue, counting::HeapWatch, session::Session};
 use crate::{
     diagnose,
     govern::{Suspicion, Watch},
@@ -37,6 +37,7 @@ pub struct Lookout {
     sites_in: u32,
     /// Live objects are counted where a heap grows.
     counts_objects: bool,
+    censuses: Queue,
     is_ending: bool,
 }
 
@@ -181,7 +182,14 @@ const SITES_WINDOWS: u32 = 4;
 impl Lookout {
     #[must_use]
     pub fn new(counts_objects: bool) -> Self {
-        Self { processes: BTreeMap::new(), passed: (0, 0), sites_in: SITES_WINDOWS, counts_objects, is_ending: false }
+        Self {
+            processes: BTreeMap::new(),
+            passed: (0, 0),
+            sites_in: SITES_WINDOWS,
+            counts_objects,
+            censuses: Queue::default(),
+            is_ending: false,
+        }
     }
 
     pub fn add(&mut self, pid: Pid, heaps: Option<HeapReader>) {
@@ -264,9 +272,12 @@ impl Lookout {
     /// Has live objects counted where heaps grow, beside all else, and takes in what was counted meanwhile.
     fn count_objects(&mut self, session: &Session, memories: &mut [(Pid, Memory)]) {
         let looked = Instant::now();
-        for (pid, memory) in memories.iter() {
+        // What is quick first: there may not be time for all.
+        let mut queued: Vec<_> = memories.iter().collect();
+        queued.sort_by_key(|(pid, _)| self.processes.get(pid).map(|watched| watched.objects.cost()));
+        for (pid, memory) in queued {
             if let Some(watched) = self.processes.get_mut(pid) {
-                watched.objects.step(*pid, memory, self.is_ending, session);
+                watched.objects.step(*pid, memory, self.is_ending, session, &mut self.censuses);
             }
         }
         for (pid, memory) in memories {

@@ -182,8 +182,12 @@ impl Process {
         let length_s = window.duration_ns as f64 / 1e9;
         self.wall_s += length_s;
         let memory = self.memory.take();
-        // What is left between the last tick and the end.
+        // What is left between the last tick and the end says little, but what was counted then says much.
         if length_s < 0.05 {
+            let before = self.windows.back_mut().and_then(|point| point.memory.as_mut());
+            if let (Some(before), Some(census)) = (before, memory.and_then(|memory| memory.census)) {
+                before.census = Some(census);
+            }
             return;
         }
         let counted: u64 = window.loops.iter().map(|of_loop| of_loop.requests).sum();

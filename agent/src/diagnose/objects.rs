@@ -26,6 +26,19 @@ fn censuses(process: &Process) -> impl DoubleEndedIterator<Item = (f64, &HeapCou
     })
 }
 
+/// The first census and the last, of those during which nothing was moved if these lie far enough apart.
+fn outermost(process: &Process) -> Option<[(f64, &HeapCount); 2]> {
+    /// Of the time between all.
+    const SPAN_LEAST: f64 = 0.5;
+    let ends = |exact: bool| {
+        let mut all = censuses(process).filter(|(_, census)| !exact || !census.disturbed);
+        Some([all.next()?, all.next_back()?])
+    };
+    let span = |[first, last]: &[(f64, &HeapCount); 2]| last.0 - first.0;
+    let all = ends(false)?;
+    Some(ends(true).filter(|exact| span(exact) >= SPAN_LEAST * span(&all)).unwrap_or(all))
+}
+
 /// Bytes of live objects at each census.
 #[expect(clippy::cast_precision_loss, reason = "figures for trends")]
 pub fn live_bytes(process: &Process) -> Vec<(f64, f64)> {
@@ -71,8 +84,7 @@ impl Grower {
 /// Whose objects the growth is: a program's own first, then most bytes first.
 #[expect(clippy::cast_precision_loss, reason = "shares")]
 pub fn growers(process: &Process) -> Vec<Grower> {
-    let mut all = censuses(process);
-    let (Some((from_s, first)), Some((to_s, last))) = (all.next(), all.next_back()) else { return Vec::new() };
+    let Some([(from_s, first), (to_s, last)]) = outermost(process) else { return Vec::new() };
     let requests = process.requests_from(from_s, to_s);
     let before =
         |one: &Constructor| first.constructors.iter().find(|old| old.name == one.name && old.place == one.place);

@@ -1,14 +1,18 @@
 //! Rules over histories that are made up: what is a finding, and what only looks like one.
 
 use super::{
-    cost,
+    History, cost,
     history::{Point, Process},
     js_heap, native,
     thresholds::Thresholds,
 };
 use crate::report::{
+    Body, Record,
     heap::Constructor,
-    model::{Finding, Frame, FrameKind, Heap, HeapCount, Memory, Profile, ProfileStack, Stack, StackId},
+    model::{
+        Finding, Frame, FrameKind, Heap, HeapCount, Memory, Profile, ProfileStack, SCHEMA_VERSION, Stack, StackId,
+        Window,
+    },
 };
 
 const MB: u64 = 1_000_000;
@@ -129,7 +133,14 @@ fn a_heap_that_fills_up_or_waits_to_be_collected_is_none() {
 
 /// A heap that is never collected as a whole, and counted each tenth second: so many sessions, of a hundred bytes each, beside the rest.
 fn counted(sessions: impl Fn(u32) -> u64) -> Option<Finding> {
+    counted_among_collections(sessions, |_| false)
+}
+
+/// The same; of some censuses, a quarter of the sessions was moved out of sight.
+fn counted_among_collections(sessions: impl Fn(u32) -> u64, disturbed: impl Fn(u32) -> bool) -> Option<Finding> {
     let process = minute(|second| {
+        let disturbed = disturbed(second);
+        let seen = sessions(second) - if disturbed { sessions(second) / 4 } else { 0 };
         let sessions = sessions(second);
         let of = |name: &str, place: Option<&str>, objects, bytes| Constructor {
             name: name.to_owned(),
@@ -140,10 +151,11 @@ fn counted(sessions: impl Fn(u32) -> u64) -> Option<Finding> {
         let census = HeapCount {
             object_bytes: 30 * MB + sessions * 1000,
             complete: true,
+            disturbed,
             constructors: vec![
                 of("(array)", None, 1000 + sessions, 20 * MB + sessions * 900),
                 of("Object", None, 5000, 10 * MB),
-                of("Session", Some("app.js:3"), sessions, sessions * 100),
+                of("Session", Some("app.js:3"), seen, seen * 100),
             ],
             ..HeapCount::default()
         };
@@ -171,6 +183,21 @@ fn objects_that_are_more_at_each_census_are_a_finding_where_nothing_is_collected
 }
 
 #[test]
+fn objects_a_request_are_told_by_censuses_during_which_nothing_was_moved() {
+    let evidence = |disturbed: fn(u32) -> bool| {
+        let found = counted_among_collections(|second| 200 * u64::from(second), disturbed);
+        let lines = found.iter().flat_map(|finding| &finding.evidence).map(|line| line.text.clone());
+        lines.filter(|line| line.starts_with("Session")).collect::<Vec<_>>()
+    };
+    let told = |at_last: u32, each: &str, more: &str| {
+        let of = "Session (app.js:3): 1000 objects at first and";
+        vec![format!("{of} {at_last} at last, {each} a request, {more} more")]
+    };
+    assert_eq!(evidence(|second| second > 50), told(9000, "1.00", "800 kB"), "the last one does not count");
+    assert_eq!(evidence(|second| second > 20), told(8250, "0.72", "725 kB"), "the others are too few");
+}
+
+#[test]
 fn objects_that_are_no_more_in_the_end_are_none() {
     assert!(counted(|_| 9000).is_none());
     assert!(counted(|second| 300 * u64::from(second.min(30))).is_none());
@@ -193,4 +220,18 @@ fn native_memory_that_grows_to_the_end_is_a_finding_and_a_burst_is_none() {
     assert!(resident(|_| 50 * MB).is_none());
     assert!(resident(|second| (50 + u64::from(second.min(25))) * MB).is_none());
     assert!(resident(|second| if (10..30).contains(&second) { 200 * MB } else { 50 * MB }).is_none());
+}
+
+#[test]
+fn what_is_counted_as_a_trace_ends_is_not_lost_with_a_window_that_is_too_short() {
+    let mut history = History::default();
+    let mut add = |body| history.add(&Record { schema_version: SCHEMA_VERSION, time: String::new(), pid: 7, body });
+    for (duration_ns, objects) in [(1_000_000_000, 1), (40_000_000, 2)] {
+        let census = HeapCount { objects, ..HeapCount::default() };
+        add(Body::Memory(Box::new(Memory { census: Some(Box::new(census)), ..Memory::default() })));
+        add(Body::Window(Box::new(Window { duration_ns, ..Window::default() })));
+    }
+    let windows = history.processes().flat_map(|(_, process)| &process.windows);
+    let counts = windows.filter_map(|point| Some(point.memory.as_ref()?.census.as_ref()?.objects));
+    assert_eq!(counts.collect::<Vec<_>>(), [2]);
 }

@@ -44,6 +44,13 @@ impl Budget {
         self.whole(targets) * WEIGHT
     }
 
+    /// Of that, looks at what processes hold.
+    #[must_use]
+    pub fn looks(&self, targets: usize) -> f64 {
+        const WEIGHT: f64 = 1.5;
+        self.whole(targets) * WEIGHT
+    }
+
     fn whole(&self, targets: usize) -> f64 {
         const CPUS_A_TARGET: usize = 2;
         let cpus = self.cpus.min(targets.max(1).saturating_mul(CPUS_A_TARGET));

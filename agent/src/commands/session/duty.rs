@@ -75,6 +75,7 @@ impl Session {
             stacks: counters.get(counter::STACKS_WALKED as usize).copied().unwrap_or(0),
             sampled: emitted(family::SAMPLE),
             own: cost::governed_cpu_time(),
+            looks: cost::looks_cpu_time(),
             targets: self.users.len(),
             has_files: !self.files.is_empty(),
         };

@@ -49,7 +49,7 @@ fn cost(page: &mut Page, summary: &Summary) {
     for (what, times) in [
         ("stacks off CPU were", agent.stacks_rarer),
         ("samples were", agent.samples_rarer),
-        ("looks at heaps were, as the agent itself took too much,", agent.looks_rarer),
+        ("looks at heaps were", agent.looks_rarer),
         ("turns and the thread pool were watched, as the agent itself took too much,", agent.records_rarer),
     ] {
         if times > 1 {

@@ -29,7 +29,7 @@ pub struct AgentCost {
     /// Likewise samples: each that is left counts for those that are not.
     #[serde(skip_serializing_if = "is_one", default = "one")]
     pub samples_rarer: u32,
-    /// Likewise looks at heaps, as the agent itself took too much.
+    /// Likewise looks at heaps and handles.
     #[serde(skip_serializing_if = "is_one", default = "one")]
     pub looks_rarer: u32,
     /// Likewise the time that turns and the thread pool might take, as the agent itself took too much.

@@ -39,6 +39,9 @@ pub struct HeapCount {
     pub stray_share: f64,
     /// All that can be reached was looked at.
     pub complete: bool,
+    /// Objects were moved meanwhile: some may be missing, or counted twice.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disturbed: bool,
     /// Those with the most bytes.
     pub constructors: Vec<Constructor>,
 }
