@@ -10,6 +10,9 @@ use crate::units::{Pid, UserAddr};
 /// Bytes of one part of a batch.
 pub const PART_BYTES: usize = 64;
 
+/// Bytes of a page of the processor, the least that is mapped.
+const PAGE_BYTES: u64 = 4096;
+
 /// Parts of one system call: the kernel's `UIO_MAXIOV`.
 const PARTS_MAX: usize = 1024;
 
@@ -38,6 +41,18 @@ pub trait Memory {
     /// Fills all of `into`, or fails.
     fn read_at(&self, at: UserAddr, into: &mut [u8]) -> Result<(), Unreadable>;
 
+    /// The same of an object that may be smaller than what is read of it, and the last one that is mapped: what lies on the next page, and
+    /// cannot be read, is 0.
+    fn read_object(&self, at: UserAddr, into: &mut [u8]) -> Result<(), Unreadable> {
+        if self.read_at(at, into).is_ok() {
+            return Ok(());
+        }
+        into.fill(0);
+        let there = usize::try_from(PAGE_BYTES - at.0 % PAGE_BYTES).unwrap_or(usize::MAX);
+        let (there, _) = into.split_at_mut_checked(there).ok_or(Unreadable(at))?;
+        self.read_at(at, there)
+    }
+
     /// A word.
     fn word_at(&self, at: UserAddr) -> Result<u64, Unreadable> {
         let mut bytes = [0; 8];
@@ -50,10 +65,10 @@ pub trait Memory {
         parts.iter_mut().map(|(at, into)| self.read_at(*at, into).is_ok()).collect()
     }
 
-    /// Fills those parts that can be read, and marks them.
+    /// Fills those parts that can be read, as objects are, and marks them.
     fn read_parts(&self, parts: &mut [Part]) {
         for part in parts {
-            part.read = self.read_at(part.at, &mut part.bytes).is_ok();
+            part.read = self.read_object(part.at, &mut part.bytes).is_ok();
         }
     }
 }
@@ -126,7 +141,7 @@ impl Memory for LiveMemory {
                 part.read = true;
             }
             if let Some(failed) = batch.get_mut(whole) {
-                failed.read = self.read_at(failed.at, &mut failed.bytes).is_ok();
+                failed.read = self.read_object(failed.at, &mut failed.bytes).is_ok();
                 done += 1;
             }
             rest = rest.get_mut(done..).unwrap_or_default();
@@ -238,6 +253,19 @@ mod tests {
         assert!(
             parts.iter().all(|part| part.read == (part.at == addr_of(&bytes)) && part.read == (part.bytes == bytes))
         );
+    }
+
+    #[test]
+    fn an_object_at_the_end_of_what_is_mapped_is_read() {
+        let mut memory = Fixture::default();
+        memory.map(UserAddr(PAGE_BYTES), vec![7; 4096]);
+        let read = |before_end: u64| {
+            let mut bytes = [1; 64];
+            memory.read_object(UserAddr(2 * PAGE_BYTES - before_end), &mut bytes).map(|()| bytes)
+        };
+        assert!(read(64).is_ok_and(|bytes| bytes == [7; 64]));
+        assert!(read(56).is_ok_and(|bytes| bytes.starts_with(&[7; 56]) && bytes.ends_with(&[0; 8])));
+        assert!(read(0).is_err());
     }
 
     #[test]

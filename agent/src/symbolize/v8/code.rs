@@ -170,7 +170,7 @@ impl<M: Memory> Heap<M> {
             return Err(Refusal::Changed);
         }
         let object = if types.instruction_stream.is_some() { Tagged(link).object()? } else { stream };
-        let words = self.words::<WORDS>(object)?;
+        let words = self.first_words::<WORDS>(object.0)?;
         let [map, ..] = words;
         if self.type_of_map(map)? != types.code {
             return Err(Refusal::OtherType);

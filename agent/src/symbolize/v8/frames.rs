@@ -272,7 +272,7 @@ impl<M: Memory> V8<M> {
     }
 
     fn describe(&mut self, function: Object, proofs: &mut Vec<Proof>) -> Result<std::sync::Arc<Function>, Refusal> {
-        let words = self.heap.words(function)?;
+        let words = self.heap.first_words(function.0)?;
         proofs.push(Proof::of_function(function, words, &self.heap.layout));
         let named = self.heap.function(function, &mut self.functions, 0)?;
         if let Some(script) = &named.script {

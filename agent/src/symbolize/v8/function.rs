@@ -90,7 +90,7 @@ impl<M: Memory> Heap<M> {
 
     /// The function at an address: the one that is known, if it is still the same.
     pub fn function(&self, at: Object, functions: &mut Functions, depth: usize) -> Result<Arc<Function>, Refusal> {
-        let words = self.words::<WORDS>(at)?;
+        let words = self.first_words::<WORDS>(at.0)?;
         let [map, ..] = words;
         if self.type_of_map(map)? != self.layout.types.function_info {
             return Err(Refusal::OtherType);
@@ -169,8 +169,8 @@ impl<M: Memory> Heap<M> {
         let hashed = layout.hashed_from.is_some_and(|from| variables >= from);
         let words = if hashed { variables + 1 } else { variables * 2 };
         let skipped = flags.class_variable() + if layout.has_receiver { flags.receiver() } else { 0 };
-        let tail = self.bytes(at.field((1 + layout.first_vars + words) * 8)?, TAIL * 8, TAIL * 8)?;
-        let mut tail = tail.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).skip(skipped);
+        let tail = self.first_words::<TAIL>(at.field((1 + layout.first_vars + words) * 8)?)?;
+        let mut tail = tail.into_iter().skip(skipped);
         let (mut own, mut inferred) = (None, None);
         if flags.has_name() {
             own = self.name_text(tail.next().ok_or(Refusal::OutOfRange)?)?;
@@ -221,7 +221,7 @@ impl<M: Memory> Heap<M> {
         const LINKS_MAX: usize = 3;
         let types = &self.layout.types;
         let info = self.layout.function_info;
-        let words = self.words::<WORDS>(function)?;
+        let words = self.first_words::<WORDS>(function.0)?;
         let field = |offset: u32| Tagged(words.get(offset as usize / 8).copied().unwrap_or(0));
         let number = field(info.untrusted_data.unwrap_or(info.data)).smi().and_then(|id| u32::try_from(id).ok());
         if info.untrusted_data.is_none()

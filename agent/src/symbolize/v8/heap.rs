@@ -105,6 +105,15 @@ impl<M: Memory> Heap<M> {
         self.memory.read_at(at, into).map_err(|_| Refusal::Unreadable)
     }
 
+    /// The first words of an object that may have fewer.
+    pub fn first_words<const N: usize>(&self, at: UserAddr) -> Result<[u64; N], Refusal> {
+        let left = self.reads_left.get().checked_sub(1).ok_or(Refusal::TooManyReads)?;
+        self.reads_left.set(left);
+        let mut bytes = [[0; 8]; N];
+        self.memory.read_object(at, bytes.as_flattened_mut()).map_err(|_| Refusal::Unreadable)?;
+        Ok(bytes.map(u64::from_le_bytes))
+    }
+
     /// Bytes, of which there may be `most`.
     pub fn bytes(&self, at: UserAddr, count: usize, most: usize) -> Result<Vec<u8>, Refusal> {
         if count > most {

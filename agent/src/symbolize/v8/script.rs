@@ -81,7 +81,7 @@ impl<M: Memory> Heap<M> {
     /// The script at an address: the one that is known, if it is still the same.
     pub fn script(&self, at: Object, functions: &mut Functions, depth: usize) -> Result<Arc<Script>, Refusal> {
         self.expect(at, self.layout.types.script)?;
-        let words = self.words::<WORDS>(at)?;
+        let words = self.first_words::<WORDS>(at.0)?;
         let identity = IDENTITY.map(|index| words.get(index).copied().unwrap_or(0));
         if let Some(known) = functions.script(at).filter(|known| known.identity == identity) {
             return Ok(known);

@@ -123,10 +123,7 @@ impl<M: Memory> Heap<M> {
     /// One step: either a run of units, or parts that make up this one.
     fn resolve(&self, part: Part, left: &mut Vec<Part>) -> Result<Option<Run>, Refusal> {
         let Part { string, from, units } = part;
-        let [map, length, first, second] = self.words::<4>(string).or_else(|_| {
-            let [map, length, first] = self.words::<3>(string)?;
-            Ok([map, length, first, 0])
-        })?;
+        let [map, length, first, second] = self.first_words::<4>(string.0)?;
         let instance_type = self.type_of_map(map)?;
         if instance_type >= self.layout.types.first_nonstring {
             return Err(Refusal::OtherType);
