@@ -3,10 +3,7 @@
 //! A page is read when something leads into it, and everything that can be reached within it is looked at in that one visit; what it
 //! reaches in other pages waits there. So memory is two bits a word of the heap, and not a copy of it.
 
-use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    ops::Range,
-};
+use std::{collections::VecDeque, ops::Range};
 
 use super::{
     pages::{PAGE_WORDS, Pages},
@@ -14,7 +11,10 @@ use super::{
 };
 use crate::{
     limits::{CENSUS_FUNCTIONS_MAX, CENSUS_ROOTS_MAX, CENSUS_ROUNDS_MAX, CENSUS_WEAK_TABLES_MAX},
-    target::memory::Memory,
+    target::{
+        address_map::{AddressMap, AddressSet},
+        memory::Memory,
+    },
     units::UserAddr,
 };
 
@@ -116,13 +116,13 @@ pub struct Reach {
     pub pages: Pages,
     waiting: VecDeque<usize>,
     /// Objects that roots lead to, and words that only look like roots.
-    roots: HashSet<u64>,
+    roots: AddressSet<u64>,
 }
 
 impl Reach {
     #[must_use]
     pub fn new(pages: Pages) -> Self {
-        Self { pages, waiting: VecDeque::new(), roots: HashSet::new() }
+        Self { pages, waiting: VecDeque::new(), roots: AddressSet::default() }
     }
 
     /// Notes what a word leads to that may be a root.
@@ -186,8 +186,8 @@ pub struct Marker<'a, M> {
     pub shapes: Shapes,
     pub tally: Tally,
     /// Functions by what may be the Map of what they construct.
-    pub functions: HashMap<u64, u64>,
-    weak_tables: HashSet<u64>,
+    pub functions: AddressMap<u64, u64>,
+    weak_tables: AddressSet<u64>,
     window: Window,
 }
 
@@ -199,8 +199,8 @@ impl<'a, M: Memory> Marker<'a, M> {
             reach,
             shapes,
             tally: Tally::default(),
-            functions: HashMap::new(),
-            weak_tables: HashSet::new(),
+            functions: AddressMap::default(),
+            weak_tables: AddressSet::default(),
             window: Window::new(),
         }
     }

@@ -3,15 +3,13 @@
 //! A Map leads back over the Maps that it was made of to its first one, and that to a constructor. Of a class that extends
 //! another that is the base; but the function whose `prototype_or_initial_map` the first Map is, is the class itself.
 
-use std::collections::HashMap;
-
 use super::shapes::{Class, Shapes};
 use crate::{
     symbolize::v8::{
         function::Functions,
         heap::{Heap, Tagged},
     },
-    target::memory::Memory,
+    target::{address_map::AddressMap, memory::Memory},
 };
 
 /// Maps that lead back to the first one: V8 allows a thousand fields.
@@ -32,18 +30,18 @@ pub struct Names<'a, M> {
     heap: &'a Heap<M>,
     /// Where a function has its `SharedFunctionInfo`.
     shared: u32,
-    by_initial_map: HashMap<u64, u64>,
-    by_prototype: HashMap<u64, u64>,
-    known: HashMap<u64, Option<Constructor>>,
+    by_initial_map: AddressMap<u64, u64>,
+    by_prototype: AddressMap<u64, u64>,
+    known: AddressMap<u64, Option<Constructor>>,
     functions: Functions,
 }
 
 impl<'a, M: Memory> Names<'a, M> {
     /// `functions` by what may be their initial maps.
     #[must_use]
-    pub fn new(heap: &'a Heap<M>, shared: u32, functions: HashMap<u64, u64>, shapes: &mut Shapes) -> Self {
+    pub fn new(heap: &'a Heap<M>, shared: u32, functions: AddressMap<u64, u64>, shapes: &mut Shapes) -> Self {
         let mut by_initial_map = functions;
-        let mut by_prototype = HashMap::new();
+        let mut by_prototype = AddressMap::default();
         by_initial_map.retain(|map, function| {
             let shape = shapes.of(*map, &heap.memory).and_then(|shape| shapes.all.get(shape));
             if let Some(shape) = shape {
@@ -53,7 +51,14 @@ impl<'a, M: Memory> Names<'a, M> {
             }
             shape.is_some()
         });
-        Self { heap, shared, by_initial_map, by_prototype, known: HashMap::new(), functions: Functions::default() }
+        Self {
+            heap,
+            shared,
+            by_initial_map,
+            by_prototype,
+            known: AddressMap::default(),
+            functions: Functions::default(),
+        }
     }
 
     /// The name of the objects of a Map.

@@ -4,16 +4,16 @@
 //! that is looked through. A number that happens to look like a pointer keeps alive what is dead, which is rare; a root that is
 //! missed would lose what is alive.
 
-use std::{
-    collections::HashMap,
-    ops::{Range, RangeInclusive},
-};
+use std::ops::{Range, RangeInclusive};
 
 use super::{
     mark::{Reach, Tally},
     pages::{PAGE_BYTES, Pages},
 };
-use crate::{target::memory::Memory, units::UserAddr};
+use crate::{
+    target::{address_map::AddressMap, memory::Memory},
+    units::UserAddr,
+};
 
 /// Bytes of a page of the processor.
 const SMALL_PAGE: u64 = 4096;
@@ -34,12 +34,12 @@ pub struct Region {
 struct Blocks {
     all: Vec<Range<u64>>,
     /// By their ends: how far they are used, if something says so.
-    used: HashMap<u64, u64>,
+    used: AddressMap<u64, u64>,
 }
 
 impl Blocks {
     fn new(regions: &[Region]) -> Self {
-        Self { all: regions.iter().flat_map(|region| &region.blocks).cloned().collect(), used: HashMap::new() }
+        Self { all: regions.iter().flat_map(|region| &region.blocks).cloned().collect(), used: AddressMap::default() }
     }
 
     fn ends(&self) -> RangeInclusive<u64> {

@@ -1,11 +1,9 @@
 //! What a Map says of its objects: how large they are, which of their words lead on, and what they are.
 
-use std::collections::HashMap;
-
 use crate::{
     limits::CENSUS_MAPS_MAX,
     symbolize::v8::layout::fixed,
-    target::{elf::ElfFile, memory::Memory, v8},
+    target::{address_map::AddressMap, elf::ElfFile, memory::Memory, v8},
     units::UserAddr,
 };
 
@@ -248,7 +246,7 @@ pub struct Shapes {
     types: Types,
     pub all: Vec<Shape>,
     /// Also words that are no Map.
-    by_map: HashMap<u64, Option<u32>>,
+    by_map: AddressMap<u64, Option<u32>>,
     last: (u64, Option<u32>),
 }
 
@@ -258,7 +256,7 @@ const MAP_WORDS: usize = 5;
 impl Shapes {
     #[must_use]
     pub fn new(types: Types) -> Self {
-        Self { types, all: Vec::new(), by_map: HashMap::new(), last: (0, None) }
+        Self { types, all: Vec::new(), by_map: AddressMap::default(), last: (0, None) }
     }
 
     /// The shape of the Map that a tagged word points to.

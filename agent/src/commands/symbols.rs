@@ -62,8 +62,9 @@ impl Symbols {
         let mapped = answers.clone();
         let start = |name: &str| std::thread::Builder::new().name(name.into());
         // Apart: reading a large map takes a while, and stacks must be named before the collector has moved what they point at.
+        let given = source_maps.is_some();
         let maps = start("agent-maps").spawn(move || map_all(&to_map, &mapped, source_maps.as_deref()))?;
-        let symbols = start("agent-symbols").spawn(move || answer_all(&inbox, &answers, &named, collections))?;
+        let symbols = start("agent-symbols").spawn(move || answer_all(&inbox, &answers, &named, given, collections))?;
         Ok(Self { questions, pending: 0, pending_classes: 0, threads: [symbols, maps] })
     }
 
@@ -138,24 +139,38 @@ struct NamedStack {
     references: Vec<Reference>,
 }
 
+impl NamedStack {
+    fn answer(self) -> Input {
+        let Self { stack, named: Named { frames, truncated }, at, .. } = self;
+        Input::Symbolized { stack, frames, truncated, at: Some(at) }
+    }
+}
+
 /// Puts frames back into the sources that their scripts were made of.
 fn map_all(inbox: &Receiver<Vec<NamedStack>>, answers: &UnboundedSender<Input>, directory: Option<&Path>) {
     let mut maps = SourceMaps::new(directory);
-    for NamedStack { pid, stack, named: Named { frames, truncated }, at, references } in inbox.iter().flatten() {
-        for Reference { file, url } in references {
+    for mut stack in inbox.iter().flatten() {
+        let pid = stack.pid;
+        for Reference { file, url } in std::mem::take(&mut stack.references) {
             maps.refer(pid, &file, &url);
         }
-        let frames = frames.into_iter().map(|frame| maps.apply(pid, &frame).map_or(frame, Arc::new)).collect();
-        if answers.send(Input::Symbolized { stack, frames, truncated, at: Some(at) }).is_err() {
+        for frame in &mut stack.named.frames {
+            if let Some(mapped) = maps.apply(pid, frame) {
+                *frame = Arc::new(mapped);
+            }
+        }
+        if answers.send(stack.answer()).is_err() {
             return;
         }
     }
 }
 
+/// Stacks are handed on to be put back into their sources, `are_mapped`, or once a script has said where its map is.
 fn answer_all(
     inbox: &Receiver<Question>,
     answers: &UnboundedSender<Input>,
     stacks: &SyncSender<Vec<NamedStack>>,
+    mut are_mapped: bool,
     collections: Collections,
 ) {
     // Made here, as it keeps what it reads to its own thread.
@@ -182,6 +197,7 @@ fn answer_all(
             Output::NeedSymbols { stack, pid, frames } => {
                 let named = symbolizer.symbolize(pid, &frames);
                 let references = references.of_new(&mut symbolizer, pid, &named.frames);
+                are_mapped |= !references.is_empty();
                 together.push(NamedStack { pid, stack, named, at: monotonic_ns(), references });
                 None
             }
@@ -191,9 +207,13 @@ fn answer_all(
             }
         };
         let is_time = together.len() >= TOGETHER_MAX || (later.is_empty() && !together.is_empty());
-        if answer.is_some_and(|answer| answers.send(answer).is_err())
-            || (is_time && stacks.send(std::mem::take(&mut together)).is_err())
-        {
+        let mut is_heard = answer.is_none_or(|answer| answers.send(answer).is_ok());
+        if is_time && are_mapped {
+            is_heard &= stacks.send(std::mem::take(&mut together)).is_ok();
+        } else if is_time {
+            is_heard &= together.drain(..).all(|named| answers.send(named.answer()).is_ok());
+        }
+        if !is_heard {
             return;
         }
     }

@@ -16,18 +16,17 @@
 //!
 //! Of a process that has ended, or a worker, no word is there any more: names that were right under the same count are right still.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher, Hasher, RandomState},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use super::v8::{frames::Seen, proof::Proof};
 use crate::{
     decode::UserFrame,
     limits::{FRAMES_KEPT_MAX, OWN_NAMES_MAX},
     report::model::Frame,
-    target::memory::{Memory, Part},
+    target::{
+        address_map::AddressMap,
+        memory::{Memory, Part},
+    },
     units::UserAddr,
 };
 
@@ -123,12 +122,12 @@ struct Entry {
 /// The names of one process's frames.
 #[derive(Default)]
 pub struct Kept {
-    places: HashMap<Asked, usize, Addresses>,
+    places: AddressMap<Asked, usize>,
     entries: Vec<Entry>,
     stacks: u64,
     /// What is read for a stack, each place once: many frames rest on one script.
     parts: Vec<Part>,
-    read_at: HashMap<UserAddr, usize, Addresses>,
+    read_at: AddressMap<UserAddr, usize>,
     /// For each proof of each entry in turn, which of the parts it is about.
     looked_at: Vec<usize>,
     /// Nothing of them could be read.
@@ -208,59 +207,6 @@ impl Kept {
     pub fn clear(&mut self) {
         self.places.clear();
         self.entries.clear();
-    }
-}
-
-/// Hashes addresses: four times as fast as what the standard library has for keys that strangers choose. A process that chose addresses
-/// for it would have to know the seed.
-#[derive(Clone)]
-struct Addresses {
-    seed: u64,
-}
-
-impl Default for Addresses {
-    fn default() -> Self {
-        Self { seed: RandomState::new().hash_one(0_u64) }
-    }
-}
-
-impl BuildHasher for Addresses {
-    type Hasher = AddressHasher;
-
-    fn build_hasher(&self) -> AddressHasher {
-        AddressHasher(self.seed)
-    }
-}
-
-struct AddressHasher(u64);
-
-impl Hasher for AddressHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u8(&mut self, n: u8) {
-        self.write_u64(n.into());
-    }
-
-    fn write_u32(&mut self, n: u32) {
-        self.write_u64(n.into());
-    }
-
-    fn write_u64(&mut self, n: u64) {
-        let product = u128::from(self.0 ^ n) * 0x9e37_79b9_7f4a_7c15;
-        let folded = (product ^ (product >> 64)) & u128::from(u64::MAX);
-        self.0 = u64::try_from(folded).unwrap_or(0);
-    }
-
-    fn write_isize(&mut self, n: isize) {
-        self.write_u64(n.cast_unsigned() as u64);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
     }
 }
 

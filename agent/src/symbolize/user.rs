@@ -1,6 +1,6 @@
 //! Names of user stacks: of native code, of V8's builtins, and of JavaScript as far as the heap can be trusted.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use log::debug;
 
@@ -19,7 +19,7 @@ use crate::{
     limits::V8_CODE_BYTES_MAX,
     report::model::{Frame, FrameKind, Truncated},
     symbolize::Named,
-    target::{memory::Memory, procfs::Mapping},
+    target::{address_map::AddressMap, memory::Memory, procfs::Mapping},
     units::{Pid, UserAddr},
 };
 
@@ -91,7 +91,7 @@ impl Symbolizer {
         if let Some(v8) = self.spaces.entry(pid).or_default().v8.get() {
             v8.heap.forget();
         }
-        let mut answers: HashMap<Asked, Answer> = HashMap::new();
+        let mut answers: AddressMap<Asked, Answer> = AddressMap::default();
         for (one, _) in asked.iter().zip(named.iter()).filter(|(_, known)| known.is_none()) {
             if !answers.contains_key(one) {
                 let answer = self.answer(pid, *one, trust.may_read());
@@ -102,7 +102,7 @@ impl Symbolizer {
             return;
         }
         let still = self.still(pid, &answers, trust);
-        let mut settled: HashMap<Asked, Frames> = HashMap::with_capacity(answers.len());
+        let mut settled: AddressMap<Asked, Frames> = AddressMap::default();
         for (one, mut answer) in answers {
             let rests_on_heap = !answer.proofs.is_empty();
             if rests_on_heap && !still {
@@ -123,7 +123,7 @@ impl Symbolizer {
     }
 
     /// Nothing that was read has changed since it was read.
-    fn still(&mut self, pid: Pid, answers: &HashMap<Asked, Answer>, trust: Trust) -> bool {
+    fn still(&mut self, pid: Pid, answers: &AddressMap<Asked, Answer>, trust: Trust) -> bool {
         let proofs: Vec<&Proof> = answers.values().flat_map(|answer| &answer.proofs).collect();
         if proofs.is_empty() {
             return true;

@@ -1,6 +1,7 @@
 //! Facts about processes and the files that they run. Everything read here belongs to someone else and may be hostile:
 //! reads are bounded, arithmetic is checked, and what is refused says why.
 
+pub mod address_map;
 pub mod container;
 pub mod declared;
 pub mod disasm;

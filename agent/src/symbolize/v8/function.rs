@@ -3,7 +3,7 @@
 //! The name is the first that is not empty of: the function's own; the one in its `ScopeInfo`; the one that V8 inferred from what
 //! the function was assigned to; and, as newer versions forget that, what stands before the function's begin in the source.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     heap::{Heap, Object, Refusal, Tagged},
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     limits::{V8_FUNCTIONS_MAX, V8_LINES_KEPT_MAX, V8_NAME_UNITS_MAX, V8_SCRIPTS_MAX, V8_TABLE_BYTES_MAX},
-    target::memory::Memory,
+    target::{address_map::AddressMap, memory::Memory},
 };
 
 /// Words of a `SharedFunctionInfo` that are read.
@@ -33,8 +33,8 @@ pub struct Function {
 /// Functions and scripts that were read.
 #[derive(Debug, Default)]
 pub struct Functions {
-    by_address: HashMap<Object, ([u64; 3], Arc<Function>)>,
-    scripts: HashMap<Object, Arc<Script>>,
+    by_address: AddressMap<Object, ([u64; 3], Arc<Function>)>,
+    scripts: AddressMap<Object, Arc<Script>>,
     lines: usize,
 }
 

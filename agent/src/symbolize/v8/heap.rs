@@ -4,15 +4,12 @@
 //! it does so weakly. An object's first word points to its map, and the map says the type. While the collector moves an
 //! object, its first word is the new address, which is no tagged pointer: then there is no type, and the decoder gives up.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-};
+use std::cell::{Cell, RefCell};
 
 use super::layout::{Layout, fixed};
 use crate::{
     limits::{V8_MAPS_MAX, V8_READS_MAX},
-    target::memory::Memory,
+    target::{address_map::AddressMap, memory::Memory},
     units::UserAddr,
 };
 
@@ -76,7 +73,7 @@ impl Object {
 pub struct Heap<M> {
     pub memory: M,
     pub layout: Layout,
-    types: RefCell<HashMap<u64, u16>>,
+    types: RefCell<AddressMap<u64, u16>>,
     /// The map of all maps.
     meta: Cell<Option<u64>>,
     reads_left: Cell<u32>,
