@@ -134,9 +134,9 @@ impl Tool {
         match self {
             Self::Agent => attached.hit_ns = self.wait_for(attached.child.stderr.take(), "tracing pid")?,
             Self::Bpftrace | Self::Empty => {
-                // Said before it attaches them; what `BEGIN` prints is lost now and then.
-                self.wait_for(attached.child.stdout.take(), "Attaching")?;
-                std::thread::sleep(Duration::from_millis(1_500));
+                // It attaches within that time; what it says of it is lost now and then.
+                hear(attached.child.stdout.take());
+                std::thread::sleep(Duration::from_secs(2));
             }
             // Said once its probes are there.
             Self::Diagnose => {
@@ -189,6 +189,11 @@ impl Tool {
         });
         Ok(hit_ns)
     }
+}
+
+/// Reads what a tool says, so that it never waits.
+fn hear(from: Option<impl std::io::Read + Send + 'static>) {
+    std::thread::spawn(move || from.map(|mut from| std::io::copy(&mut from, &mut std::io::sink())));
 }
 
 fn peer(name: &str, args: &[&str]) -> Command {
