@@ -141,6 +141,12 @@ fn is_of(record: &Value, pid: u32) -> bool {
     number(record, "pid") == f64::from(pid)
 }
 
+/// A finding's title, and its evidence.
+fn told(finding: &Value) -> String {
+    let evidence = list(finding, "evidence").iter().map(|line| text(line, "text"));
+    std::iter::once(text(finding, "title")).chain(evidence).collect::<Vec<_>>().join("; ")
+}
+
 impl Diagnosis {
     fn findings(&self, pid: u32) -> Vec<&Value> {
         self.findings.iter().filter(|finding| is_of(finding, pid)).collect()
@@ -178,8 +184,8 @@ impl Diagnosis {
 
     #[track_caller]
     fn silence(&self, pid: u32, what: &str) {
-        let titles: Vec<&str> = self.findings(pid).iter().map(|finding| text(finding, "title")).collect();
-        assert!(titles.is_empty(), "{what}: {titles:?}");
+        let found: Vec<String> = self.findings(pid).iter().map(|finding| told(finding)).collect();
+        assert!(found.is_empty(), "{what}: {found:#?}");
     }
 
     /// The names on the stacks of the evidence.
