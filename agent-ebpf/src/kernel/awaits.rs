@@ -13,8 +13,9 @@ use agent_ebpf::abi::stack::{AWAITS_MAX, USER_FRAMES_MAX, UserFrame};
 use aya_ebpf::helpers::generated::bpf_loop;
 
 use super::{
+    function::{is_function, read_u64, read_words, type_of},
     globals,
-    unwind::{UserBuffer, is_function, read_u64, read_words, type_of},
+    unwind::UserBuffer,
 };
 
 /// Offsets from an object's untagged address that are the same in each V8 from 9.4 to 14.6.

@@ -6,6 +6,7 @@
 
 pub mod awaits;
 pub mod emit;
+pub mod function;
 pub mod globals;
 pub mod maps;
 pub mod probes;

@@ -12,9 +12,10 @@ use super::subject;
 use crate::{
     cli::{DoctorArgs, exit},
     probe::{
-        attach::{Probes, Settings, Way},
+        attach::{Probes, Settings},
         btf::KernelTypes,
         tracefs,
+        way::Way,
     },
     target::host::{Capability, Host},
     units::Pid,

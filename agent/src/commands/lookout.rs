@@ -11,10 +11,14 @@ use agent_ebpf::{
 };
 use zerocopy::FromBytes;
 
-use super::{census::Queue, counting::HeapWatch, session::Session};
+use super::{
+    census::Queue,
+    counting::HeapWatch,
+    session::Session,
+    suspicions::{Suspicions, Wanted},
+};
 use crate::{
-    diagnose,
-    govern::{Suspicion, Watch},
+    govern::Watch,
     limits::{ALIVE_READ_MAX, LOOPS_WATCHED_MAX, SITES_MAX},
     report::model::{Heap, LoopHandles, Memory, Resident, Site, SiteKind, StackId},
     target::{
@@ -119,62 +123,10 @@ impl Seen {
     }
 }
 
-/// What of a process may grow without an end.
-struct Suspicions {
-    handles: Suspicion,
-    scopes: Suspicion,
-    pages: Suspicion,
-    heap: Suspicion,
-}
-
-/// Blocks of handle scopes are made one for a thousand handles, and the others are sampled: it takes a while to see enough of them.
-const LONG_WINDOWS: u32 = 20;
-
-/// Bytes of native memory and of a heap that are counted as one.
-const BYTES_COUNTED: u64 = 32 << 10;
-
 const NO_SCRUTINY: Scrutiny = Scrutiny { scope_implementer: 0, scope_next: 0, pages_a_stack: 0, reserved: 0 };
 
 /// One page of so many has its stack taken.
 const PAGES_A_STACK: u32 = 8;
-
-impl Default for Suspicions {
-    fn default() -> Self {
-        Self {
-            handles: Suspicion::default(),
-            scopes: Suspicion::lasting(LONG_WINDOWS),
-            pages: Suspicion::lasting(LONG_WINDOWS),
-            heap: Suspicion::lasting(LONG_WINDOWS).at_once(),
-        }
-    }
-}
-
-/// What is to be watched.
-#[derive(Clone, Copy, Default)]
-struct Wanted {
-    handles: Watch,
-    scopes: Watch,
-    pages: Watch,
-    heap: Watch,
-}
-
-impl Suspicions {
-    fn step(&mut self, memory: &Memory) -> Wanted {
-        let sum = |figure: fn(&Heap) -> Option<u64>| {
-            let counts: Vec<u64> = memory.heaps.iter().filter_map(figure).collect();
-            (!counts.is_empty()).then(|| counts.iter().sum())
-        };
-        let counted = |bytes: Option<u64>| bytes.map(|bytes| bytes / BYTES_COUNTED);
-        let native = diagnose::native_rest(memory);
-        Wanted {
-            handles: self.handles.step(sum(|heap| heap.global_handles_min)),
-            scopes: self.scopes.step(sum(|heap| heap.scope_handles_min)),
-            pages: self.pages.step(counted(native.map(|bytes| bytes.max(0).cast_unsigned()))),
-            // Workers' collections come at other times.
-            heap: self.heap.step(counted(memory.heaps.first().and_then(|heap| heap.used_bytes_after_major))),
-        }
-    }
-}
 
 /// Sites are totals since the trace began: they are read once in so many windows, and in the last.
 const SITES_WINDOWS: u32 = 4;

@@ -26,6 +26,7 @@ mod session;
 mod sinks;
 mod streams;
 mod subject;
+mod suspicions;
 mod symbols;
 pub mod trace;
 

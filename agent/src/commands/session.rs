@@ -23,11 +23,12 @@ use crate::{
     govern::Budget,
     intake::{Batch, Intake, IntakeError},
     probe::{
-        attach::{AttachError, LoadError, Probes, Settings, TracepointSkip, Way},
+        attach::{AttachError, LoadError, Probes, Settings, TracepointSkip},
         btf::{BtfError, KernelTypes},
         maps::{Collections, Maps, MapsError, monotonic_ns},
         tables::Tables,
         tracefs,
+        way::Way,
     },
     report::model::Degraded,
     target::{procfs::FileIdentity, v8::FunctionLayout},

@@ -23,7 +23,7 @@ use aya::{
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
-    sys::{BpfHelper, UProbeMultiFeature, is_helper_supported, is_uprobe_multi_supported},
+    sys::{BpfHelper, is_helper_supported},
     util::online_cpus,
 };
 use aya_log::EbpfLogger;
@@ -32,6 +32,7 @@ use thiserror::Error;
 use super::{
     btf::KernelTypes,
     tracefs::{self, UringFields},
+    way::Way,
 };
 use crate::units::Pid;
 
@@ -58,56 +59,6 @@ pub enum AttachError {
     Uprobes { count: usize, path: PathBuf, source: Box<ProgramError>, advice: &'static str },
     #[error("the BPF object has no program {0}")]
     NoProgram(&'static str),
-}
-
-/// How uprobes are attached on this kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// One link for all probes of a file: fast, and no `CAP_SYS_ADMIN`.
-    Multi,
-    /// One perf event a probe: kernels before 6.6.
-    Single,
-}
-
-impl Way {
-    /// What the running kernel offers.
-    #[must_use]
-    pub fn of_kernel() -> Self {
-        match is_uprobe_multi_supported(UProbeMultiFeature::LinkCreation) {
-            Ok(true) => Self::Multi,
-            Ok(false) | Err(_) => Self::Single,
-        }
-    }
-
-    fn program(self, group: Group) -> &'static str {
-        let [multi, single] = match group {
-            Group::Postgres => ["postgres_multi", "postgres_single"],
-            Group::Allocations => ["returned_multi", "returned_single"],
-            Group::Makers | Group::Takers | Group::Scopes | Group::Allocators | Group::Frees => {
-                ["site_multi", "site_single"]
-            }
-            Group::Gc
-            | Group::GcKinds
-            | Group::Pool
-            | Group::Calibration
-            | Group::Phases
-            | Group::Requests
-            | Group::Polls
-            | Group::Switches => ["probe_multi", "probe_single"],
-        };
-        match self {
-            Self::Multi => multi,
-            Self::Single => single,
-        }
-    }
-
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Multi => "uprobe_multi link",
-            Self::Single => "perf event a probe",
-        }
-    }
 }
 
 /// What can be set when the object is loaded.

@@ -6,3 +6,4 @@ pub mod maps;
 pub mod plan;
 pub mod tables;
 pub mod tracefs;
+pub mod way;

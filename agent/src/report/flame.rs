@@ -6,13 +6,17 @@
 mod build;
 pub mod diff;
 mod fold;
+mod frames;
 mod lane;
 mod sums;
+mod threads;
+mod unite;
 
 use std::{borrow::Borrow, collections::HashMap, fmt::Write as _};
 
-pub use build::{as_called, function, note, state_of_stay};
+pub use build::{note, state_of_stay};
 pub use fold::{Fold, fold};
+pub use frames::{as_called, function};
 pub use lane::Lane;
 pub use sums::{Sum, Sums};
 
@@ -235,6 +239,14 @@ pub struct FlameStack {
     /// Of which: in garbage collection pauses.
     pub gc_ns: u64,
     pub truncated: Option<Truncated>,
+}
+
+impl FlameStack {
+    fn add(&mut self, count: u64, weight_ns: u64, gc_ns: u64) {
+        self.count = self.count.saturating_add(count);
+        self.weight_ns = self.weight_ns.saturating_add(weight_ns);
+        self.gc_ns = self.gc_ns.saturating_add(gc_ns);
+    }
 }
 
 /// How well frames of JavaScript are named: nanoseconds times frames.

@@ -1,16 +1,18 @@
 //! From the sums of a trace to weighted stacks.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::collections::BTreeMap;
 
 use super::{
     Flame, FlameStack, Function, Functions, Kind, Lane, Measure, Naming, Spaces, State, Step, Subject, Times, View,
-    fold, lane::waits_for_work, short_file,
+    fold,
+    frames::{as_called, frames, function, plain},
+    lane::waits_for_work,
+    short_file,
+    threads::{Lanes, Thread},
+    unite::unite,
 };
 use crate::report::{
-    model::{Frame, FrameKind, LedgerPart, OffCpuTotals, OffReason, Role, StackId, Target, Tier, Truncated},
+    model::{Frame, FrameKind, LedgerPart, OffCpuTotals, OffReason, StackId, Target, Truncated},
     names,
     summary::{OffCpuKey, Summary, TargetSummary},
 };
@@ -81,7 +83,7 @@ fn subject(pid: u32, target: &TargetSummary) -> Subject {
 }
 
 /// Program and script, without their directories.
-fn command(target: &Target) -> String {
+pub fn command(target: &Target) -> String {
     let whole = if target.command.is_empty() { std::slice::from_ref(&target.exe) } else { target.command.as_slice() };
     whole.iter().map(|part| short_file(part)).collect::<Vec<_>>().join(" ")
 }
@@ -103,14 +105,6 @@ struct Place {
     kernel: Option<StackId>,
     /// Nobody saw it begin.
     asleep: bool,
-}
-
-/// Who was measured.
-#[derive(Clone, Copy)]
-struct Thread {
-    pid: u32,
-    tid: Option<u32>,
-    lane: Lane,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -353,14 +347,6 @@ fn is_asleep(key: &OffCpuKey, totals: &OffCpuTotals) -> bool {
     key.user_stack.is_none() && key.kernel_stack.is_none() && totals.over_budget == 0
 }
 
-impl FlameStack {
-    fn add(&mut self, count: u64, weight_ns: u64, gc_ns: u64) {
-        self.count = self.count.saturating_add(count);
-        self.weight_ns = self.weight_ns.saturating_add(weight_ns);
-        self.gc_ns = self.gc_ns.saturating_add(gc_ns);
-    }
-}
-
 impl Naming {
     fn add(&mut self, frame: &Frame, weight_ns: u64) {
         let weight = u128::from(weight_ns);
@@ -374,175 +360,5 @@ impl Naming {
             FrameKind::Kernel | FrameKind::Native | FrameKind::Wasm | FrameKind::Async | FrameKind::Unknown => return,
         };
         *part = part.saturating_add(weight);
-    }
-}
-
-/// Frames of a stack, innermost first.
-fn frames(summary: &Summary, id: Option<StackId>) -> std::slice::Iter<'_, Arc<Frame>> {
-    id.and_then(|id| summary.stacks.get(&id)).map_or(&[][..], |stack| stack.frames.as_slice()).iter()
-}
-
-/// Outermost first. Where a stack is continued by those that await it, they come first, and the machinery that woke the function up
-/// has no place between it and them.
-#[must_use]
-pub fn as_called(frames: &[Arc<Frame>]) -> Vec<&Frame> {
-    let is_async = |frame: &&Arc<Frame>| frame.kind == FrameKind::Async;
-    let Some(marker) = frames.iter().position(|frame| is_async(&frame)) else {
-        return frames.iter().rev().map(AsRef::as_ref).collect();
-    };
-    let (ran, awaiting) = frames.split_at_checked(marker).unwrap_or((frames, &[]));
-    let last = ran.iter().rposition(|frame| matches!(frame.kind, FrameKind::Js | FrameKind::Wasm));
-    let ran = last.and_then(|last| ran.get(..=last)).unwrap_or(ran);
-    awaiting.iter().rev().chain(ran.iter().rev()).map(AsRef::as_ref).collect()
-}
-
-fn plain(kind: Kind, name: &str) -> Function {
-    Function { kind, name: name.to_owned(), file: None, line: None, column: None, module: None }
-}
-
-/// What a frame is part of, and the line that ran.
-#[must_use]
-pub fn function(frame: &Frame) -> (Function, Option<u32>) {
-    let kind = match frame.kind {
-        FrameKind::Kernel => Kind::Kernel,
-        FrameKind::Native => Kind::Native,
-        FrameKind::Builtin => Kind::Builtin,
-        FrameKind::Wasm => Kind::Wasm,
-        FrameKind::Async => Kind::Async,
-        FrameKind::Unknown => Kind::Unknown,
-        FrameKind::Js if frame.inlined => Kind::Inlined,
-        FrameKind::Js => match frame.tier {
-            None => Kind::Js,
-            Some(Tier::Interpreted) => Kind::Interpreted,
-            Some(Tier::Baseline) => Kind::Baseline,
-            Some(Tier::Maglev | Tier::Turbofan) => Kind::Optimized,
-        },
-    };
-    let name = match frame.kind {
-        FrameKind::Native => names::short(&frame.name),
-        FrameKind::Async => "(awaits)".to_owned(),
-        FrameKind::Js if frame.name.is_empty() => names::UNNAMED_JS.to_owned(),
-        FrameKind::Kernel | FrameKind::Js | FrameKind::Builtin | FrameKind::Wasm | FrameKind::Unknown => {
-            frame.name.clone()
-        }
-    };
-    let is_javascript = frame.kind == FrameKind::Js;
-    let function = Function {
-        kind,
-        name,
-        file: frame.file.clone().filter(|_| is_javascript),
-        line: frame.function_line.or(frame.line).filter(|_| is_javascript),
-        // Of a line that ran, the column is of no function.
-        column: if frame.start_line { frame.column } else { frame.function_column }.filter(|_| is_javascript),
-        module: frame.module.clone(),
-    };
-    (function, frame.line.filter(|_| !frame.start_line))
-}
-
-/// Stacks that differ in how deep they recurse share their frames.
-fn unite(mut stacks: Vec<FlameStack>) -> Vec<FlameStack> {
-    stacks.sort_by(|a, b| functions_of(a).cmp(functions_of(b)));
-    let deepest = stacks.iter().map(|stack| stack.steps.len()).max().unwrap_or(0);
-    // Where two neighbours part ways: to the left of it they share what they have.
-    let shared: Vec<usize> = stacks
-        .windows(2)
-        .map(|pair| match pair {
-            [a, b] => functions_of(a).zip(functions_of(b)).take_while(|(a, b)| a == b).count(),
-            _ => 0,
-        })
-        .collect();
-    for depth in 0..deepest {
-        let mut begin = 0;
-        while begin < stacks.len() {
-            let run = shared.iter().skip(begin).take_while(|shared| **shared > depth).count();
-            let end = begin + run + 1;
-            let here = || stacks.get(begin..end).unwrap_or_default().iter().filter_map(|stack| stack.steps.get(depth));
-            let least = here().map(|step| step.times.least).min().unwrap_or(1);
-            let most = here().map(|step| step.times.most).max().unwrap_or(1);
-            for stack in stacks.get_mut(begin..end).unwrap_or_default() {
-                if let Some(step) = stack.steps.get_mut(depth) {
-                    step.times = Times { least, most };
-                }
-            }
-            begin = end;
-        }
-    }
-    let mut merged = HashMap::<_, usize>::new();
-    let mut united: Vec<FlameStack> = Vec::new();
-    for stack in stacks {
-        let key = (stack.pid, stack.tid, stack.lane, stack.state, stack.steps.clone());
-        let at = *merged.entry(key).or_insert(united.len());
-        match united.get_mut(at) {
-            Some(known) => known.add(stack.count, stack.weight_ns, stack.gc_ns),
-            None => united.push(stack),
-        }
-    }
-    united
-}
-
-fn functions_of(stack: &FlameStack) -> impl Iterator<Item = u32> + '_ {
-    stack.steps.iter().map(|step| step.function)
-}
-
-/// What the threads of a process are for.
-struct Lanes {
-    pid: u32,
-    process: String,
-    threads: BTreeMap<u32, (Lane, String)>,
-}
-
-impl Lanes {
-    fn of(summary: &Summary, view: View, pid: u32, target: &TargetSummary) -> Self {
-        let mut lanes = BTreeMap::new();
-        let traced = target.loops.values().map(|of| (of.tid, of.role, &of.name));
-        let profiled = target.profiled.values().map(|of| (of.tid, of.role, &of.name));
-        for (tid, role, name) in traced.chain(profiled) {
-            lanes.insert(tid, (Lane::of_thread(pid, tid, role, name), name.clone()));
-        }
-        for (role, sum) in &target.threads {
-            for tid in &sum.tids {
-                lanes.entry(*tid).or_insert_with(|| (Lane::of_thread(pid, *tid, *role, ""), String::new()));
-            }
-        }
-        let sampled = target.samples.keys().map(|key| (key.tid, key.user_stack));
-        let stayed = target.off_cpu.keys().filter_map(|key| Some((key.tid?, key.user_stack)));
-        for (tid, user) in sampled.chain(stayed) {
-            let first = || (Lane::of_thread(pid, tid, Role::Other, ""), String::new());
-            let (lane, _) = lanes.entry(tid).or_insert_with(first);
-            if *lane == Lane::Other
-                && let Some(known) = Lane::of_frames(frames(summary, user).map(AsRef::as_ref))
-            {
-                *lane = known;
-            }
-        }
-        let name = target.target.as_ref().map_or_else(|| "process".to_owned(), command);
-        let process = if summary.targets.len() > 1 && !view.without_pids { format!("{name} ({pid})") } else { name };
-        Self { pid, process, threads: lanes }
-    }
-
-    fn thread(&self, tid: Option<u32>) -> Thread {
-        let known = tid.and_then(|tid| self.threads.get(&tid));
-        Thread { pid: self.pid, tid, lane: known.map_or(Lane::Other, |(lane, _)| *lane) }
-    }
-
-    /// Lines of a trace do not say which thread it was.
-    fn thread_of_stay(&self, key: &OffCpuKey) -> Thread {
-        match key.tid {
-            Some(_) => self.thread(key.tid),
-            None => Thread { pid: self.pid, tid: None, lane: Lane::of_class(key.class) },
-        }
-    }
-
-    fn label(&self, thread: Thread, by_thread: bool) -> String {
-        let Some(tid) = thread.tid.filter(|_| by_thread) else { return thread.lane.name().to_owned() };
-        let name = self.threads.get(&tid).map_or("", |(_, name)| name.as_str());
-        let lane = match thread.lane {
-            Lane::Main => "main thread",
-            Lane::Worker => "worker thread",
-            Lane::ThreadPool => "thread of the pool",
-            Lane::V8 => "V8's thread",
-            Lane::Other => "thread",
-        };
-        if name.is_empty() { format!("{lane} {tid}") } else { format!("{lane} {tid} {name}") }
     }
 }

@@ -1,19 +1,22 @@
 //! The maps that user space reads and writes, with the aya types kept inside.
 
+mod postgres;
+mod snapshot;
+
+pub use postgres::Waits;
+pub use snapshot::Snapshot;
+
 use std::{mem::size_of, os::fd::AsFd};
 
 use agent_ebpf::{
-    abi::{family, thread_pool::source},
-    histogram::PER_OCTAVE,
-    spec::HITS_COUNT,
+    abi::thread_pool::source,
     state::{
-        AliveKey, Cluster, FamilyCounters, MainLoop, PgBackend, PgWaitKey, PgWaitSum, PgWaitWindow, RunQueueKey,
-        RunQueueOctave, RunQueueOctaveKey, SWITCHES_KEPT, Scrutiny, SiteKey, SiteState, Switches, TARGET_BITS,
-        TARGET_WORDS, Tally, Target, ThreadState, WorkKey, WorkState, counter, flag, site, target_flag,
+        AliveKey, Cluster, MainLoop, PgBackend, PgWaitKey, PgWaitSum, PgWaitWindow, RunQueueOctave, RunQueueOctaveKey,
+        SWITCHES_KEPT, Scrutiny, SiteKey, SiteState, Switches, TARGET_BITS, TARGET_WORDS, Tally, Target, ThreadState,
+        WorkKey, WorkState, flag, site, target_flag,
     },
 };
 use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
-use bytes::{BufMut, Bytes, BytesMut};
 use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -49,30 +52,6 @@ const SITE_KEY: usize = size_of::<SiteKey>();
 const SITE: usize = size_of::<SiteState>();
 const ALIVE_KEY: usize = size_of::<AliveKey>();
 const SWITCHES: usize = size_of::<Switches>();
-
-/// What a look at the kernel half's maps tells: running totals.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    /// When the threads were read.
-    pub now: MonoNs,
-    /// [`ThreadState`], one after the other, unordered.
-    pub threads: Bytes,
-    /// [`WorkKey`] and [`WorkState`] of items in flight, in turn.
-    pub works: Bytes,
-    /// Counts of run-queue latencies, without buckets that were never hit.
-    pub run_queue: Vec<(RunQueueKey, u64)>,
-    pub families: [FamilyCounters; family::COUNT],
-    pub counters: [u64; counter::COUNT],
-    /// Hits by slot: probe ids, then tracepoints.
-    pub hits: Vec<u64>,
-}
-
-/// Waits of PostgreSQL's backends.
-#[derive(Clone, Debug, Default)]
-pub struct Waits {
-    pub ended: Vec<(PgWaitKey, PgWaitSum)>,
-    pub backends: Vec<(u32, PgBackend)>,
-}
 
 /// From `linux/bpf.h`: fail where the key is there.
 const BPF_NOEXIST: u64 = 1;
@@ -200,64 +179,6 @@ impl Maps {
         self.targets.insert(&tgid, &value, 0).map_err(|source| MapsError::Access { name: "TARGETS", source })
     }
 
-    /// Backends of this postmaster are traced from now on, those that it has and those to come; or their layout is known better.
-    pub fn add_cluster(&mut self, postmaster: u32, cluster: Cluster) -> Result<(), MapsError> {
-        let mut value = [0; CLUSTER];
-        value.copy_from_slice(cluster.as_bytes());
-        self.clusters.insert(&postmaster, &value, 0).map_err(|source| MapsError::Access { name: "CLUSTERS", source })
-    }
-
-    /// The waits of a server process are followed from now on, unless they are already.
-    pub fn add_backend(&mut self, pid: u32, backend: PgBackend) {
-        let mut value = [0; PG_BACKEND];
-        value.copy_from_slice(backend.as_bytes());
-        // One that the kernel half has added meanwhile is the better one.
-        let _ = self.pg_backends.insert(&pid, &value, BPF_NOEXIST);
-    }
-
-    pub fn remove_backend(&mut self, pid: u32) {
-        let _ = self.pg_backends.remove(&pid);
-    }
-
-    /// What is known of all server processes just now.
-    pub fn backends(&self) -> impl Iterator<Item = (u32, PgBackend)> + '_ {
-        let backend = |(pid, value): (u32, Raw<PG_BACKEND>)| Some((pid, PgBackend::read_from_bytes(&value).ok()?));
-        self.pg_backends.iter().flatten().filter_map(backend)
-    }
-
-    /// What is known of a server process just now.
-    #[must_use]
-    pub fn backend(&self, pid: u32) -> Option<PgBackend> {
-        PgBackend::read_from_bytes(&self.pg_backends.get(&pid, 0).ok()?).ok()
-    }
-
-    /// Begins a window of waits, and takes those that ended in the last one out of the kernel. The second list is of all server
-    /// processes as they are then. What is still being added to the old window comes with the next.
-    pub fn take_waits(&mut self, now: MonoNs) -> Result<Waits, MapsError> {
-        let access = |source| MapsError::Access { name: "PG_WAIT_WINDOW", source };
-        let before = self.pg_wait_window.get(&0, 0).map_err(access)?;
-        let before = PgWaitWindow::read_from_bytes(&before).map_or(0, |window| window.epoch);
-        let window = PgWaitWindow { began_ns: now.0, epoch: before.wrapping_add(1), reserved: 0 };
-        let mut value = [0; PG_WAIT_WINDOW];
-        value.copy_from_slice(window.as_bytes());
-        self.pg_wait_window.set(0, &value, 0).map_err(access)?;
-        let backends = self.backends().collect();
-        let is_old = |key: &PgWaitKey| u32::from(key.epoch) != window.epoch & 0xffff;
-        let keys: Vec<Raw<PG_WAIT_KEY>> = self.pg_waits.keys().flatten().collect();
-        let mut ended = Vec::new();
-        for raw in keys {
-            let Ok(key) = PgWaitKey::read_from_bytes(&raw) else { continue };
-            if is_old(&key)
-                && let Ok(sum) = self.pg_waits.get(&raw, 0)
-                && let Ok(sum) = PgWaitSum::read_from_bytes(&sum)
-            {
-                let _ = self.pg_waits.remove(&raw);
-                ended.push((key, sum));
-            }
-        }
-        Ok(Waits { ended, backends })
-    }
-
     /// Tells which loop the main thread of a process turns, which is to become a target.
     pub fn add_main_loop(&mut self, tgid: u32, main: MainLoop) -> Result<(), MapsError> {
         let mut value = [0; MAIN_LOOP];
@@ -279,11 +200,6 @@ impl Maps {
         let mut value = [0; THREAD];
         value.copy_from_slice(state.as_bytes());
         let _ = self.threads.insert(&state.tid, &value, BPF_NOEXIST);
-    }
-
-    /// From now on, no wait of this cluster's backends is recorded.
-    pub fn quiet_cluster(&mut self, postmaster: u32) {
-        let _ = self.clusters.remove(&postmaster);
     }
 
     /// From now on, nothing is recorded; what the maps hold stays to be read.
@@ -325,43 +241,6 @@ impl Maps {
         }
     }
 
-    /// Reads everything as of `now`, which must be no later than the call. An entry that vanishes meanwhile is left out.
-    ///
-    /// A thread's open stretch reaches up to `now` as far as its state was not charged since: a clock that was read after the
-    /// states would count what happened in between, on a busy machine many milliseconds, to whatever the thread did before.
-    pub fn snapshot(&self, now: MonoNs) -> Result<Snapshot, MapsError> {
-        let threads = self.threads();
-        let mut works = BytesMut::new();
-        for (key, item) in self.works.iter().flatten() {
-            works.put_slice(&key);
-            works.put_slice(&item);
-        }
-        let run_queue = self.run_queue.iter().flatten().flat_map(|(key, octave)| buckets(key, &octave)).collect();
-        let mut snapshot = Snapshot {
-            now,
-            threads,
-            works: works.freeze(),
-            run_queue,
-            families: [FamilyCounters { emitted: 0, dropped: 0 }; family::COUNT],
-            counters: [0; counter::COUNT],
-            hits: vec![0; HITS_COUNT as usize],
-        };
-        for tally in self.tallies()? {
-            snapshot.add(&tally);
-        }
-        Ok(snapshot)
-    }
-
-    /// The states of all threads, one after the other.
-    #[must_use]
-    pub fn threads(&self) -> Bytes {
-        let mut threads = BytesMut::new();
-        for (_, state) in self.threads.iter().flatten() {
-            threads.put_slice(&state);
-        }
-        threads.freeze()
-    }
-
     /// What was made where, since the trace began.
     #[must_use]
     pub fn sites(&self) -> Vec<(SiteKey, SiteState)> {
@@ -376,32 +255,6 @@ impl Maps {
     pub fn alive(&self, most: usize) -> Vec<(AliveKey, u64)> {
         let entry = |(key, stack): (Raw<ALIVE_KEY>, u64)| Some((AliveKey::read_from_bytes(&key).ok()?, stack));
         self.alive.iter().flatten().filter_map(entry).take(most).collect()
-    }
-
-    /// What the kernel half has counted of each family by now.
-    pub fn families(&self) -> Result<[FamilyCounters; family::COUNT], MapsError> {
-        let mut families = [FamilyCounters { emitted: 0, dropped: 0 }; family::COUNT];
-        for tally in self.tallies()? {
-            add_families(&mut families, &tally);
-        }
-        Ok(families)
-    }
-
-    /// All that the kernel half has counted by now, over all CPUs.
-    pub fn tally(&self) -> Result<Tally, MapsError> {
-        let mut sum = Tally {
-            families: [FamilyCounters { emitted: 0, dropped: 0 }; family::COUNT],
-            counters: [0; counter::COUNT],
-            hits: [0; HITS_COUNT as usize],
-        };
-        for tally in self.tallies()? {
-            add_families(&mut sum.families, &tally);
-            let counts = sum.counters.iter_mut().zip(tally.counters);
-            for (total, one) in counts.chain(sum.hits.iter_mut().zip(tally.hits)) {
-                *total += one;
-            }
-        }
-        Ok(sum)
     }
 
     /// From now on requests are counted, where their probe is attached, or are not.
@@ -489,29 +342,6 @@ impl Maps {
             let _ = self.sites.remove(&key);
         }
     }
-
-    /// One a CPU.
-    fn tallies(&self) -> Result<Vec<Tally>, MapsError> {
-        let per_cpu = self.tally.get(&0, 0).map_err(|source| MapsError::Access { name: "TALLY", source })?;
-        Ok(per_cpu.iter().filter_map(|bytes| Tally::read_from_bytes(bytes).ok()).collect())
-    }
-}
-
-impl Snapshot {
-    fn add(&mut self, tally: &Tally) {
-        add_families(&mut self.families, tally);
-        let counts = self.counters.iter_mut().zip(tally.counters);
-        for (total, one) in counts.chain(self.hits.iter_mut().zip(tally.hits)) {
-            *total += one;
-        }
-    }
-}
-
-fn add_families(totals: &mut [FamilyCounters; family::COUNT], tally: &Tally) {
-    for (total, one) in totals.iter_mut().zip(tally.families) {
-        total.emitted += one.emitted;
-        total.dropped += one.dropped;
-    }
 }
 
 fn take<T>(probes: &mut Probes, name: &'static str) -> Result<T, MapsError>
@@ -520,19 +350,6 @@ where
 {
     let map = probes.ebpf.take_map(name).ok_or(MapsError::Missing(name))?;
     T::try_from(map).map_err(|source| MapsError::Access { name, source })
-}
-
-/// The buckets of an octave of the run-queue histogram.
-fn buckets(key: Raw<OCTAVE_KEY>, octave: &Raw<OCTAVE>) -> Vec<(RunQueueKey, u64)> {
-    let (Ok(RunQueueOctaveKey { tgid, class, octave: above }), Ok(octave)) =
-        (RunQueueOctaveKey::read_from_bytes(&key), RunQueueOctave::read_from_bytes(octave))
-    else {
-        return Vec::new();
-    };
-    let first = u32::from(above) * PER_OCTAVE;
-    let bucket = |bucket: u32| RunQueueKey { tgid, class, bucket: u16::try_from(bucket).unwrap_or(u16::MAX) };
-    let counts = (first..).zip(octave.counts).filter(|(_, count)| *count != 0);
-    counts.map(|(at, count)| (bucket(at), count)).collect()
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
