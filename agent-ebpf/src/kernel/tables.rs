@@ -1,6 +1,6 @@
 //! Unwinding code that keeps no frame pointers, by rows that user space made of the files' `.eh_frame`.
 
-use agent_ebpf::state::{REGIONS_MAX, Region, Regions, UNWIND_ROWS_MAX, UnwindRow};
+use agent_ebpf::state::{REGIONS_MAX, Region, Regions, UNWIND_ROWS_MAX, UnwindRow, cfa};
 
 use super::maps;
 
@@ -25,7 +25,7 @@ pub const KNOWN_ROWS: usize = 64;
 /// As [`row`], from what is known if it is.
 #[inline(always)]
 pub fn known_row(known: &mut [KnownRow; KNOWN_ROWS], regions: &Regions, addr: u64) -> Option<UnwindRow> {
-    if addr < regions.low || addr >= regions.high {
+    if !is_in(&regions.exceptions, addr) && (addr < regions.low || addr >= regions.high) {
         return None;
     }
     // The compiler knows that the mask does nothing, the verifier does not.
@@ -71,18 +71,26 @@ fn row(regions: &Regions, addr: u64) -> Option<UnwindRow> {
     let row = maps::UNWIND_ROWS.get_ptr(low)?;
     // SAFETY: as above.
     let row = unsafe { *row };
-    (u64::from(row.start) <= at).then_some(row)
+    (u64::from(row.start) <= at && row.cfa != cfa::FRAME_POINTERS).then_some(row)
+}
+
+#[inline(always)]
+fn is_in(region: &Region, addr: u64) -> bool {
+    addr >= region.start && addr < region.end
 }
 
 #[inline(always)]
 fn region(regions: &Regions, addr: u64) -> Option<Region> {
+    if is_in(&regions.exceptions, addr) {
+        return Some(regions.exceptions);
+    }
     let mut i = 0;
     while i < REGIONS_MAX {
         if i as u32 >= regions.count {
             return None;
         }
         let region = &regions.regions[i];
-        if addr >= region.start && addr < region.end {
+        if is_in(region, addr) {
             return Some(*region);
         }
         i += 1;

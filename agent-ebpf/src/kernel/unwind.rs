@@ -261,7 +261,7 @@ fn step(walk: &mut UserBuffer, regions: Option<&Regions>, i: u32) -> bool {
     let at = if i == 0 { walk.pc } else { walk.pc - 1 };
     let row = regions.and_then(|regions| tables::known_row(&mut walk.rows, regions, at));
     let ended = match row {
-        Some(row) => by_row(walk, row),
+        Some(row) => by_row(walk, row, i),
         None => by_frame_pointer(walk, &mut frame, i),
     };
     walk.hash = mix(mix(mix(walk.hash, frame.pc), frame.object), frame.bytecode_offset);
@@ -278,14 +278,23 @@ fn step(walk: &mut UserBuffer, regions: Option<&Regions>, i: u32) -> bool {
 
 /// Goes to the caller as a row says; else, one of [`end`].
 #[inline(always)]
-fn by_row(walk: &mut UserBuffer, row: UnwindRow) -> Result<(), u32> {
-    let base = match row.cfa & ((1 << cfa::BITS) - 1) {
-        cfa::SP => walk.sp,
-        cfa::FP => walk.fp,
+fn by_row(walk: &mut UserBuffer, row: UnwindRow, i: u32) -> Result<(), u32> {
+    let words = u64::from(row.cfa >> cfa::BITS);
+    let cfa = match row.cfa & ((1 << cfa::BITS) - 1) {
+        cfa::SP => walk.sp.wrapping_add(words * 8),
+        cfa::FP => walk.fp.wrapping_add(words * 8),
         cfa::OUTERMOST => return Err(end::OUTERMOST),
+        cfa::SAVED_SP => {
+            let words = i64::from(row.cfa.cast_signed() >> cfa::BITS);
+            if !read_words(&raw mut walk.words, walk.sp.wrapping_add_signed(words * 8), 8) {
+                return Err(end::UNREADABLE);
+            }
+            walk.words[0].wrapping_add(8)
+        }
+        // A register that a call may change is known of the innermost frame only.
+        cfa::REGISTER if i == 0 => register(walk, words).wrapping_add((words >> cfa::REGISTER_BITS) * 8),
         _ => return Err(end::UNREADABLE),
     };
-    let cfa = base.wrapping_add(u64::from(row.cfa >> cfa::BITS) * 8);
     if cfa <= walk.sp {
         return Err(end::NOT_ABOVE);
     }
@@ -301,6 +310,15 @@ fn by_row(walk: &mut UserBuffer, row: UnwindRow) -> Result<(), u32> {
     }
     walk.sp = cfa;
     Ok(())
+}
+
+/// A register by its place in `struct pt_regs`: the low bits of `number`.
+#[inline(always)]
+fn register(walk: &UserBuffer, number: u64) -> u64 {
+    // The compiler knows that the mask does nothing, the verifier does not.
+    let number = core::hint::black_box(number) as usize & ((1 << cfa::REGISTER_BITS) - 1);
+    // SAFETY: the structure has more than so many registers, words all of them.
+    unsafe { (&raw const walk.regs).cast::<u64>().add(number).read() }
 }
 
 /// Goes to the caller over the frame pointer, and takes down what a frame of V8's holds; else, one of [`end`].

@@ -23,8 +23,11 @@ record! {
 
 record! {
     /// What is unwound by table in a process, keyed by tgid. All other code is expected to keep frame pointers.
-    pub struct Regions[792] {
-        /// No region lies outside these.
+    pub struct Regions[824] {
+        /// In the file that keeps frame pointers, from the first function to the last one that does not: assembly code. Empty if there is
+        /// none.
+        pub exceptions: Region,
+        /// No other region lies outside these.
         pub low: u64,
         pub high: u64,
         pub count: u32,
@@ -44,7 +47,15 @@ pub mod cfa {
     pub const OUTERMOST: u16 = 2;
     /// The code says it in a way that rows cannot, or not at all.
     pub const UNKNOWN: u16 = 3;
-    pub const BITS: u32 = 2;
+    /// This code keeps frame pointers.
+    pub const FRAME_POINTERS: u16 = 4;
+    /// So many words above the stack pointer, or below it, is kept what that was once: the return address lies there.
+    pub const SAVED_SP: u16 = 5;
+    /// It is another register and some words: the low [`REGISTER_BITS`] say which, in the order of `struct pt_regs`, and the others how
+    /// many. Only of code that calls nothing.
+    pub const REGISTER: u16 = 6;
+    pub const BITS: u32 = 3;
+    pub const REGISTER_BITS: u32 = 4;
 }
 
 record! {

@@ -26,14 +26,22 @@ use crate::{
 const REGIONS: usize = size_of::<Regions>();
 const ROWS_BYTES: usize = UNWIND_ROWS_MAX as usize * size_of::<UnwindRow>();
 
-/// Where a file's rows are in the table: the first, and how many.
-type Rows = (u32, u32);
+/// Where a file's rows are in the table, and from where to where they go by its own addresses.
+#[derive(Clone, Copy)]
+struct Rows {
+    first: u32,
+    count: u32,
+    from: u32,
+    to: u32,
+}
 
 /// What of a process is unwound by table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Covered {
     pub files: usize,
     pub rows: u32,
+    /// Rows of the file that keeps frame pointers.
+    pub exceptions: u32,
     /// Files for which there was no room, or too little of it in one process.
     pub left_out: usize,
 }
@@ -57,8 +65,8 @@ impl Tables {
         Ok(Self { regions, rows: SharedRows::of(rows)?, used: 0, stamp: 0, files: HashMap::new() })
     }
 
-    /// Looks at what a process has mapped now, and tells the kernel half how to unwind it, except in the one file that keeps
-    /// frame pointers: that is too large for a table. Takes the target's mmap lock for the time of one read.
+    /// Looks at what a process has mapped now, and tells the kernel half how to unwind it. Of the one file that keeps frame pointers,
+    /// which is too large for a table, those functions count that do not. Takes the target's mmap lock for the time of one read.
     pub fn cover(&mut self, pid: Pid, keeps_frame_pointers: Option<FileIdentity>) -> Covered {
         let mut covered = Covered::default();
         let mut regions = Regions::new_zeroed();
@@ -69,18 +77,24 @@ impl Tables {
         let mappings = procfs::executable_mappings(pid).unwrap_or_default();
         for mapping in mappings.iter().filter(|mapping| mapping.is_file()) {
             let place = self.place(pid, mapping, keeps_frame_pointers, &mut covered);
-            let Some((base, (first_row, rows))) = place else { continue };
+            let Some((base, rows, identity)) = place else { continue };
+            let (start, end) = (mapping.start.0, mapping.end.0);
+            let region = Region { start, end, base, first_row: rows.first, rows: rows.count };
+            if Some(identity) == keeps_frame_pointers {
+                regions.exceptions = narrowed(region, rows, regions.exceptions);
+                covered.exceptions = rows.count;
+                continue;
+            }
             let Some(slot) = regions.regions.get_mut(regions.count as usize) else {
                 covered.left_out += 1;
                 continue;
             };
-            let (start, end) = (mapping.start.0, mapping.end.0);
-            *slot = Region { start, end, base, first_row, rows };
+            *slot = region;
             regions.count += 1;
             regions.low = regions.low.min(start);
             regions.high = regions.high.max(end);
             covered.files += 1;
-            covered.rows += rows;
+            covered.rows += rows.count;
         }
         debug_assert!(regions.count as usize <= REGIONS_MAX, "more regions than slots");
         let mut value = [0; REGIONS];
@@ -103,28 +117,42 @@ impl Tables {
         mapping: &Mapping,
         keeps_frame_pointers: Option<FileIdentity>,
         covered: &mut Covered,
-    ) -> Option<(u64, Rows)> {
+    ) -> Option<(u64, Rows, FileIdentity)> {
         let (file, path) = procfs::open_mapped(pid, mapping).map_err(|error| debug!("{error}")).ok()?;
         let metadata = file.metadata().map_err(|error| debug!("{error}")).ok()?;
         let identity = FileIdentity { device: metadata.dev(), inode: metadata.ino() };
-        if Some(identity) == keeps_frame_pointers {
-            return None;
-        }
         let elf = ElfFile::from_file(file, &path).map_err(|error| debug!("{error}")).ok()?;
         let base = elf.bias(mapping.start.0, mapping.offset)?;
         if !self.files.contains_key(&identity) {
-            let rows = unwind::rows(&elf);
-            let len = u32::try_from(rows.len()).ok()?;
-            if self.used.checked_add(len).is_none_or(|end| end > UNWIND_ROWS_MAX) {
+            let keeps = Some(identity) == keeps_frame_pointers;
+            let rows = if keeps { unwind::exceptions(&elf) } else { unwind::rows(&elf) };
+            let count = u32::try_from(rows.len()).ok()?;
+            if self.used.checked_add(count).is_none_or(|end| end > UNWIND_ROWS_MAX) {
                 covered.left_out += 1;
                 return None;
             }
             self.rows.write(self.used, &rows);
-            self.files.insert(identity, (self.used, len));
-            self.used += len;
+            let start = |row: Option<&UnwindRow>| row.map_or(0, |row| row.start);
+            let rows = Rows { first: self.used, count, from: start(rows.first()), to: start(rows.last()) };
+            self.files.insert(identity, rows);
+            self.used += count;
         }
         let rows = *self.files.get(&identity)?;
-        (rows.1 > 0).then_some((base, rows))
+        (rows.count > 0).then_some((base, rows, identity))
+    }
+}
+
+/// The part of a mapping that rows are about, and what lies between it and the part of another mapping that belongs to it. Of V8's builtins
+/// there may be a copy elsewhere, which is the smaller part.
+fn narrowed(region: Region, rows: Rows, other: Region) -> Region {
+    let start = region.start.max(region.base.saturating_add(rows.from.into()));
+    let end = region.end.min(region.base.saturating_add(rows.to.into()));
+    if start >= end || (other.base != region.base && other.end - other.start > end - start) {
+        other
+    } else if other.rows > 0 && other.base == region.base {
+        Region { start: start.min(other.start), end: end.max(other.end), ..region }
+    } else {
+        Region { start, end, ..region }
     }
 }
 

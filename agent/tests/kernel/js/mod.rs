@@ -2,6 +2,7 @@
 
 mod blocked;
 mod churn;
+mod crypto;
 pub mod frames;
 mod profile;
 mod spots;

@@ -11,14 +11,14 @@ use crate::{
 };
 
 /// Enough samples of a function that takes a tenth of the time to tell it from one that takes three percent more.
-const SAMPLE_HZ: &str = "999";
+pub const SAMPLE_HZ: &str = "999";
 /// Points of a hundred by which a share may be off.
-const POINTS: f64 = 3.0;
+pub const POINTS: f64 = 3.0;
 
 /// Percent by job.
-type Shares = BTreeMap<String, f64>;
+pub type Shares = BTreeMap<String, f64>;
 
-fn shares(times: impl Iterator<Item = (String, f64)>) -> Shares {
+pub fn shares(times: impl Iterator<Item = (String, f64)>) -> Shares {
     let mut shares = Shares::new();
     for (job, time) in times {
         *shares.entry(job).or_default() += time;
@@ -53,7 +53,7 @@ fn of_v8(truths: &serde_json::Value) -> Shares {
 }
 
 /// The program's own account.
-fn by_clock(truths: &serde_json::Value) -> Shares {
+pub fn by_clock(truths: &serde_json::Value) -> Shares {
     let spent = get(truths, "spent").as_object().unwrap();
     shares(spent.iter().map(|(job, ns)| (job.clone(), ns.as_f64().unwrap())))
 }
@@ -66,7 +66,7 @@ fn own(stack: &Stack) -> Option<String> {
 }
 
 /// Stacks of the main thread with their samples, and how many of these were taken in collections.
-fn samples<'a>(
+pub fn samples<'a>(
     records: &'a Records,
     stacks: &'a BTreeMap<String, Stack>,
 ) -> impl Iterator<Item = (&'a Stack, f64, f64)> {
