@@ -29,7 +29,7 @@ use aya_ebpf::{
 use super::{
     awaits,
     emit::{Urgency, count_n, current, header},
-    function::{FUNCTION_MAPS, append_names, look_through, look_through_word_by_word, read_u64, read_words},
+    function::{FUNCTION_MAPS, append_names, look_through, look_through_word_by_word, read_words},
     globals, maps,
     stack::{Buffer, mix, send_once},
     tables::{self, KNOWN_ROWS, KnownRow},

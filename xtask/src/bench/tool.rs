@@ -119,7 +119,7 @@ impl Tool {
             }
             Self::Inspector => {
                 let mut shell = Command::new("sh");
-                shell.args(["-c", "kill -USR2 $0; trap 'kill -USR2 $0; exit' INT; while sleep 0.1; do :; done", &pid]);
+                shell.args(["-c", "kill -USR2 $0; trap 'kill -USR2 $0; exit' TERM; while sleep 0.1; do :; done", &pid]);
                 shell
             }
         };
@@ -130,7 +130,9 @@ impl Tool {
             command.stdout(Stdio::piped());
         }
         let child = command.spawn().map_err(|source| Error::io(self.name(), source))?;
-        let mut attached = Attached { child, begin, attach: Duration::ZERO, hit_ns: Arc::default() };
+        // A shell cannot trap what its parent ignores, as one that was started in the background ignores SIGINT.
+        let ends_at = if self == Self::Inspector { "-TERM" } else { "-INT" };
+        let mut attached = Attached { child, begin, attach: Duration::ZERO, hit_ns: Arc::default(), ends_at };
         match self {
             Self::Agent => attached.hit_ns = self.wait_for(attached.child.stderr.take(), "tracing pid")?,
             Self::Bpftrace | Self::Empty => {
@@ -221,6 +223,8 @@ pub struct Attached {
     pub attach: Duration,
     /// What a uprobe hit costs, in nanoseconds, once the tool has said it; else 0.
     hit_ns: Arc<AtomicU64>,
+    /// The signal.
+    ends_at: &'static str,
 }
 
 impl Attached {
@@ -275,7 +279,7 @@ impl Attached {
     /// Ends it as Ctrl-C would; returns how long that took.
     pub fn detach(mut self) -> Duration {
         let begin = Instant::now();
-        let _ = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        let _ = Command::new("kill").args([self.ends_at, &self.child.id().to_string()]).status();
         let _ = self.child.wait();
         begin.elapsed()
     }
