@@ -58,13 +58,14 @@ impl Symbols {
         source_maps: Option<PathBuf>,
     ) -> std::io::Result<Self> {
         let (questions, inbox) = sync_channel(QUESTIONS_MAX);
-        let (named, to_map) = sync_channel(QUESTIONS_MAX);
+        let (to_map, unmapped) = sync_channel(QUESTIONS_MAX);
         let mapped = answers.clone();
         let start = |name: &str| std::thread::Builder::new().name(name.into());
         // Apart: reading a large map takes a while, and stacks must be named before the collector has moved what they point at.
         let given = source_maps.is_some();
-        let maps = start("agent-maps").spawn(move || map_all(&to_map, &mapped, source_maps.as_deref()))?;
-        let symbols = start("agent-symbols").spawn(move || answer_all(&inbox, &answers, &named, given, collections))?;
+        let maps = start("agent-maps").spawn(move || map_all(&unmapped, &mapped, source_maps.as_deref()))?;
+        let symbols =
+            start("agent-symbols").spawn(move || answer_all(&inbox, &answers, &to_map, given, collections))?;
         Ok(Self { questions, pending: 0, pending_classes: 0, threads: [symbols, maps] })
     }
 
@@ -146,21 +147,36 @@ impl NamedStack {
     }
 }
 
+/// What the thread that knows source maps is told.
+enum ToMap {
+    Stacks(Vec<NamedStack>),
+    Forget(Pid),
+}
+
 /// Puts frames back into the sources that their scripts were made of.
-fn map_all(inbox: &Receiver<Vec<NamedStack>>, answers: &UnboundedSender<Input>, directory: Option<&Path>) {
+fn map_all(inbox: &Receiver<ToMap>, answers: &UnboundedSender<Input>, directory: Option<&Path>) {
     let mut maps = SourceMaps::new(directory);
-    for mut stack in inbox.iter().flatten() {
-        let pid = stack.pid;
-        for Reference { file, url } in std::mem::take(&mut stack.references) {
-            maps.refer(pid, &file, &url);
-        }
-        for frame in &mut stack.named.frames {
-            if let Some(mapped) = maps.apply(pid, frame) {
-                *frame = Arc::new(mapped);
+    for told in inbox {
+        let stacks = match told {
+            ToMap::Stacks(stacks) => stacks,
+            ToMap::Forget(pid) => {
+                maps.forget(pid);
+                continue;
             }
-        }
-        if answers.send(stack.answer()).is_err() {
-            return;
+        };
+        for mut stack in stacks {
+            let pid = stack.pid;
+            for Reference { file, url } in std::mem::take(&mut stack.references) {
+                maps.refer(pid, &file, &url);
+            }
+            for frame in &mut stack.named.frames {
+                if let Some(mapped) = maps.apply(pid, frame) {
+                    *frame = Arc::new(mapped);
+                }
+            }
+            if answers.send(stack.answer()).is_err() {
+                return;
+            }
         }
     }
 }
@@ -169,7 +185,7 @@ fn map_all(inbox: &Receiver<Vec<NamedStack>>, answers: &UnboundedSender<Input>, 
 fn answer_all(
     inbox: &Receiver<Question>,
     answers: &UnboundedSender<Input>,
-    stacks: &SyncSender<Vec<NamedStack>>,
+    to_map: &SyncSender<ToMap>,
     mut are_mapped: bool,
     collections: Collections,
 ) {
@@ -185,6 +201,9 @@ fn answer_all(
             Question::Forget(pid) => {
                 symbolizer.forget(pid);
                 references.forget(pid);
+                if are_mapped && to_map.send(ToMap::Forget(pid)).is_err() {
+                    return;
+                }
                 continue;
             }
             Question::Kernel(ahead) => {
@@ -209,7 +228,7 @@ fn answer_all(
         let is_time = together.len() >= TOGETHER_MAX || (later.is_empty() && !together.is_empty());
         let mut is_heard = answer.is_none_or(|answer| answers.send(answer).is_ok());
         if is_time && are_mapped {
-            is_heard &= stacks.send(std::mem::take(&mut together)).is_ok();
+            is_heard &= to_map.send(ToMap::Stacks(std::mem::take(&mut together))).is_ok();
         } else if is_time {
             is_heard &= together.drain(..).all(|named| answers.send(named.answer()).is_ok());
         }

@@ -4,7 +4,7 @@
 //! line speaks of the stack.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
@@ -51,7 +51,8 @@ pub enum Needed {
 #[derive(Debug, Default)]
 pub struct Stacks {
     kept: BTreeMap<u64, Kept>,
-    shown: BTreeSet<u64>,
+    /// Those whose line is out, and of whom they are; stacks of the kernel are everybody's.
+    shown: BTreeMap<u64, Option<Pid>>,
     /// By what they say: the first stack that said it.
     said: BTreeMap<u64, u64>,
     /// Stacks that say what another one says: a sample that was taken an instruction further is no other place.
@@ -64,7 +65,7 @@ impl Stacks {
     /// Takes a stack in; the question for its names, where they must be looked up at once.
     pub fn keep(&mut self, pid: Pid, at: MonoNs, stack: decode::Stack, counters: &mut Counters) -> Option<Output> {
         let decode::Stack { id, frames } = stack;
-        if self.shown.contains(&id) || self.kept.contains_key(&id) || self.same.contains_key(&id) {
+        if self.shown.contains_key(&id) || self.kept.contains_key(&id) || self.same.contains_key(&id) {
             return None;
         }
         if self.kept.len() >= STACKS_MAX {
@@ -95,7 +96,7 @@ impl Stacks {
 
     /// A line speaks of this stack.
     pub fn need(&mut self, id: u64, counters: &mut Counters) -> Option<Needed> {
-        if self.shown.contains(&id) {
+        if self.shown.contains_key(&id) {
             return None;
         }
         let Some(kept) = self.kept.get_mut(&id) else {
@@ -114,10 +115,16 @@ impl Stacks {
         }
     }
 
-    /// A process is no more, and its last window is closed: nobody speaks any more of stacks of it that nobody has spoken of. Those of the
-    /// kernel are everybody's.
+    /// A process is no more, and its last window is closed: nobody speaks any more of its stacks, but of those whose names are still to
+    /// come for a line that is out.
     pub fn forget(&mut self, pid: Pid) {
         self.kept.retain(|_, kept| kept.pid != pid || kept.needed || kept.space == Space::Kernel);
+        self.shown.retain(|_, whose| *whose != Some(pid));
+        let is_there = |id: &u64| self.shown.contains_key(id) || self.kept.contains_key(id);
+        self.said.retain(|_, first| is_there(first));
+        self.same.retain(|_, first| is_there(first));
+        // Those that no stack has any more.
+        self.frames.retain(|frame| Arc::strong_count(frame) > 1);
     }
 
     /// The line for a stack whose names have come, if another speaks of it.
@@ -166,7 +173,7 @@ impl Stacks {
     ) -> Option<u64> {
         let said = meaning(pid, frames, truncated);
         if let Some(&first) = self.said.get(&said)
-            && (self.shown.contains(&first) || self.kept.contains_key(&first))
+            && (self.shown.contains_key(&first) || self.kept.contains_key(&first))
         {
             return Some(first);
         }
@@ -182,7 +189,7 @@ impl Stacks {
         if self.shown.len() >= STACKS_SHOWN_MAX {
             self.shown.pop_first();
         }
-        self.shown.insert(id);
+        self.shown.insert(id, (space == Space::User).then_some(pid));
         Some((pid, at, Body::Stack(Stack { id: StackId(id), space, frames, truncated })))
     }
 }
@@ -232,5 +239,30 @@ mod tests {
         assert!(stacks.symbolized(StackId(1), Vec::new(), None).is_none());
         assert!(stacks.symbolized(StackId(2), Vec::new(), None).is_some());
         assert_eq!(stacks.kept.keys().copied().collect::<Vec<_>>(), [3, 4]);
+    }
+
+    #[test]
+    fn what_was_said_of_a_process_goes_with_it_and_what_the_kernel_did_stays() {
+        let (mut stacks, mut counters) = (Stacks::default(), Counters::default());
+        let [gone, other] = [Pid(7), Pid(8)];
+        let frames = || vec![Arc::new(Frame::default())];
+        let user = || Frames::User(Box::default());
+        // The second says what the first said.
+        for (id, pid) in [(1, gone), (2, gone), (3, other)] {
+            stacks.keep(pid, MonoNs(0), decode::Stack { id, frames: user() }, &mut counters);
+            stacks.symbolized(StackId(id), frames(), None);
+        }
+        assert_eq!(stacks.alias(2), 1);
+        let kernel = Frames::Kernel(Box::default());
+        stacks.keep(gone, MonoNs(0), decode::Stack { id: 4, frames: kernel }, &mut counters);
+        for id in [1, 3, 4] {
+            stacks.need(id, &mut counters);
+        }
+        stacks.symbolized(StackId(4), frames(), None);
+        assert_eq!(stacks.shown.keys().copied().collect::<Vec<_>>(), [1, 3, 4]);
+        stacks.forget(gone);
+        assert_eq!(stacks.shown.keys().copied().collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(stacks.said.values().copied().collect::<Vec<_>>(), [3]);
+        assert!(stacks.same.is_empty() && stacks.frames.is_empty());
     }
 }

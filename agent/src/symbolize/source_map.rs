@@ -46,6 +46,8 @@ struct Map {
     decoded: DecodedMap,
     /// Where relative names of sources begin.
     base: PathBuf,
+    /// As it was read.
+    bytes: u64,
 }
 
 impl SourceMaps {
@@ -84,6 +86,14 @@ impl SourceMaps {
         }
     }
 
+    /// A process is no more: the next one of its number may run other scripts of the same names.
+    pub fn forget(&mut self, pid: Pid) {
+        self.started.remove(&pid);
+        let gone = self.scripts.extract_if(|(whose, _), _| *whose == pid);
+        let bytes: u64 = gone.filter_map(|(_, map)| Some(map?.bytes)).sum();
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
     /// What a script of this name said to V8 of its map: a program that translates as it loads has no file that says so.
     pub fn refer(&mut self, pid: Pid, file: &str, url: &str) {
         self.find_and_keep((pid, file.to_owned()), Some(url));
@@ -116,6 +126,7 @@ impl SourceMaps {
             self.bytes = 0;
         }
         let map = self.find(key.0, &key.1, url).map(Arc::new);
+        self.bytes = self.bytes.saturating_add(map.as_ref().map_or(0, |map| map.bytes));
         self.scripts.insert(key, map.clone());
         map
     }
@@ -128,7 +139,7 @@ impl SourceMaps {
             && let Some(path) = best(given, script)
         {
             let file = openat(CWD, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).ok()?;
-            return Some(Map { decoded: self.decode(&read(file)?)?, base });
+            return Map::of(&read(file)?, base);
         }
         // A file that is newer than the process may not be what the process runs.
         let started =
@@ -142,8 +153,8 @@ impl SourceMaps {
             url
         };
         if url.starts_with("data:") {
-            self.bytes = self.bytes.saturating_add(url.len() as u64);
-            return Some(Map { decoded: guarded(|| decode_data_url(&url).ok()).map(without_contents)?, base });
+            let decoded = guarded(|| decode_data_url(&url).ok()).map(without_contents)?;
+            return Some(Map { decoded, base, bytes: url.len() as u64 });
         }
         let path = match url.strip_prefix("file://") {
             Some(path) => PathBuf::from(unescaped(path)),
@@ -153,12 +164,7 @@ impl SourceMaps {
         let path = normal(&path);
         let bytes = read_of_process(pid, &path, started)?;
         let base = path.parent().unwrap_or(Path::new("/")).to_owned();
-        Some(Map { decoded: self.decode(&bytes)?, base })
-    }
-
-    fn decode(&mut self, bytes: &[u8]) -> Option<DecodedMap> {
-        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
-        guarded(|| decode_slice(bytes).ok()).map(without_contents)
+        Map::of(&bytes, base)
     }
 }
 
@@ -171,6 +177,11 @@ struct Place {
 }
 
 impl Map {
+    fn of(bytes: &[u8], base: PathBuf) -> Option<Self> {
+        let decoded = guarded(|| decode_slice(bytes).ok()).map(without_contents)?;
+        Some(Self { decoded, base, bytes: bytes.len() as u64 })
+    }
+
     fn apply(&self, frame: &Frame, line: u32) -> Option<Frame> {
         let place = self.place(line, frame.column)?;
         let begin = frame.function_line.and_then(|line| self.function(line, frame.function_column?, &frame.name));
@@ -237,7 +248,7 @@ impl Map {
 #[must_use]
 pub fn apply_bytes(map: &[u8], frame: &Frame) -> Option<Frame> {
     let decoded = guarded(|| decode_slice(map).ok()).map(without_contents)?;
-    Map { decoded, base: PathBuf::new() }.apply(frame, frame.line?)
+    Map { decoded, base: PathBuf::new(), bytes: 0 }.apply(frame, frame.line?)
 }
 
 /// Runs foreign code over foreign bytes.
@@ -387,7 +398,7 @@ mod tests {
         let name = builder.add_name("app");
         builder.add_raw(0, 0, 0, 0, Some(source), Some(name), false);
         builder.add_raw(0, 11, 0, 13, Some(source), None, false);
-        let map = Map { decoded: DecodedMap::Regular(builder.into_sourcemap()), base: PathBuf::new() };
+        let map = Map { decoded: DecodedMap::Regular(builder.into_sourcemap()), base: PathBuf::new(), bytes: 0 };
         // `hr.get("/",(e,r)=>` of `app.get('/', (req, res) =>`.
         assert_eq!(map.function(1, 12, "(anonymous)").unwrap().name, None);
     }
@@ -441,6 +452,22 @@ mod tests {
         let dir = old(&[("dist/app.js", &text)]);
         let mapped = SourceMaps::new(None).apply(me(), &frame(&dir.path().join("dist/app.js")));
         check(mapped, dir.path().join("src/auth.ts").to_str().unwrap());
+    }
+
+    #[test]
+    fn what_is_known_of_scripts_goes_with_their_process() {
+        let dir = old(&[("dist/app.js", ""), ("dist/app.js.map", &map())]);
+        let script = dir.path().join("dist/app.js");
+        let mut maps = SourceMaps::new(None);
+        let parent = Pid(std::os::unix::process::parent_id());
+        for pid in [me(), parent] {
+            maps.refer(pid, script.to_str().unwrap(), "app.js.map");
+        }
+        let bytes = map().len() as u64;
+        assert_eq!((maps.scripts.len(), maps.bytes), (2, 2 * bytes));
+        maps.forget(me());
+        assert_eq!((maps.scripts.len(), maps.bytes), (1, bytes));
+        assert_eq!(maps.apply(me(), &frame(&script)), None, "the next process of this number says nothing of a map");
     }
 
     #[test]
