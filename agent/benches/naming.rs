@@ -18,7 +18,7 @@ use agent::{
     core::Input,
     decode::{Body, Decoder, Frames},
     export::recording,
-    symbolize::Symbolizer,
+    symbolize::{Symbolizer, Unnamed},
     units::Pid,
 };
 
@@ -35,6 +35,9 @@ setInterval(() => { for (const depth of [2, 10, 40, 120]) turn(depth); }, 17);
 /// Passes over the same stacks, once they are known.
 const PASSES: u32 = 20;
 
+/// Stacks that are named at once: as many as the agent does where there are many, and fewer.
+const TOGETHER: [usize; 3] = [64, 8, 1];
+
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for version in env::args().skip(1).filter(|argument| !argument.starts_with('-')) {
@@ -44,31 +47,33 @@ fn main() {
         let pid = Pid(child.id());
         let stacks = stacks(pid);
         let mut symbolizer = Symbolizer::default();
-        let (cold, frames) = pass(&mut symbolizer, pid, &stacks);
-        let warm: Vec<_> = (0..PASSES).map(|_| pass(&mut symbolizer, pid, &stacks)).collect();
+        let rate = |frames: u64, elapsed: Duration| frames as f64 / elapsed.as_secs_f64();
+        let [most, ..] = TOGETHER;
+        let (cold, frames) = pass(&mut symbolizer, &stacks, most);
+        print!("| {version} | {} | {frames} | {:.0} |", stacks.len(), rate(frames, cold));
+        for together in TOGETHER {
+            let warm: Vec<_> = (0..PASSES).map(|_| pass(&mut symbolizer, &stacks, together)).collect();
+            let elapsed: Duration = warm.iter().map(|(elapsed, _)| *elapsed).sum();
+            let named: u64 = warm.iter().map(|(_, frames)| *frames).sum();
+            print!(" {:.0} |", rate(named, elapsed));
+        }
+        println!();
         child.kill().unwrap();
         child.wait().unwrap();
-        let elapsed: Duration = warm.iter().map(|(elapsed, _)| *elapsed).sum();
-        let named: u64 = warm.iter().map(|(_, frames)| *frames).sum();
-        let rate = |frames: u64, elapsed: Duration| frames as f64 / elapsed.as_secs_f64();
-        println!(
-            "| {version} | {} | {frames} | {:.0} | {:.0} |",
-            stacks.len(),
-            rate(frames, cold),
-            rate(named, elapsed)
-        );
     }
 }
 
-/// Names all of them: how long it took, and how many frames that was.
-fn pass(symbolizer: &mut Symbolizer, pid: Pid, stacks: &BTreeMap<u64, Frames>) -> (Duration, u64) {
+/// Names all of them, so many at a time: how long it took, and how many frames that was.
+fn pass(symbolizer: &mut Symbolizer, stacks: &[Unnamed], together: usize) -> (Duration, u64) {
     let begin = Instant::now();
-    let frames = stacks.values().map(|stack| symbolizer.symbolize(pid, stack).frames.len() as u64).sum();
-    (begin.elapsed(), frames)
+    let frames_of =
+        |some: &[Unnamed]| -> usize { symbolizer.symbolize(some).iter().map(|named| named.frames.len()).sum() };
+    let frames: usize = stacks.chunks(together).map(frames_of).sum();
+    (begin.elapsed(), frames as u64)
 }
 
 /// User stacks of a process, as they come from the kernel.
-fn stacks(pid: Pid) -> BTreeMap<u64, Frames> {
+fn stacks(pid: Pid) -> Vec<Unnamed> {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("stacks.rec");
     let status = Command::new(env!("CARGO_BIN_EXE_agent"))
@@ -90,5 +95,5 @@ fn stacks(pid: Pid) -> BTreeMap<u64, Frames> {
             }
         }
     }
-    stacks
+    stacks.into_values().map(|frames| Unnamed { pid, frames }).collect()
 }

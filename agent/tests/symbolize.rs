@@ -150,7 +150,7 @@ fn agrees(frame: &Frame, names: &[String]) -> bool {
 fn user(symbolizer: &mut Symbolizer, pid: Pid, addrs: &[u64]) -> Vec<Frame> {
     let frames = addrs.iter().map(|&pc| UserFrame { pc, object: 0, bytecode_offset: 0 }).collect();
     let stack = UserFrames { frames, ..UserFrames::default() };
-    symbolizer.symbolize_user(pid, &stack).frames.into_iter().map(Arc::unwrap_or_clone).collect()
+    symbolizer.symbolize_user(pid, &[&stack]).remove(0).frames.into_iter().map(Arc::unwrap_or_clone).collect()
 }
 
 /// The function that holds an address, after those that are inlined there: official builds have line information of libuv.

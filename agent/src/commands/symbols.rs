@@ -18,7 +18,7 @@ use crate::{
     probe::maps::{Collections, monotonic_ns},
     report::model::StackId,
     symbolize::{
-        GcClock, KernelAhead, Named, Symbolizer,
+        GcClock, KernelAhead, Named, Symbolizer, Unnamed,
         scripts::{Reference, References},
         source_map::SourceMaps,
         v8::suspended::Place,
@@ -29,7 +29,8 @@ use crate::{
 /// Questions that may wait: more stacks than that are new only in the first moments of a trace.
 const QUESTIONS_MAX: usize = 8192;
 
-/// Stacks that are handed on together: each time wakes two threads, which takes longer than naming a stack.
+/// Stacks that are named and handed on together: what they rest on is read once for all of them, and each time wakes two threads, which
+/// takes longer than naming a stack.
 const TOGETHER_MAX: usize = 64;
 
 /// What the thread is told.
@@ -193,7 +194,7 @@ fn answer_all(
     let mut symbolizer = Symbolizer::new(Box::new(collections));
     let mut references = References::default();
     let mut later = VecDeque::new();
-    let mut together = Vec::new();
+    let (mut ids, mut asked, mut together) = (Vec::new(), Vec::new(), Vec::new());
     // Ends when the last question is answered and nobody is there to ask another.
     while let Some(question) = next(inbox, &mut later) {
         let question = match question {
@@ -214,10 +215,18 @@ fn answer_all(
         let answer = match question {
             Output::Record(_) => None,
             Output::NeedSymbols { stack, pid, frames } => {
-                let named = symbolizer.symbolize(pid, &frames);
-                let references = references.of_new(&mut symbolizer, pid, &named.frames);
-                are_mapped |= !references.is_empty();
-                together.push(NamedStack { pid, stack, named, at: monotonic_ns(), references });
+                ids.push(stack);
+                asked.push(Unnamed { pid, frames });
+                let is_next = matches!(later.front(), Some(Question::Ask(Output::NeedSymbols { .. })));
+                if is_next && asked.len() < TOGETHER_MAX {
+                    continue;
+                }
+                let (all, at) = (symbolizer.symbolize(&asked), monotonic_ns());
+                for ((stack, Unnamed { pid, .. }), named) in ids.drain(..).zip(asked.drain(..)).zip(all) {
+                    let references = references.of_new(&mut symbolizer, pid, &named.frames);
+                    are_mapped |= !references.is_empty();
+                    together.push(NamedStack { pid, stack, named, at, references });
+                }
                 None
             }
             Output::NeedAwaits { pid } => Some(awaits(&mut symbolizer, pid)),

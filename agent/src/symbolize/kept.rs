@@ -39,14 +39,15 @@ pub struct Asked {
 }
 
 impl Entry {
-    /// Whether it can be right, and whether its words have to be looked at for that.
-    fn judge(&self, trust: Trust) -> (bool, bool) {
+    fn judge(&self, trust: Trust) -> Verdict {
         // Counts go up by one or two a collection, and the difference of two that are near tells their order.
         let is_before = |taken: u32| self.read.is_some_and(|read| taken.wrapping_sub(read) < 1 << 31);
         match trust {
-            Trust::Heap { .. } => (true, true),
-            Trust::Past { majors } if self.was_right_under(majors) => (true, false),
-            Trust::Past { majors } | Trust::Within { majors } => (is_before(majors), true),
+            _ if self.proofs.is_empty() => Verdict::Right,
+            Trust::Heap { .. } => Verdict::IfThere,
+            Trust::Past { majors } if self.was_right_under(majors) => Verdict::Right,
+            Trust::Past { majors } | Trust::Within { majors } if is_before(majors) => Verdict::IfThere,
+            Trust::Past { .. } | Trust::Within { .. } => Verdict::Unknown,
         }
     }
 
@@ -106,6 +107,23 @@ impl Trust {
     }
 }
 
+/// Whether a name can be right.
+enum Verdict {
+    Right,
+    /// If the words are there that it rests on.
+    IfThere,
+    Unknown,
+}
+
+/// What has become of the words that a name rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Words {
+    There,
+    Changed,
+    /// None of them can be read.
+    Gone,
+}
+
 struct Entry {
     frames: Frames,
     /// None for a frame that does not rest on a heap.
@@ -113,10 +131,16 @@ struct Entry {
     /// Under which counts it was read first, and seen last.
     read: Option<u32>,
     seen: Option<u32>,
-    /// Which stack it was last looked at for, where its words are in [`Kept::looked_at`] then, and what came of it.
-    stack: u64,
-    first: usize,
-    holds: bool,
+    /// In which search its words were looked at last, and what became of them.
+    search: u64,
+    words: Words,
+}
+
+/// Frames that are named together, by what may be used for them.
+#[derive(Debug)]
+pub struct Stack {
+    pub frames: Vec<Asked>,
+    pub trust: Trust,
 }
 
 /// The names of one process's frames.
@@ -124,62 +148,86 @@ struct Entry {
 pub struct Kept {
     places: AddressMap<Asked, usize>,
     entries: Vec<Entry>,
-    stacks: u64,
-    /// What is read for a stack, each place once: many frames rest on one script.
+    searches: u64,
+    /// What is read in a search, each place once: many frames rest on one script.
     parts: Vec<Part>,
     read_at: AddressMap<UserAddr, usize>,
-    /// For each proof of each entry in turn, which of the parts it is about.
+    /// Entries whose words are looked at, and for each proof of each in turn, which of the parts it is about.
     looked_at: Vec<usize>,
-    /// Nothing of them could be read.
-    is_gone: bool,
+    parts_of: Vec<usize>,
 }
 
 impl Kept {
-    /// The names of a stack's frames, as far as they are known and can be right; one batch of small reads at most.
-    pub fn find(&mut self, asked: &[Asked], trust: Trust, memory: Option<&impl Memory>) -> Vec<Option<Frames>> {
-        self.stacks += 1;
-        self.parts.clear();
-        self.read_at.clear();
-        self.looked_at.clear();
-        let places: Vec<Option<usize>> = asked.iter().map(|one| self.places.get(one).copied()).collect();
-        for place in places.iter().flatten() {
-            let Some(entry) = self.entries.get_mut(*place).filter(|entry| entry.stack != self.stacks) else { continue };
-            entry.stack = self.stacks;
-            entry.first = usize::MAX;
-            let (can_be_right, looks) = entry.judge(trust);
-            entry.holds = can_be_right || entry.proofs.is_empty();
-            if can_be_right && looks && !entry.proofs.is_empty() {
-                entry.first = self.looked_at.len();
-                self.looked_at.extend(entry.proofs.iter().map(|proof| {
-                    *self.read_at.entry(proof.at).or_insert_with(|| {
-                        self.parts.push(proof.part());
-                        self.parts.len() - 1
-                    })
-                }));
+    /// The names of stacks' frames, as far as they are known and can be right; one batch of small reads at most.
+    pub fn find(&mut self, stacks: &[Stack], memory: Option<&impl Memory>) -> Vec<Vec<Option<Frames>>> {
+        self.searches += 1;
+        let places_of = |stack: &Stack| stack.frames.iter().map(|one| self.places.get(one).copied()).collect();
+        let places: Vec<Vec<Option<usize>>> = stacks.iter().map(places_of).collect();
+        for (stack, places) in stacks.iter().zip(&places) {
+            for place in places.iter().flatten() {
+                self.note(*place, stack.trust);
             }
         }
+        self.look(memory);
+        let named = stacks.iter().zip(places);
+        named
+            .map(|(stack, places)| places.into_iter().map(|place| self.checked(place?, stack.trust)).collect())
+            .collect()
+    }
+
+    /// Has an entry's words looked at, if it matters whether they are there.
+    fn note(&mut self, place: usize, trust: Trust) {
+        let Some(entry) = self.entries.get_mut(place).filter(|entry| entry.search != self.searches) else { return };
+        if !matches!(entry.judge(trust), Verdict::IfThere) {
+            return;
+        }
+        entry.search = self.searches;
+        self.looked_at.push(place);
+        self.parts_of.extend(entry.proofs.iter().map(|proof| {
+            *self.read_at.entry(proof.at).or_insert_with(|| {
+                self.parts.push(proof.part());
+                self.parts.len() - 1
+            })
+        }));
+    }
+
+    fn look(&mut self, memory: Option<&impl Memory>) {
         if let Some(memory) = memory {
             memory.read_parts(&mut self.parts);
         }
-        self.is_gone = self.parts.iter().all(|part| !part.read);
-        places.into_iter().map(|place| self.checked(place?, trust)).collect()
+        let mut parts_of = self.parts_of.drain(..).map(|part| self.parts.get(part));
+        for place in self.looked_at.drain(..) {
+            let Some(entry) = self.entries.get_mut(place) else { continue };
+            let (mut are_there, mut is_gone) = (true, true);
+            for (proof, part) in entry.proofs.iter().zip(&mut parts_of) {
+                are_there &= part.is_some_and(|part| proof.holds(part));
+                is_gone &= part.is_none_or(|part| !part.read);
+            }
+            entry.words = match (are_there, is_gone) {
+                (true, _) => Words::There,
+                (_, true) => Words::Gone,
+                _ => Words::Changed,
+            };
+        }
+        drop(parts_of);
+        self.parts.clear();
+        self.read_at.clear();
     }
 
     fn checked(&mut self, place: usize, trust: Trust) -> Option<Frames> {
         let entry = self.entries.get_mut(place)?;
-        if entry.holds && entry.first != usize::MAX {
-            let parts = self.looked_at.get(entry.first..).unwrap_or_default();
-            let holds = |(proof, part): (&Proof, &usize)| self.parts.get(*part).is_some_and(|part| proof.holds(part));
-            entry.holds = match trust {
-                Trust::Heap { majors: Some(majors) } if self.is_gone => entry.was_right_under(majors),
-                _ => parts.len() >= entry.proofs.len() && entry.proofs.iter().zip(parts).all(holds),
-            };
-            entry.first = usize::MAX;
-            if let (true, Trust::Heap { majors }) = (entry.holds, trust) {
+        let holds = match (entry.judge(trust), entry.words, trust) {
+            (Verdict::Right, ..) => true,
+            (Verdict::Unknown, ..) | (_, Words::Changed, _) => false,
+            (_, Words::There, Trust::Heap { majors }) => {
                 entry.seen = majors;
+                true
             }
-        }
-        entry.holds.then(|| Arc::clone(&entry.frames))
+            (_, Words::There, _) => true,
+            (_, Words::Gone, Trust::Heap { majors: Some(majors) }) => entry.was_right_under(majors),
+            (_, Words::Gone, _) => false,
+        };
+        holds.then(|| Arc::clone(&entry.frames))
     }
 
     pub fn keep(&mut self, asked: Asked, frames: &Frames, proofs: Vec<Proof>, majors: Option<u32>) {
@@ -191,9 +239,8 @@ impl Kept {
             proofs: proofs.into(),
             read: majors,
             seen: majors,
-            stack: 0,
-            first: usize::MAX,
-            holds: true,
+            search: 0,
+            words: Words::Changed,
         };
         if let Some(known) = self.places.get(&asked).and_then(|place| self.entries.get_mut(*place)) {
             *known = entry;
@@ -245,6 +292,14 @@ mod tests {
         Asked { seen: Seen { pc: 1, object: 3, bytecode_offset: 0, live: None, name: 0 }, has_called: true }
     }
 
+    fn stack(frames: usize, taken: u32, now: Option<u32>) -> Stack {
+        Stack { frames: vec![asked(); frames], trust: Trust::new(taken, now) }
+    }
+
+    fn are_known(found: &[Vec<Option<Frames>>]) -> Vec<Vec<bool>> {
+        found.iter().map(|stack| stack.iter().map(Option::is_some).collect()).collect()
+    }
+
     /// A name that was read under two collections' counts, and rests on eight words.
     fn kept() -> (Kept, Fixture) {
         let mut memory = Fixture::default();
@@ -260,8 +315,8 @@ mod tests {
         if changed {
             memory.write(UserAddr(AT.0 + 8), &[1]);
         }
-        let found = kept.find(&[asked(), asked()], Trust::new(taken, now), Some(&memory));
-        assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [expected; 2]);
+        let found = kept.find(&[stack(2, taken, now)], Some(&memory));
+        assert_eq!(are_known(&found), [[expected; 2]]);
     }
 
     #[test]
@@ -285,8 +340,8 @@ mod tests {
     fn of_a_process_that_has_ended_names_are_right_that_were_under_the_same_count() {
         let check = |taken, now, expected: bool| {
             let (mut kept, _) = kept();
-            let found = kept.find(&[asked()], Trust::new(taken, now), Some(&Fixture::default()));
-            assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [expected]);
+            let found = kept.find(&[stack(1, taken, now)], Some(&Fixture::default()));
+            assert_eq!(are_known(&found), [[expected]]);
         };
         check(2, Some(2), true);
         check(4, Some(4), false);
@@ -301,5 +356,14 @@ mod tests {
         check(3, Some(3), true, false);
         check(5, Some(5), false, true);
         check(1, Some(5), false, false);
+    }
+
+    #[test]
+    fn each_of_several_stacks_is_judged_by_when_it_was_taken() {
+        let (mut kept, mut memory) = kept();
+        let stacks = [stack(1, 2, Some(4)), stack(1, 4, Some(4)), stack(1, 3, Some(4)), stack(1, 1, Some(4))];
+        assert_eq!(are_known(&kept.find(&stacks, Some(&memory))), [[true], [true], [true], [false]]);
+        memory.write(AT, &[1]);
+        assert_eq!(are_known(&kept.find(&stacks, Some(&memory))), [[true], [false], [false], [false]]);
     }
 }

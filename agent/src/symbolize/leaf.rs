@@ -102,9 +102,10 @@ impl Symbolizer {
         }
         leaf.words.into_iter().find(|word| {
             let pc = word.wrapping_sub(1);
-            let mapping = self.mapping(pid, pc);
-            let floor = self.code_floor(pid, pc, mapping.as_ref());
-            floor.is_some_and(|floor| self.v8(pid).is_some_and(|v8| v8.is_code_of(Seen { pc, ..seen }, floor)))
+            // Most words are none that return anywhere: where no code is known to be, none is looked for.
+            let mapping = self.spaces.get(&pid).and_then(|space| space.holding(pc)).filter(is_compiled_at_run_time);
+            mapping
+                .is_some_and(|mapping| self.v8(pid).is_some_and(|v8| v8.is_code_of(Seen { pc, ..seen }, mapping.start)))
         })
     }
 

@@ -17,13 +17,13 @@ mod user;
 pub mod v8;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use crate::{
-    decode::Frames,
+    decode::{Frames, UserFrames},
     limits::{SYMBOL_FILES_MAX, SYMBOL_SPACES_MAX, V8_LAYOUTS_MAX},
     report::model::{Frame, FrameKind, Truncated},
     target::{
@@ -60,6 +60,13 @@ const MAPS_AT_ONCE_PACE: Duration = Duration::from_secs(5);
 
 /// Executable mappings that are searched for a vtable, from the address down: a file's data lie behind its code.
 const CLASS_FILES_MAX: usize = 16;
+
+/// A stack to be named.
+#[derive(Clone, Debug)]
+pub struct Unnamed {
+    pub pid: Pid,
+    pub frames: Frames,
+}
 
 /// The names of a stack.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -167,15 +174,28 @@ impl Symbolizer {
         self.kernel_ahead = Some(ahead);
     }
 
-    /// Names a stack, innermost first.
-    pub fn symbolize(&mut self, pid: Pid, stack: &Frames) -> Named {
-        match stack {
-            Frames::User(stack) => self.symbolize_user(pid, stack),
-            Frames::Kernel(addrs) => {
-                let frames = self.symbolize_kernel(addrs).into_iter().map(Arc::new).collect();
-                Named { frames, truncated: None }
+    /// Names stacks, each innermost first. Those of a process cost less together.
+    pub fn symbolize(&mut self, stacks: &[Unnamed]) -> Vec<Named> {
+        let mut named = vec![Named::default(); stacks.len()];
+        let mut users: BTreeMap<Pid, (Vec<&UserFrames>, Vec<&mut Named>)> = BTreeMap::new();
+        for (Unnamed { pid, frames }, named) in stacks.iter().zip(&mut named) {
+            match frames {
+                Frames::User(stack) => {
+                    let (of_process, places) = users.entry(*pid).or_default();
+                    of_process.push(stack);
+                    places.push(named);
+                }
+                Frames::Kernel(addrs) => {
+                    named.frames = self.symbolize_kernel(addrs).into_iter().map(Arc::new).collect();
+                }
             }
         }
+        for (pid, (stacks, places)) in users {
+            for (place, named) in places.into_iter().zip(self.symbolize_user(pid, &stacks)) {
+                *place = named;
+            }
+        }
+        named
     }
 
     /// Names a kernel stack, innermost first, from the scheduler's own entry on: what lies above is the tracing of it.

@@ -6,7 +6,7 @@ use log::debug;
 
 use super::{
     Symbolizer, file_name, is_compiled_at_run_time,
-    kept::{Asked, Frames, Trust},
+    kept::{Asked, Frames, Stack, Trust},
     unknown,
     v8::{
         frames::{ANONYMOUS, Decoded, Seen, is_interpreter, is_interpreters_entry},
@@ -59,50 +59,84 @@ impl Answer {
 }
 
 impl Symbolizer {
-    /// Names a user stack. Every address but the first is a return address: the call lies before it.
-    pub fn symbolize_user(&mut self, pid: Pid, stack: &UserFrames) -> Named {
+    /// Names user stacks of one process, which are better asked about together: what they rest on is looked at once for all of
+    /// them. Every address but the first of each is a return address: the call lies before it.
+    pub fn symbolize_user(&mut self, pid: Pid, stacks: &[&UserFrames]) -> Vec<Named> {
         self.enter(pid);
+        if let Some(v8) = self.v8(pid) {
+            v8.heap.forget();
+        }
         let now = self.majors(pid);
-        let trust = Trust::new(stack.major_gcs, now);
-        let mut all = self.asked(pid, stack, trust);
-        let truncated = self.truncated(pid, stack.end, &all);
-        let on_stack = all.len();
-        all.extend(stack.awaits.iter().map(|frame| Asked::suspended(*frame)));
+        let mut all = self.asked_all(pid, stacks, now);
+        let then = self.majors(pid);
+        if then != now {
+            // A collection began, and may have moved what was read. Of a stack from before it nothing more is read.
+            all = self.asked_all(pid, stacks, then);
+        }
+        let on_stack: Vec<usize> = all.iter().map(|stack| stack.frames.len()).collect();
+        let truncated = stacks.iter().zip(&all).map(|(stack, asked)| self.truncated(pid, stack.end, &asked.frames));
+        let truncated: Vec<Option<Truncated>> = truncated.collect();
+        for (stack, asked) in stacks.iter().zip(&mut all) {
+            asked.frames.extend(stack.awaits.iter().map(|frame| Asked::suspended(*frame)));
+        }
         let space = self.spaces.entry(pid).or_default();
         let memory = space.v8.get().map(|v8| &v8.heap.memory);
-        let mut named = space.kept.find(&all, trust, memory);
-        self.name_the_others(pid, &all, &mut named, trust);
-        let (running, awaiting) = named.split_at(on_stack.min(named.len()));
-        let mut frames = Vec::with_capacity(all.len() + 1);
-        frames.extend(running.iter().flatten().flat_map(|frames| frames.iter().cloned()));
-        if !awaiting.is_empty() {
-            frames.push(Arc::clone(&self.awaits));
-            frames.extend(awaiting.iter().flatten().flat_map(|frames| frames.iter().cloned()));
-        }
-        Named { frames, truncated }
+        let mut named = space.kept.find(&all, memory);
+        self.name_the_others(pid, &all, &mut named);
+        let each = named.into_iter().zip(on_stack).zip(truncated);
+        each.map(|((named, on_stack), truncated)| Named { frames: self.put_together(&named, on_stack), truncated })
+            .collect()
     }
 
     fn majors(&self, pid: Pid) -> Option<u32> {
         self.clock.of(pid).map(|(majors, _)| majors)
     }
 
+    /// Frames on the stack, and below a marker those that await them.
+    fn put_together(&self, named: &[Option<Frames>], on_stack: usize) -> Vec<Arc<Frame>> {
+        let (running, awaiting) = named.split_at(on_stack.min(named.len()));
+        let mut frames = Vec::with_capacity(named.len() + 1);
+        frames.extend(running.iter().flatten().flat_map(|frames| frames.iter().cloned()));
+        if !awaiting.is_empty() {
+            frames.push(Arc::clone(&self.awaits));
+            frames.extend(awaiting.iter().flatten().flat_map(|frames| frames.iter().cloned()));
+        }
+        frames
+    }
+
     /// Works out what is not known yet, and keeps it if nothing has changed meanwhile.
-    fn name_the_others(&mut self, pid: Pid, asked: &[Asked], named: &mut [Option<Frames>], trust: Trust) {
-        if let Some(v8) = self.spaces.entry(pid).or_default().v8.get() {
+    fn name_the_others(&mut self, pid: Pid, stacks: &[Stack], named: &mut [Vec<Option<Frames>>]) {
+        let mut settled: AddressMap<Asked, Frames> = AddressMap::default();
+        for (stack, named) in stacks.iter().zip(named) {
+            if !stack.trust.may_read() {
+                settled.clear();
+            }
+            let others = |named: &[Option<Frames>], settled: &AddressMap<Asked, Frames>| -> Vec<Asked> {
+                let pairs = stack.frames.iter().zip(named);
+                let others = pairs.filter(|(one, known)| known.is_none() && !settled.contains_key(one));
+                others.map(|(one, _)| *one).collect()
+            };
+            let unknown = others(named, &settled);
+            let lasts = unknown.is_empty() || self.settle(pid, unknown, stack.trust, &mut settled);
+            for (one, place) in stack.frames.iter().zip(named.iter_mut()).filter(|(_, place)| place.is_none()) {
+                *place = settled.get(one).cloned();
+            }
+            if !lasts {
+                settled.clear();
+            }
+        }
+    }
+
+    /// Works frames out. False if the heap changed meanwhile, or might not be read: others may know more of the same frames.
+    fn settle(&mut self, pid: Pid, asked: Vec<Asked>, trust: Trust, settled: &mut AddressMap<Asked, Frames>) -> bool {
+        if let Some(v8) = self.v8(pid) {
             v8.heap.forget();
         }
         let mut answers: AddressMap<Asked, Answer> = AddressMap::default();
-        for (one, _) in asked.iter().zip(named.iter()).filter(|(_, known)| known.is_none()) {
-            if !answers.contains_key(one) {
-                let answer = self.answer(pid, *one, trust.may_read());
-                answers.insert(*one, answer);
-            }
-        }
-        if answers.is_empty() {
-            return;
+        for one in asked {
+            answers.entry(one).or_insert_with(|| self.answer(pid, one, trust.may_read()));
         }
         let still = self.still(pid, &answers, trust);
-        let mut settled: AddressMap<Asked, Frames> = AddressMap::default();
         for (one, mut answer) in answers {
             let rests_on_heap = !answer.proofs.is_empty();
             if rests_on_heap && !still {
@@ -115,11 +149,7 @@ impl Symbolizer {
             }
             settled.insert(one, frames);
         }
-        for (one, place) in asked.iter().zip(named.iter_mut()) {
-            if place.is_none() {
-                *place = settled.get(one).cloned();
-            }
-        }
+        still && trust.may_read()
     }
 
     /// Nothing that was read has changed since it was read.
@@ -264,6 +294,15 @@ impl Symbolizer {
         let is_start =
             asked.len() > 1 && outermost.as_ref().and_then(file_name).is_some_and(|name| starts_threads(&name));
         (!is_start).then_some(Truncated::NoFramePointer)
+    }
+
+    /// The frames to be named, while there have been `now` collections.
+    fn asked_all(&mut self, pid: Pid, stacks: &[&UserFrames], now: Option<u32>) -> Vec<Stack> {
+        let asked = |stack: &&UserFrames| {
+            let trust = Trust::new(stack.major_gcs, now);
+            Stack { frames: self.asked(pid, stack, trust), trust }
+        };
+        stacks.iter().map(asked).collect()
     }
 
     /// The frames to be named.
