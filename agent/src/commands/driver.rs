@@ -68,8 +68,8 @@ const LOCK_GLANCE: Duration = Duration::from_millis(50);
 /// How often heaps are looked at: what is the least in a window is near what the last collection left.
 const GLANCE: Duration = Duration::from_millis(250);
 
-/// Answers that are taken before anything else is looked at.
-const ANSWERS_AT_ONCE: usize = 64;
+/// Lots of answers that are taken before anything else is looked at.
+const ANSWERS_AT_ONCE: usize = 8;
 
 /// Longer than any trace, and short enough for the clock.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
@@ -154,7 +154,7 @@ struct Driver {
     session: Session,
     sinks: Sinks,
     symbols: Symbols,
-    answers: mpsc::UnboundedReceiver<Input>,
+    answers: mpsc::UnboundedReceiver<Vec<Input>>,
     summary: Summary,
     targets: Vec<Pid>,
     clusters: Vec<Watch>,
@@ -247,7 +247,7 @@ impl Driver {
                     self.meet();
                 }
                 _ = lock_glances.tick(), if !self.clusters.is_empty() => self.glance_at_locks(),
-                Some(answer) = self.answers.recv() => self.answer_all(answer),
+                Some(answers) = self.answers.recv() => self.answer_all(answers),
                 Some(batch) = self.session.batches.recv() => self.take(batch),
                 () = sleep_until(due.map_or_else(Instant::now, Into::into)), if due.is_some() => {}
             }
@@ -337,8 +337,8 @@ impl Driver {
             self.govern();
             tokio::select! {
                 () = sleep(GOVERN) => {}
-                answer = self.answers.recv() => match answer {
-                    Some(answer) => self.answer(answer),
+                answers = self.answers.recv() => match answers {
+                    Some(answers) => self.answer(answers),
                     None => return,
                 },
                 () = sleep_until(patience) => return,
@@ -379,18 +379,20 @@ impl Driver {
         }
     }
 
-    /// Takes this answer, and those that came with it.
-    fn answer_all(&mut self, first: Input) {
+    /// Takes these answers, and those that came meanwhile.
+    fn answer_all(&mut self, first: Vec<Input>) {
         self.answer(first);
         for _ in 0..ANSWERS_AT_ONCE {
-            let Ok(answer) = self.answers.try_recv() else { return };
-            self.answer(answer);
+            let Ok(answers) = self.answers.try_recv() else { return };
+            self.answer(answers);
         }
     }
 
-    fn answer(&mut self, answer: Input) {
-        self.symbols.answered(&answer);
-        self.feed(answer);
+    fn answer(&mut self, answers: Vec<Input>) {
+        for answer in answers {
+            self.symbols.answered(&answer);
+            self.feed(answer);
+        }
     }
 
     /// One input, and everything that follows from it at once.
@@ -403,6 +405,9 @@ impl Driver {
                     Output::Record(record) => self.put(&record),
                     question => inputs.extend(self.symbols.ask(question)),
                 }
+            }
+            if inputs.is_empty() {
+                inputs = self.symbols.send();
             }
         }
     }
@@ -460,8 +465,8 @@ impl Driver {
         let patience = Instant::now() + NAMES_PATIENCE;
         while self.symbols.pending() > 0 {
             tokio::select! {
-                answer = self.answers.recv() => match answer {
-                    Some(answer) => self.answer(answer),
+                answers = self.answers.recv() => match answers {
+                    Some(answers) => self.answer(answers),
                     None => break,
                 },
                 () = sleep_until(patience) => {

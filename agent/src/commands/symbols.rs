@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
     },
     thread::JoinHandle,
 };
@@ -27,7 +27,10 @@ use crate::{
 };
 
 /// Questions that may wait: more stacks than that are new only in the first moments of a trace.
-const QUESTIONS_MAX: usize = 8192;
+const QUESTIONS_MAX: u64 = 8192;
+
+/// Lots of named stacks that may wait to be put back into their sources.
+const UNMAPPED_MAX: usize = 1024;
 
 /// Stacks that are named and handed on together: what they rest on is read once for all of them, and each time wakes two threads, which
 /// takes longer than naming a stack.
@@ -44,7 +47,9 @@ enum Question {
 
 /// The thread, and the way to it.
 pub struct Symbols {
-    questions: SyncSender<Question>,
+    /// What goes there next: all at once, as each time wakes the thread.
+    unsent: Vec<Question>,
+    questions: Sender<Vec<Question>>,
     pending: u64,
     /// Of which: about classes of work.
     pending_classes: u64,
@@ -54,47 +59,58 @@ pub struct Symbols {
 impl Symbols {
     /// Answers go to `answers` as inputs for the core. Source maps are in the directory, if there is one, or with their scripts.
     pub fn start(
-        answers: UnboundedSender<Input>,
+        answers: UnboundedSender<Vec<Input>>,
         collections: Collections,
         source_maps: Option<PathBuf>,
     ) -> std::io::Result<Self> {
-        let (questions, inbox) = sync_channel(QUESTIONS_MAX);
-        let (to_map, unmapped) = sync_channel(QUESTIONS_MAX);
+        // What waits there is bounded by what is pending.
+        let (questions, inbox) = channel();
+        let (to_map, unmapped) = sync_channel(UNMAPPED_MAX);
         let mapped = answers.clone();
         let start = |name: &str| std::thread::Builder::new().name(name.into());
         // Apart: reading a large map takes a while, and stacks must be named before the collector has moved what they point at.
         let given = source_maps.is_some();
         let maps = start("agent-maps").spawn(move || map_all(&unmapped, &mapped, source_maps.as_deref()))?;
-        let symbols =
-            start("agent-symbols").spawn(move || answer_all(&inbox, &answers, &to_map, given, collections))?;
-        Ok(Self { questions, pending: 0, pending_classes: 0, threads: [symbols, maps] })
+        let symbols = start("agent-symbols").spawn(move || answer_all(inbox, &answers, &to_map, given, collections))?;
+        Ok(Self { unsent: Vec::new(), questions, pending: 0, pending_classes: 0, threads: [symbols, maps] })
     }
 
-    /// Asks; a question that finds the queue full is answered with nothing at once.
+    /// Asks, with the next [`Self::send`]; a question too many is answered with nothing at once.
     pub fn ask(&mut self, question: Output) -> Option<Input> {
-        let classes = u64::from(matches!(question, Output::NeedWorkClass { .. }));
-        match self.questions.try_send(Question::Ask(question)) {
-            Ok(()) => {
-                self.pending += 1;
-                self.pending_classes += classes;
-                None
-            }
-            Err(TrySendError::Full(Question::Ask(question)) | TrySendError::Disconnected(Question::Ask(question))) => {
-                unanswered(&question)
-            }
-            Err(_) => None,
+        if self.pending >= QUESTIONS_MAX {
+            return unanswered(&question);
         }
+        self.pending += 1;
+        self.pending_classes += u64::from(matches!(question, Output::NeedWorkClass { .. }));
+        self.unsent.push(Question::Ask(question));
+        None
     }
 
-    /// A process has gone, and all that there was to ask about it has been asked. Where the queue is full, what is known of it goes later,
-    /// to make room for others.
-    pub fn forget(&self, pid: Pid) {
-        let _ = self.questions.try_send(Question::Forget(pid));
+    /// Hands over what was asked. If nobody is there to answer, that is the answer.
+    pub fn send(&mut self) -> Vec<Input> {
+        if self.unsent.is_empty() {
+            return Vec::new();
+        }
+        let Err(refused) = self.questions.send(std::mem::take(&mut self.unsent)) else { return Vec::new() };
+        let asked = refused.0.iter().filter_map(|question| match question {
+            Question::Ask(question) => unanswered(question),
+            Question::Forget(_) | Question::Kernel(_) => None,
+        });
+        let answers: Vec<Input> = asked.collect();
+        for answer in &answers {
+            self.answered(answer);
+        }
+        answers
+    }
+
+    /// A process has gone, and all that there was to ask about it has been asked.
+    pub fn forget(&mut self, pid: Pid) {
+        self.unsent.push(Question::Forget(pid));
     }
 
     /// The kernel's symbols are being read: the first stack need not wait for all of that.
-    pub fn expect_kernel(&self, ahead: KernelAhead) {
-        let _ = self.questions.try_send(Question::Kernel(ahead));
+    pub fn expect_kernel(&mut self, ahead: KernelAhead) {
+        self.unsent.push(Question::Kernel(ahead));
     }
 
     /// An answer has arrived.
@@ -155,17 +171,17 @@ enum ToMap {
 }
 
 /// Puts frames back into the sources that their scripts were made of.
-fn map_all(inbox: &Receiver<ToMap>, answers: &UnboundedSender<Input>, directory: Option<&Path>) {
+fn map_all(inbox: &Receiver<ToMap>, answers: &UnboundedSender<Vec<Input>>, directory: Option<&Path>) {
     let mut maps = SourceMaps::new(directory);
     for told in inbox {
-        let stacks = match told {
+        let mut stacks = match told {
             ToMap::Stacks(stacks) => stacks,
             ToMap::Forget(pid) => {
                 maps.forget(pid);
                 continue;
             }
         };
-        for mut stack in stacks {
+        for stack in &mut stacks {
             let pid = stack.pid;
             for Reference { file, url } in std::mem::take(&mut stack.references) {
                 maps.refer(pid, &file, &url);
@@ -175,17 +191,17 @@ fn map_all(inbox: &Receiver<ToMap>, answers: &UnboundedSender<Input>, directory:
                     *frame = Arc::new(mapped);
                 }
             }
-            if answers.send(stack.answer()).is_err() {
-                return;
-            }
+        }
+        if answers.send(stacks.into_iter().map(NamedStack::answer).collect()).is_err() {
+            return;
         }
     }
 }
 
 /// Stacks are handed on to be put back into their sources, `are_mapped`, or once a script has said where its map is.
 fn answer_all(
-    inbox: &Receiver<Question>,
-    answers: &UnboundedSender<Input>,
+    inbox: Receiver<Vec<Question>>,
+    answers: &UnboundedSender<Vec<Input>>,
     to_map: &SyncSender<ToMap>,
     mut are_mapped: bool,
     collections: Collections,
@@ -193,10 +209,10 @@ fn answer_all(
     // Made here, as it keeps what it reads to its own thread.
     let mut symbolizer = Symbolizer::new(Box::new(collections));
     let mut references = References::default();
-    let mut later = VecDeque::new();
+    let mut inbox = Inbox { questions: inbox, urgent: VecDeque::new(), later: VecDeque::new() };
     let (mut ids, mut asked, mut together) = (Vec::new(), Vec::new(), Vec::new());
     // Ends when the last question is answered and nobody is there to ask another.
-    while let Some(question) = next(inbox, &mut later) {
+    while let Some(question) = inbox.next() {
         let question = match question {
             Question::Ask(question) => question,
             Question::Forget(pid) => {
@@ -217,8 +233,7 @@ fn answer_all(
             Output::NeedSymbols { stack, pid, frames } => {
                 ids.push(stack);
                 asked.push(Unnamed { pid, frames });
-                let is_next = matches!(later.front(), Some(Question::Ask(Output::NeedSymbols { .. })));
-                if is_next && asked.len() < TOGETHER_MAX {
+                if inbox.is_stack_next() && asked.len() < TOGETHER_MAX {
                     continue;
                 }
                 let (all, at) = (symbolizer.symbolize(&asked), monotonic_ns());
@@ -234,12 +249,12 @@ fn answer_all(
                 Some(Input::WorkClass { pid, vtable, class: symbolizer.work_class(pid, vtable) })
             }
         };
-        let is_time = together.len() >= TOGETHER_MAX || (later.is_empty() && !together.is_empty());
-        let mut is_heard = answer.is_none_or(|answer| answers.send(answer).is_ok());
+        let is_time = together.len() >= TOGETHER_MAX || (inbox.later.is_empty() && !together.is_empty());
+        let mut is_heard = answer.is_none_or(|answer| answers.send(vec![answer]).is_ok());
         if is_time && are_mapped {
             is_heard &= to_map.send(ToMap::Stacks(std::mem::take(&mut together))).is_ok();
         } else if is_time {
-            is_heard &= together.drain(..).all(|named| answers.send(named.answer()).is_ok());
+            is_heard &= answers.send(together.drain(..).map(NamedStack::answer).collect()).is_ok();
         }
         if !is_heard {
             return;
@@ -260,19 +275,37 @@ fn awaits(symbolizer: &mut Symbolizer, pid: Pid) -> Input {
     Input::Awaits { pid, at: monotonic_ns(), awaits: found.suspended.calls.into_iter().map(of).collect() }
 }
 
-/// The question to answer next: classes of work before stacks, as windows wait for them.
-fn next(inbox: &Receiver<Question>, later: &mut VecDeque<Question>) -> Option<Question> {
-    if later.is_empty() {
-        later.push_back(inbox.recv().ok()?);
+/// What the thread has been asked.
+struct Inbox {
+    questions: Receiver<Vec<Question>>,
+    /// Classes of work come before stacks, as windows wait for them.
+    urgent: VecDeque<Question>,
+    later: VecDeque<Question>,
+}
+
+impl Inbox {
+    /// The question to answer next; none if nobody is there any more to ask one.
+    fn next(&mut self) -> Option<Question> {
+        if self.urgent.is_empty() && self.later.is_empty() {
+            let questions = self.questions.recv().ok()?;
+            self.sort(questions);
+        }
+        while let Ok(questions) = self.questions.try_recv() {
+            self.sort(questions);
+        }
+        self.urgent.pop_front().or_else(|| self.later.pop_front())
     }
-    while later.len() < QUESTIONS_MAX {
-        match inbox.try_recv() {
-            Ok(question @ Question::Ask(Output::NeedWorkClass { .. })) => return Some(question),
-            Ok(question) => later.push_back(question),
-            Err(_) => break,
+
+    fn sort(&mut self, questions: Vec<Question>) {
+        for question in questions {
+            let is_urgent = matches!(question, Question::Ask(Output::NeedWorkClass { .. }));
+            if is_urgent { &mut self.urgent } else { &mut self.later }.push_back(question);
         }
     }
-    later.pop_front()
+
+    fn is_stack_next(&self) -> bool {
+        matches!(self.later.front(), Some(Question::Ask(Output::NeedSymbols { .. })))
+    }
 }
 
 fn unanswered(question: &Output) -> Option<Input> {
