@@ -291,8 +291,9 @@ fn by_row(walk: &mut UserBuffer, row: UnwindRow, i: u32) -> Result<(), u32> {
             }
             walk.words[0].wrapping_add(8)
         }
-        // A register that a call may change is known of the innermost frame only.
-        cfa::REGISTER if i == 0 => register(walk, words).wrapping_add((words >> cfa::REGISTER_BITS) * 8),
+        cfa::REGISTER if keeps_registers(walk, i) => {
+            register(walk, words).wrapping_add((words >> cfa::REGISTER_BITS) * 8)
+        }
         _ => return Err(end::UNREADABLE),
     };
     if cfa <= walk.sp {
@@ -310,6 +311,13 @@ fn by_row(walk: &mut UserBuffer, row: UnwindRow, i: u32) -> Result<(), u32> {
     }
     walk.sp = cfa;
     Ok(())
+}
+
+/// Registers that a call may change are those of this frame: it is the innermost, or has called a function that has nothing but the
+/// address of its caller on the stack. That is assembly code, written together with its caller, which has its frame in such a register.
+#[inline(always)]
+fn keeps_registers(walk: &UserBuffer, i: u32) -> bool {
+    i == 0 || i == 1 && walk.sp == walk.regs.rsp.wrapping_add(8)
 }
 
 /// A register by its place in `struct pt_regs`: the low bits of `number`.

@@ -52,7 +52,7 @@ pub mod cfa {
     /// So many words above the stack pointer, or below it, is kept what that was once: the return address lies there.
     pub const SAVED_SP: u16 = 5;
     /// It is another register and some words: the low [`REGISTER_BITS`] say which, in the order of `struct pt_regs`, and the others how
-    /// many. Only of code that calls nothing.
+    /// many. Of code that calls nothing but what was written together with it.
     pub const REGISTER: u16 = 6;
     pub const BITS: u32 = 3;
     pub const REGISTER_BITS: u32 = 4;

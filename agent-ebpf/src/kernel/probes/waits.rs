@@ -39,12 +39,11 @@ pub fn postgres_switch(ctx: BtfTracePointContext) -> i32 {
     if previous.is_none() && next.is_none() {
         return 0;
     }
-    let now = now_ns();
     if let Some(backend) = previous {
-        leave(backend, ctx.arg(1), now);
+        leave(backend, ctx.arg(1));
     }
     if let Some(backend) = next {
-        come_back(backend, now);
+        come_back(backend, 0);
     }
     0
 }
@@ -63,18 +62,20 @@ fn followed(tid: u32) -> Option<*mut PgBackend> {
 }
 
 #[inline(always)]
-fn leave(backend: *mut PgBackend, task: u64, now: u64) {
+fn leave(backend: *mut PgBackend, task: u64) {
     // SAFETY: a value of a preallocated map; the thread is on one CPU at a time, and only programs that run on its behalf write it.
     if unsafe { (*backend).event } != 0 {
         // Not every kernel tells of every switch.
         count(counter::PG_WAIT_END_UNSEEN);
-        come_back(backend, now.wrapping_sub(ran_ns(task)));
+        come_back(backend, ran_ns(task));
     }
     // SAFETY: as before.
     let (event, known) = unsafe { (waits_for(backend), (*backend).lock.since_ns != 0) };
     if event == 0 && !known {
+        // Waits for a client, mostly: not worth a look at the clock.
         return;
     }
+    let now = now_ns();
     if known || is_lock(event) {
         lock_wait(backend, event, now);
     }
@@ -172,13 +173,15 @@ fn waits_for(backend: *mut PgBackend) -> u32 {
     }
 }
 
+/// The backend is on a CPU again, since so long ago.
 #[inline(always)]
-fn come_back(backend: *mut PgBackend, now: u64) {
+fn come_back(backend: *mut PgBackend, ago_ns: u64) {
     // SAFETY: as in `leave`.
     let (out_ns, cluster, event) = unsafe { ((*backend).out_ns, (*backend).cluster, (*backend).event) };
     if event == 0 {
         return;
     }
+    let now = now_ns().wrapping_sub(ago_ns);
     // SAFETY: as in `leave`.
     unsafe {
         (&raw mut (*backend).event).write_volatile(0);
