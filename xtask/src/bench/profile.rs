@@ -26,7 +26,8 @@ const INTRODUCTION: &str = "\
 Written by `cargo xtask bench profile`, in the way of [RESULTS.md](RESULTS.md): ratios of neighbouring halves, with a tool attached and
 without, in one server process under steady load; *null* compares neighbours without any. Samples are 99 a second and CPU for each
 tool. V8's profiler is switched on and off inside the server; its own thread is part of the CPU a request. `perf record` has kernel
-and user stacks by frame pointers of the software clock, and no names for JavaScript. Off CPU, the server has one connection: each
+and user stacks by frame pointers of the software clock, and no names for JavaScript. The empty program does nothing 99 times a second on
+each CPU: what is left is the timer's interrupt. Off CPU, the server has one connection: each
 request is a switch or two.
 ";
 
@@ -34,9 +35,10 @@ request is a switch or two.
 pub fn bench(args: &BenchArgs) -> Result<(), Error> {
     let mut table = String::from(HEAD);
     let (mut loads, mut switches) = (Vec::new(), Vec::new());
-    for (case, tools) in
-        [(Case::Http50, [Tool::Profile, Tool::Perf, Tool::Inspector].as_slice()), (Case::Http1, &[Tool::OffCpu])]
-    {
+    for (case, tools) in [
+        (Case::Http50, [Tool::Profile, Tool::EmptySampler, Tool::Perf, Tool::Inspector].as_slice()),
+        (Case::Http1, &[Tool::OffCpu]),
+    ] {
         let mut server = Server::start(case, &args.node)?;
         std::thread::sleep(WARM_UP);
         for &tool in tools {

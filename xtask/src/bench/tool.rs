@@ -34,6 +34,8 @@ pub enum Tool {
     Daemon,
     /// A program on `sched_switch` that does nothing: what the kernel's counting itself takes.
     Empty,
+    /// A program that does nothing, as often as a profile takes samples: what it takes to interrupt.
+    EmptySampler,
 }
 
 impl Tool {
@@ -52,6 +54,7 @@ impl Tool {
             Self::Inspector => "V8's profiler",
             Self::Daemon => "agent daemon",
             Self::Empty => "an empty program",
+            Self::EmptySampler => "an empty program at 99 Hz",
         }
     }
 
@@ -96,9 +99,10 @@ impl Tool {
                 bpftrace.args(["-B", "line"]).arg(root().join("scripts/workloads/peer.bt")).arg(&pid);
                 bpftrace
             }
-            Self::Empty => {
+            Self::Empty | Self::EmptySampler => {
+                let place = if self == Self::Empty { "tracepoint:sched:sched_switch" } else { "profile:hz:99" };
                 let mut bpftrace = Command::new("bpftrace");
-                bpftrace.args(["-B", "line", "-e", "tracepoint:sched:sched_switch { }"]);
+                bpftrace.args(["-B", "line", "-e", &format!("{place} {{ }}")]);
                 bpftrace
             }
             Self::OffCpuTime => peer("offcputime", &["-p", &pid, "3600"]),
@@ -126,7 +130,7 @@ impl Tool {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         if self.is_agent() {
             command.stderr(Stdio::piped());
-        } else if matches!(self, Self::Bpftrace | Self::Empty) {
+        } else if matches!(self, Self::Bpftrace | Self::Empty | Self::EmptySampler) {
             command.stdout(Stdio::piped());
         }
         let child = command.spawn().map_err(|source| Error::io(self.name(), source))?;
@@ -135,7 +139,7 @@ impl Tool {
         let mut attached = Attached { child, begin, attach: Duration::ZERO, hit_ns: Arc::default(), ends_at };
         match self {
             Self::Agent => attached.hit_ns = self.wait_for(attached.child.stderr.take(), "tracing pid")?,
-            Self::Bpftrace | Self::Empty => {
+            Self::Bpftrace | Self::Empty | Self::EmptySampler => {
                 // It attaches within that time; what it says of it is lost now and then.
                 hear(attached.child.stdout.take());
                 std::thread::sleep(Duration::from_secs(2));
