@@ -95,7 +95,7 @@ fn diagnose(args: &DiagnoseArgs, thresholds: Thresholds) -> Result<u8, DriverErr
     if subjects.is_empty() && discovery.is_none() {
         // A database alone: what tells of event loops would cost it something, and say nothing.
         mission.settings = Settings { parts: &[], sample_hz: 0, ..mission.settings };
-        mission = Mission { groups: &[], phases: PhasesWanted::Never, ..mission };
+        mission = Mission { groups: &[], ..mission };
     }
     let whom = Whom {
         subjects,
@@ -160,7 +160,8 @@ fn mission(args: &DiagnoseArgs, thresholds: Thresholds) -> Mission {
     Mission {
         settings,
         groups: &[Group::Gc, Group::GcKinds, Group::Pool, Group::Requests],
-        phases: PhasesWanted::Auto,
+        // No rule looks at phases either.
+        phases: PhasesWanted::Never,
         switches: SwitchesWanted::Auto,
         max_overhead: args.max_overhead,
         window: args.window,
