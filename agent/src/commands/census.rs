@@ -119,7 +119,7 @@ impl Counter {
         let (mut best, mut attempts) = (None::<Taken>, 0);
         while attempts < ATTEMPTS_MAX && (attempts == 0 || started.elapsed() < time) {
             attempts += 1;
-            let (begun, before) = (Instant::now(), collections());
+            let (mut seen, before) = (Seen::begin(), collections());
             let pages = PageMap::of(pid);
             let subject = census::Subject {
                 heap: &self.v8,
@@ -128,13 +128,17 @@ impl Counter {
                 regions: regions_of(pid, &self.v8.memory)?,
                 present: Box::new(move |at| pages.present(at)),
             };
-            let census = census::take(&subject, go_on);
+            let census = census::take(&subject, &mut |tally| {
+                seen.note(tally.objects);
+                go_on(tally)
+            });
+            seen.note(census.tally.objects);
             if procfs::incarnation(pid) != self.incarnation || !procfs::is_alive(pid) {
                 return Err(HeapError::Ended(pid));
             }
             let after = collections();
             let (disturbed, moves) = (after != before, after.unwrap_or(0).wrapping_sub(before.unwrap_or(0)));
-            let taken = Taken { census, disturbed, begun, took: begun.elapsed(), attempts };
+            let taken = Taken { census, disturbed, at: seen.middle(), took: seen.begun.elapsed(), attempts };
             if best.as_ref().is_none_or(|best| taken.rank() < best.rank()) {
                 best = Some(taken);
             }
@@ -164,9 +168,38 @@ pub struct Taken {
     pub census: Census,
     /// The collector ran meanwhile.
     disturbed: bool,
-    begun: Instant,
+    at: Instant,
     took: Duration,
     pub attempts: u32,
+}
+
+/// When a census has come to its objects. Before that it looks for roots, and it gives way to others anywhere on the way: the middle of
+/// its time is none of its objects'.
+struct Seen {
+    begun: Instant,
+    objects: u64,
+    /// For each object, the seconds from the beginning on.
+    object_seconds: f64,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+impl Seen {
+    fn begin() -> Self {
+        Self { begun: Instant::now(), objects: 0, object_seconds: 0.0 }
+    }
+
+    /// By now there are so many.
+    fn note(&mut self, objects: u64) {
+        let more = objects.saturating_sub(self.objects);
+        self.object_seconds += more as f64 * self.begun.elapsed().as_secs_f64();
+        self.objects = objects;
+    }
+
+    /// As a mean.
+    fn middle(&self) -> Instant {
+        let seconds = self.object_seconds / self.objects.max(1) as f64;
+        self.begun + Duration::try_from_secs_f64(seconds).unwrap_or_default()
+    }
 }
 
 impl Taken {
@@ -195,9 +228,8 @@ pub struct Counting {
 pub struct Counted {
     pub counter: Counter,
     pub count: Result<HeapCount, HeapError>,
-    /// When the reading began of what counts: a process is got to know before that, which may take longer.
-    pub begun: Instant,
-    pub took: Duration,
+    /// When the objects were come to.
+    pub at: Instant,
     /// CPU time, with all attempts.
     pub cost: Duration,
 }
@@ -230,10 +262,10 @@ impl Queue {
                 apart.count();
                 started.elapsed() < time
             });
-            let (begun, took) = taken.as_ref().map_or((started, started.elapsed()), |taken| (taken.begun, taken.took));
+            let at = taken.as_ref().map_or(started, |taken| taken.at);
             let count = taken.map(summed_up);
             let cost = apart.count().saturating_sub(known_at);
-            Ok(Counted { counter, count, begun, took, cost })
+            Ok(Counted { counter, count, at, cost })
         })?;
         Ok(Counting { thread })
     }

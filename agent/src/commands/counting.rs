@@ -107,14 +107,12 @@ impl HeapWatch {
                 return None;
             }
         };
-        let Counted { counter, count, begun, took, cost } =
+        let Counted { counter, count, at, cost } =
             counting.end()?.map_err(|error| debug!("objects are not counted: {error}")).ok()?;
         self.state = State::Waiting { counter: Box::new(counter), since: Instant::now(), cost };
         let count = count.map_err(|error| debug!("objects are not counted: {error}")).ok()?;
-        // An object is counted when it is come to, which is in the middle as a mean.
-        let middle = begun.checked_add(took / 2)?;
         let ns = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
-        let age_ns = ns(looked.saturating_duration_since(middle)) - ns(middle.saturating_duration_since(looked));
+        let age_ns = ns(looked.saturating_duration_since(at)) - ns(at.saturating_duration_since(looked));
         Some(HeapCount { age_ns, ..count })
     }
 }
