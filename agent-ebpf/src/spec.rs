@@ -39,6 +39,8 @@ pub enum Group {
     Takers,
     /// What makes blocks of handle scopes: some hits a request, likewise on suspicion.
     Scopes,
+    /// No uprobes: the tracepoint at page faults of user space, which are some thousand a second on a busy host. Likewise on suspicion.
+    Faults,
     /// What takes areas of a JavaScript heap: some hundred hits a second, likewise on suspicion.
     Allocators,
     /// What hands out native memory: up to some thousand hits a second, so where it is asked for, and on suspicion.

@@ -102,9 +102,8 @@ impl Governor {
         now: MonoNs,
     ) -> Self {
         let governed = |group, always| Governed { group, duty: Duty::new(now, 0, always), marked: now, seen_ns: 0 };
-        let is_wanted = |group: &Group| *group == Group::Polls || groups.contains(group);
         let mut all: Vec<Governed> =
-            GOVERNED.into_iter().filter(is_wanted).map(|group| governed(group, false)).collect();
+            GOVERNED.into_iter().filter(|group| groups.contains(group)).map(|group| governed(group, false)).collect();
         match phases {
             PhasesWanted::Never => {}
             PhasesWanted::Auto => all.push(governed(Group::Phases, false)),

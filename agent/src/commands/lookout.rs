@@ -265,6 +265,7 @@ impl Lookout {
             (Group::Makers, all.handles == Watch::Makers),
             (Group::Scopes, all.scopes == Watch::Makers),
             (Group::Allocators, all.heap == Watch::Makers),
+            (Group::Faults, all.pages == Watch::Makers),
             // Only where it was asked for is there a file that has these.
             (Group::Frees, all.pages >= Watch::Takers),
             (Group::Allocations, all.pages == Watch::Makers),

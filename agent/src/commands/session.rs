@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, thread::JoinHandle};
 
 use agent_ebpf::{
     abi::family,
-    spec::{Group, Tracepoint},
+    spec::{Group, Part, Tracepoint},
     state::{AliveKey, Cluster, MainLoop, Scrutiny, SiteKey, SiteState, Switches, Target, ThreadState, target_flag},
 };
 use log::{debug, warn};
@@ -118,6 +118,8 @@ impl Session {
             maps.set_stack_prices(Switches::PREEMPTED_TOKENS_LONG, Switches::OTHER_TOKENS_LONG)?;
         }
         let tables = Tables::take(&mut probes)?;
+        let polls: &[Group] = if probes.has_part(Part::Polls) { &[Group::Polls] } else { &[] };
+        let governed = [groups, polls].concat();
         let (to_core, batches) = mpsc::channel(BATCHES_MAX);
         let (flush, requests) = mpsc::channel(1);
         tokio::spawn(Intake::take(&mut probes)?.run(to_core, requests));
@@ -129,7 +131,7 @@ impl Session {
             files: Vec::new(),
             users: BTreeMap::new(),
             groups,
-            governor: Governor::new(groups, wanted, budget, monotonic_ns()),
+            governor: Governor::new(&governed, wanted, budget, monotonic_ns()),
             demanded: Vec::new(),
             received: [0; family::COUNT],
             flush,

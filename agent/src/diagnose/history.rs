@@ -79,7 +79,6 @@ pub struct Point {
     /// Idle, and in all.
     pub idle_ns: f64,
     pub loops_ns: f64,
-    pub turns: u64,
     /// Finished items of the thread pool; where it was watched for a part of the window, from that part. `None` where it was not.
     pub pool: Option<BTreeMap<(WorkKind, String), f64>>,
     /// Samples, most first.
@@ -207,7 +206,6 @@ impl Process {
             idle_ns: loops.clone().map(|of_loop| of_loop.ledger.idle_ns as f64).sum(),
             loops_ns: loops.clone().map(|of_loop| accounted_ns(&of_loop.ledger)).sum(),
             on_cpu_ns: loops.clone().map(|of_loop| on_cpu_ns(&of_loop.ledger)).sum(),
-            turns: loops.map(|of_loop| of_loop.turns).sum(),
             pool: (pool_seen_s > SEEN_LEAST * length_s).then_some(pool),
             profile: Profile::default(),
         };

@@ -82,6 +82,7 @@ fn weight(group: Group) -> f64 {
         | Group::Makers
         | Group::Takers
         | Group::Scopes
+        | Group::Faults
         | Group::Allocators
         | Group::Allocations
         | Group::Frees => 0.0,

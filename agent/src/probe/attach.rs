@@ -248,10 +248,11 @@ impl Probes {
         self.way
     }
 
-    /// Attaches every tracepoint that is wanted and that the kernel has; the rest is returned with the reason. Without the kernel's types, raw
-    /// ones are left to their substitutes.
+    /// Attaches every tracepoint that is wanted from the beginning and that the kernel has; the rest is returned with the reason. Without the
+    /// kernel's types, raw ones are left to their substitutes.
     pub fn attach_tracepoints(&mut self) -> Vec<TracepointSkip> {
-        self.parts.clone().into_iter().flat_map(|part| self.attach_part(part)).collect()
+        let at_once = self.parts.iter().copied().filter(|part| *part != Part::Faults);
+        at_once.collect::<Vec<_>>().into_iter().flat_map(|part| self.attach_part(part)).collect()
     }
 
     /// Whether this is attached at all, where the kernel has it.

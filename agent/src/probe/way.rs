@@ -38,7 +38,8 @@ impl Way {
             | Group::Phases
             | Group::Requests
             | Group::Polls
-            | Group::Switches => ["probe_multi", "probe_single"],
+            | Group::Switches
+            | Group::Faults => ["probe_multi", "probe_single"],
         };
         match self {
             Self::Multi => multi,

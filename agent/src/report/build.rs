@@ -107,7 +107,8 @@ fn phases(ledger: &Ledger) -> Phases {
 
 fn loop_window(pid: Pid, thread: &ThreadFigures, turns: &TurnFigures) -> LoopWindow {
     let ledger = &thread.ledger;
-    let idle_ns = ledger.poll_ns.min(thread.wall_ns);
+    // Where polls are not watched, it is idle while it sleeps in one.
+    let idle_ns = ledger.poll_ns.max(ledger.idle_ns).min(thread.wall_ns);
     LoopWindow {
         tid: thread.tid.0,
         name: thread.name.clone(),

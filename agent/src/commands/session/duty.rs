@@ -34,6 +34,9 @@ const BY_WAIT: [&str; 2] = ["enter_epoll_wait", "exit_epoll_wait"];
 const BY_PWAIT: [&str; 2] = ["enter_epoll_pwait", "exit_epoll_pwait"];
 const BY_EITHER: [&str; 4] = [BY_WAIT[0], BY_WAIT[1], BY_PWAIT[0], BY_PWAIT[1]];
 
+/// The program on faults.
+const FAULTS: [&str; 1] = ["page_fault"];
+
 /// Which of those are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Polls {
@@ -158,6 +161,7 @@ impl Session {
         match group {
             Group::Polls => return self.apply_polls(action),
             Group::Switches => return self.apply_switches(action),
+            Group::Faults => return self.apply_faults(action),
             _ => {}
         }
         let Some(probes) = &mut self.probes else { return };
@@ -253,6 +257,19 @@ impl Session {
             probes.detach_tracepoints(&SWITCHES);
         }
         debug!("switches: {action:?}");
+    }
+
+    /// Those of every process pass the tracepoint, so it is there for as long as one is looked at.
+    pub(super) fn apply_faults(&mut self, action: Action) {
+        let Some(probes) = &mut self.probes else { return };
+        if action == Action::Attach {
+            if let Err(error) = probes.attach_again(&FAULTS) {
+                warn!("pages that are touched first are not seen: {error}");
+            }
+        } else {
+            probes.detach_tracepoints(&FAULTS);
+        }
+        debug!("faults: {action:?}");
     }
 
     /// Tracepoints of the call by which no loop polls come off: every poll of every other process would pass them.

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use agent_ebpf::spec::{Group, id};
+use agent_ebpf::spec::{Group, Part, id};
 
 use super::{Session, SessionError};
 use crate::{
@@ -153,6 +153,9 @@ impl Session {
     }
 
     pub(super) fn has(&self, group: Group) -> bool {
+        if group == Group::Faults {
+            return self.probes.as_ref().is_some_and(|probes| probes.has_part(Part::Faults));
+        }
         self.files.iter().any(|file| file.points.get(&group).is_some_and(|points| !points.is_empty()))
     }
 }
