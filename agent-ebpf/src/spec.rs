@@ -31,6 +31,8 @@ pub enum Group {
     Polls,
     /// No uprobes: the scheduler's tracepoints, by which time is accounted for.
     Switches,
+    /// No uprobes: the scheduler's tracepoint by which PostgreSQL's waits are followed, while there is a cluster.
+    Waits,
     /// The end of each HTTP request: one hit a request, so sampled in time where they are many.
     Requests,
     /// What makes global handles: up to some hits a request, so on suspicion, for seconds.

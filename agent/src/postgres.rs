@@ -308,6 +308,9 @@ pub struct Reading {
     /// Taken within a window, for waits that may be over before it ends: of a wait that it does not know the end may be told later.
     #[serde(default)]
     pub is_glance: bool,
+    /// Ends of waits are told since then; of a wait that began before, and that it does not know, none is told any more.
+    #[serde(default)]
+    pub ends_told_since: MonoNs,
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ record! {
 
 record! {
     /// All tallies of the kernel half, one value a CPU: user space reads them with a single call.
-    pub struct Tally[1080] {
+    pub struct Tally[1088] {
         pub families: [FamilyCounters; family::COUNT],
         /// By [`counter`].
         pub counters: [u64; counter::COUNT],
@@ -55,7 +55,9 @@ pub mod counter {
     pub const PG_WAITS_FULL: u32 = 13;
     /// A wait was not counted: the process was not seen to be switched in, so that its end is not known.
     pub const PG_WAIT_END_UNSEEN: u32 = 14;
-    pub const COUNT: usize = 15;
+    /// Switches to or from a traced server process.
+    pub const PG_SWITCHES: u32 = 15;
+    pub const COUNT: usize = 16;
     pub const NAMES: [&str; COUNT] = [
         "threads_full",
         "works_full",
@@ -72,5 +74,9 @@ pub mod counter {
         "pg_backends_full",
         "pg_waits_full",
         "pg_wait_end_unseen",
+        "pg_switches",
     ];
+    /// Of these, what was done: all others are what was given up.
+    pub const DONE: [&str; 3] =
+        [NAMES[STACKS_WALKED as usize], NAMES[FRAMES_WALKED as usize], NAMES[PG_SWITCHES as usize]];
 }

@@ -25,6 +25,9 @@ const SPANS_MAX: usize = 1 << 16;
 /// Deadlocks that a window tells one by one.
 const DEADLOCKS_MAX: usize = 32;
 
+/// The server takes down when a wait begins before the backend sleeps: what began so much later is another wait.
+const SAME_WAIT_NS: u64 = 10_000_000;
+
 /// From giving a wait up to the word that it was for a deadlock: microseconds, and a window's end may lie in between.
 const GIVEN_UP_KEPT_NS: u64 = 2_000_000_000;
 
@@ -295,7 +298,7 @@ impl LockBook {
 
     /// Sets right what records cannot tell.
     pub fn read(&mut self, reading: Reading, counters: &mut Counters) {
-        let Reading { cluster: _, at, processes, locks, backends, torn, is_glance } = reading;
+        let Reading { cluster: _, at, processes, locks, backends, torn, is_glance, ends_told_since } = reading;
         self.processes = processes;
         self.read_at = at;
         for _ in 0..torn {
@@ -317,8 +320,11 @@ impl LockBook {
                 if before.is_none() {
                     self.remove(waiter.pid);
                 }
+                // Where ends are not watched, it may be another wait for the same lock by now.
+                let is_newer =
+                    |wait: &OpenWait| waiter.since.is_some_and(|since| since.since(wait.since).0 > SAME_WAIT_NS);
                 let wait = match before {
-                    Some(wait) if wait.exact => OpenWait { missed: 0, ..wait },
+                    Some(wait) if wait.exact && !is_newer(&wait) => OpenWait { missed: 0, ..wait },
                     before => OpenWait {
                         id: read.id,
                         mode: waiter.mode,
@@ -343,8 +349,20 @@ impl LockBook {
             lock.queue = queue.into_iter().filter(|pid| self.waits.contains_key(pid)).chain(later).collect();
         }
         self.waiting_max = self.waiting_max.max(self.waits.len());
+        if torn == 0 {
+            self.forget_untold(&found, at.min(ends_told_since));
+        }
         if !is_glance {
             self.forget_missed(&found, at, torn, counters);
+        }
+    }
+
+    /// Waits from a time in which ends were not told are over where the server does not know of them.
+    fn forget_untold(&mut self, found: &BTreeSet<PgPid>, until: MonoNs) {
+        let is_over = |(pid, wait): &(&PgPid, &OpenWait)| wait.since < until && !found.contains(pid);
+        let over: Vec<PgPid> = self.waits.iter().filter(is_over).map(|(pid, _)| *pid).collect();
+        for pid in over {
+            self.remove(pid);
         }
     }
 

@@ -113,6 +113,7 @@ impl Allocations {
             | Group::Scopes
             | Group::Polls
             | Group::Switches
+            | Group::Waits
             | Group::Faults
             | Group::Allocators => true,
         }

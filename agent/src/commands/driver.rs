@@ -351,6 +351,7 @@ impl Driver {
         if self.governed.elapsed() >= GOVERN_LEAST {
             self.governed = Instant::now();
             self.session.govern();
+            self.follow_waits_again();
         }
     }
 

@@ -27,6 +27,11 @@ const TURN_COST: Duration = Duration::from_nanos(800);
 const SWITCH_COST: Duration = Duration::from_nanos(190);
 const WAKE_UP_COST: Duration = Duration::from_nanos(120);
 
+/// What a switch to or from a backend costs the server while its waits are followed, as `cargo xtask bench postgres` measures it, caches
+/// and all; and one between others.
+const WAIT_COST: Duration = Duration::from_nanos(800);
+const STRANGERS_COST: Duration = Duration::from_nanos(80);
+
 /// What a stack costs where the thread did something else since the last one: caches are cold.
 const STACK_COST: Duration = Duration::from_micros(3);
 
@@ -34,7 +39,7 @@ const STACK_COST: Duration = Duration::from_micros(3);
 const OWN_GRACE: Duration = Duration::from_secs(3);
 
 /// All that can come off; phases and switches are told apart, as they have a switch of their own.
-const GOVERNED: [Group; 3] = [Group::Polls, Group::Pool, Group::Requests];
+const GOVERNED: [Group; 4] = [Group::Polls, Group::Pool, Group::Requests, Group::Waits];
 
 /// Running totals of what is governed.
 #[derive(Clone, Copy, Debug)]
@@ -46,13 +51,33 @@ pub struct Counts<'a> {
     /// Stacks that were walked, and of which samples.
     pub stacks: u64,
     pub sampled: u64,
+    /// To or from a PostgreSQL backend.
+    pub backend_switches: u64,
     /// The agent's own CPU time, and what of it looks at heaps took.
     pub own: Duration,
     pub looks: Duration,
     /// How many processes are watched.
     pub targets: usize,
-    /// Whether there is a file that uprobes are in: without one nothing comes off but switches.
-    pub has_files: bool,
+    pub there: There,
+}
+
+/// What there is to be attached to.
+#[derive(Clone, Copy, Debug)]
+pub struct There {
+    /// A file that uprobes are in: without one nothing comes off but what tells of switches.
+    pub files: bool,
+    /// A PostgreSQL cluster whose waits can be followed.
+    pub clusters: bool,
+}
+
+impl There {
+    fn has(self, group: Group) -> bool {
+        match group {
+            Group::Switches => true,
+            Group::Waits => self.clusters,
+            _ => self.files,
+        }
+    }
 }
 
 /// CPUs that a group may take which is attached on suspicion. One that takes more comes off when it has taken so much in all, which is
@@ -147,16 +172,17 @@ impl Governor {
 
     /// There was nothing to be attached to up to now.
     pub fn begin(&mut self, now: MonoNs) {
-        let is_new = |governed: &&mut Governed| governed.duty.is_attached() && governed.group != Group::Switches;
+        let follows_switches = |group| matches!(group, Group::Switches | Group::Waits);
+        let is_new = |governed: &&mut Governed| governed.duty.is_attached() && !follows_switches(governed.group);
         for governed in self.groups.iter_mut().filter(is_new) {
             governed.marked = now;
         }
     }
 
-    /// Counts for how long each was attached; without files, to which nothing can be attached, switches alone.
-    pub fn mark(&mut self, now: MonoNs, has_files: bool) {
-        let is_there = |governed: &&mut Governed| has_files || governed.group == Group::Switches;
-        for governed in self.groups.iter_mut().filter(is_there).filter(|governed| governed.duty.is_attached()) {
+    /// Counts for how long each was attached that could be.
+    pub fn mark(&mut self, now: MonoNs, there: There) {
+        let is_there = |governed: &&mut Governed| there.has(governed.group) && governed.duty.is_attached();
+        for governed in self.groups.iter_mut().filter(is_there) {
             governed.mark(now);
         }
     }
@@ -181,6 +207,7 @@ impl Governor {
                 Group::Polls => (counts.turns, TURN_COST, part / rarer),
                 Group::Pool => (hits_of(group, counts.hits), uprobe_cost, part / rarer),
                 Group::Switches => (switching_ns(counts.hits), Duration::from_nanos(1), part),
+                Group::Waits => (waiting_ns(counts), Duration::from_nanos(1), part),
                 _ => (hits_of(group, counts.hits), uprobe_cost, part),
             };
             let was_attached = governed.duty.is_attached();
@@ -190,7 +217,7 @@ impl Governor {
             }
             (action != Action::Keep).then_some((group, action))
         };
-        let is_there = |governed: &&mut Governed| counts.has_files || governed.group == Group::Switches;
+        let is_there = |governed: &&mut Governed| counts.there.has(governed.group);
         self.groups.iter_mut().filter(is_there).filter_map(step).collect()
     }
 
@@ -265,6 +292,14 @@ impl Governor {
         self.refused.iter().all(|(refused, _)| *refused != group)
     }
 
+    /// A group is attached for the first time, or again for the first: it has cost nothing yet.
+    pub fn start(&mut self, group: Group, now: MonoNs) {
+        if let Some(governed) = self.groups.iter_mut().find(|governed| governed.group == group) {
+            governed.duty = Duty::starting();
+            governed.marked = now;
+        }
+    }
+
     /// A group has just been attached.
     pub fn is_back(&mut self, group: Group, now: MonoNs) {
         if let Some(governed) = self.groups.iter_mut().find(|governed| governed.group == group) {
@@ -289,6 +324,13 @@ fn switching_ns(hits: &[u64]) -> u64 {
         hits.saturating_mul(nanoseconds(each))
     };
     of(&SWITCH, SWITCH_COST).saturating_add(of(&WAKE_UP, WAKE_UP_COST))
+}
+
+/// CPU time that following PostgreSQL's waits took so far.
+fn waiting_ns(counts: &Counts) -> u64 {
+    let all = counts.hits.get(slot("postgres_switch") as usize).copied().unwrap_or(0);
+    let strangers = all.saturating_sub(counts.backend_switches).saturating_mul(nanoseconds(STRANGERS_COST));
+    counts.backend_switches.saturating_mul(nanoseconds(WAIT_COST)).saturating_add(strangers)
 }
 
 fn hits_of(group: Group, hits: &[u64]) -> u64 {
@@ -334,10 +376,11 @@ mod tests {
                     turns: 0,
                     stacks: self.sampled,
                     sampled: self.sampled,
+                    backend_switches: 0,
                     own: self.own,
                     looks: self.looks,
                     targets: 1,
-                    has_files: true,
+                    there: There { files: true, clusters: true },
                 };
                 self.governor.decide(self.now, &counts);
             }

@@ -129,6 +129,12 @@ impl Watch {
         is_due.then(|| Reading { is_glance: true, ..self.read() })
     }
 
+    /// When the youngest of the waits for locks began that go on since then or longer, by the server's own clock.
+    #[must_use]
+    pub fn lock_wait_since(&self, then: MonoNs) -> Option<MonoNs> {
+        self.server.lock_waits(self.clock).filter(|since| *since <= then).max()
+    }
+
     /// Takes note of backends that came and went.
     pub fn look_again(&mut self) {
         self.server.refresh();

@@ -9,7 +9,10 @@ use std::{collections::BTreeMap, thread::JoinHandle};
 use agent_ebpf::{
     abi::family,
     spec::{Group, Part, Tracepoint},
-    state::{AliveKey, Cluster, MainLoop, Scrutiny, SiteKey, SiteState, Switches, Target, ThreadState, target_flag},
+    state::{
+        AliveKey, Cluster, MainLoop, PgWaitKey, PgWaitSum, Scrutiny, SiteKey, SiteState, Switches, Target, ThreadState,
+        target_flag,
+    },
 };
 use log::{debug, warn};
 use tokio::sync::{mpsc, oneshot};
@@ -82,6 +85,11 @@ pub struct Session {
     /// Clusters whose waits are followed, and their processes as of the last window.
     waiting: BTreeMap<Pid, Cluster>,
     backends: BTreeMap<u32, Pid>,
+    /// What waits took of the window that went on when they were followed no more.
+    cut_waits: Vec<(PgWaitKey, PgWaitSum)>,
+    waits_are_back: bool,
+    /// Since when they are followed without a gap.
+    waits_since: MonoNs,
     pub batches: mpsc::Receiver<Batch>,
     pub degraded: Vec<Degraded>,
     pub way: Way,
@@ -119,7 +127,7 @@ impl Session {
         }
         let tables = Tables::take(&mut probes)?;
         let polls: &[Group] = if probes.has_part(Part::Polls) { &[Group::Polls] } else { &[] };
-        let governed = [groups, polls].concat();
+        let governed = [groups, polls, &[Group::Waits]].concat();
         let (to_core, batches) = mpsc::channel(BATCHES_MAX);
         let (flush, requests) = mpsc::channel(1);
         tokio::spawn(Intake::take(&mut probes)?.run(to_core, requests));
@@ -143,6 +151,9 @@ impl Session {
             waiting: BTreeMap::new(),
             lock_probes: settings.lock_probes,
             backends: BTreeMap::new(),
+            cut_waits: Vec::new(),
+            waits_are_back: false,
+            waits_since: MonoNs(0),
             batches,
             degraded,
         })
@@ -257,7 +268,7 @@ impl Session {
     pub fn snapshot(&mut self, now: MonoNs) -> Result<Tick, SessionError> {
         let snapshot = self.maps.snapshot(now)?;
         self.shed_polls(&snapshot.threads);
-        self.governor.mark(snapshot.now, !self.files.is_empty());
+        self.governor.mark(snapshot.now, self.there());
         self.allocations.count(&snapshot.hits, self.hit_cost);
         let (mut waits, pg_open_waits) = self.take_waits(now)?;
         waits.ended.sort_unstable_by_key(|(key, _)| (key.cluster, key.event, key.bucket, key.epoch));
@@ -268,6 +279,7 @@ impl Session {
             requests_seen_ns: self.governor.take_seen_ns(Group::Requests),
             pool_seen_ns: self.governor.take_seen_ns(Group::Pool),
             turns_seen_ns: self.governor.take_seen_ns(Group::Polls),
+            waits_seen_ns: self.governor.take_seen_ns(Group::Waits),
             switches_seen_ns: self.governor.take_seen_ns(Group::Switches),
             switches_epoch: self.maps.switches().epoch,
             switches_until_ns: self.maps.switches().until_ns,

@@ -114,6 +114,8 @@ pub struct Tick {
     pub pool_seen_ns: u64,
     /// And polls, which turns are told apart by.
     pub turns_seen_ns: u64,
+    /// And what PostgreSQL's backends wait for.
+    pub waits_seen_ns: u64,
     /// And switches, by which time is accounted for.
     pub switches_seen_ns: u64,
     /// What the kernel half went by at switches: see [`agent_ebpf::state::Switches`].
@@ -149,6 +151,7 @@ impl Default for Tick {
             requests_seen_ns: 0,
             pool_seen_ns: u64::MAX,
             turns_seen_ns: u64::MAX,
+            waits_seen_ns: u64::MAX,
             switches_seen_ns: u64::MAX,
             switches_epoch: 0,
             switches_until_ns: [0; SWITCHES_KEPT],

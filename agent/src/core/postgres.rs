@@ -163,7 +163,7 @@ impl Clusters {
         for (pid, cluster) in &mut self.clusters {
             let figures = cluster.book.close(tick.now);
             let waits = cluster.waits.close(*pid, tick.now, &tick.pg_waits, &tick.pg_open_waits, counters);
-            let of_cluster = report::postgres::cluster(&figures, &waits, &cluster.names, clock);
+            let of_cluster = report::postgres::cluster(&figures, &waits, tick.waits_seen_ns, &cluster.names, clock);
             for (client, backends) in std::mem::take(&mut cluster.clients) {
                 let line = report::postgres::client(&figures, &cluster.names, *pid, &backends);
                 of_clients.extend(line.map(|line| (client, figures.to, line)));

@@ -79,6 +79,8 @@ struct TickHead {
     pool_seen_ns: u64,
     #[serde(default = "all")]
     turns_seen_ns: u64,
+    #[serde(default = "all")]
+    waits_seen_ns: u64,
     #[serde(default)]
     polls_epoch: u32,
     switches_seen_ns: u64,
@@ -215,6 +217,7 @@ impl<W: Write> Writer<W> {
             requests_seen_ns: tick.requests_seen_ns,
             pool_seen_ns: tick.pool_seen_ns,
             turns_seen_ns: tick.turns_seen_ns,
+            waits_seen_ns: tick.waits_seen_ns,
             polls_epoch: tick.polls_epoch,
             switches_seen_ns: tick.switches_seen_ns,
             switches_epoch: tick.switches_epoch,
@@ -387,6 +390,7 @@ fn parse_tick(mut payload: Bytes) -> Result<Tick, &'static str> {
         requests_seen_ns: head.requests_seen_ns,
         pool_seen_ns: head.pool_seen_ns,
         turns_seen_ns: head.turns_seen_ns,
+        waits_seen_ns: head.waits_seen_ns,
         polls_epoch: head.polls_epoch,
         switches_seen_ns: head.switches_seen_ns,
         switches_epoch: head.switches_epoch,

@@ -71,7 +71,7 @@ pub fn share(from: (MonoNs, Duration), to: (MonoNs, Duration)) -> f64 {
 /// itself, less.
 fn weight(group: Group) -> f64 {
     match group {
-        Group::Polls | Group::Switches => 1.0,
+        Group::Polls | Group::Switches | Group::Waits => 1.0,
         Group::Pool => 0.5,
         Group::Phases | Group::Requests => 0.125,
         // They are attached all the time, or on suspicion, which has a limit of its own.

@@ -39,6 +39,12 @@ impl Duty {
         Self { rests_until: None, looks: VecDeque::from([(now, hits)]), always }
     }
 
+    /// Probes that have just been attached: what was hit before the first look does not count.
+    #[must_use]
+    pub fn starting() -> Self {
+        Self { rests_until: None, looks: VecDeque::new(), always: false }
+    }
+
     #[must_use]
     pub fn is_attached(&self) -> bool {
         self.rests_until.is_none()

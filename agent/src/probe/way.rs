@@ -39,6 +39,7 @@ impl Way {
             | Group::Requests
             | Group::Polls
             | Group::Switches
+            | Group::Waits
             | Group::Faults => ["probe_multi", "probe_single"],
         };
         match self {

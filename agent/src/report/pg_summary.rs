@@ -19,6 +19,8 @@ const DEADLOCKS_KEPT_MAX: usize = 20;
 pub struct ClusterSummary {
     pub cluster: Option<PgCluster>,
     pub duration_ns: u64,
+    /// Of which was watched what backends wait for.
+    pub waits_seen_ns: u64,
     pub processes: u32,
     /// Waits that are going on at the end, and the most at one time.
     pub waiting: u64,
@@ -84,6 +86,7 @@ impl ClusterSummary {
     fn window(&mut self, window: &PgWindow) {
         let PgWindow {
             duration_ns,
+            waits_seen_ns: _,
             processes,
             waiting,
             waiting_max,
@@ -94,6 +97,7 @@ impl ClusterSummary {
             wait_events,
         } = window;
         self.duration_ns = self.duration_ns.saturating_add(*duration_ns);
+        self.waits_seen_ns = self.waits_seen_ns.saturating_add(window.watched_ns());
         self.processes = *processes;
         self.waiting = *waiting;
         self.waiting_max = self.waiting_max.max(*waiting_max);

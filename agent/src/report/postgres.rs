@@ -32,6 +32,7 @@ pub type RelationNames = BTreeMap<(u32, u32), String>;
 pub fn cluster(
     figures: &ClusterFigures,
     wait_events: &BTreeMap<EventName, pg_waits::WaitFigures>,
+    waits_seen_ns: u64,
     names: &RelationNames,
     clock: Clock,
 ) -> Vec<(MonoNs, Body)> {
@@ -49,8 +50,10 @@ pub fn cluster(
         backends,
     } = figures;
     let teller = |at| Teller { at, backends, names, clock };
+    let duration_ns = to.since(*from).0;
     let window = PgWindow {
-        duration_ns: to.since(*from).0,
+        duration_ns,
+        waits_seen_ns: Some(waits_seen_ns).filter(|seen_ns| *seen_ns < duration_ns),
         processes: *processes,
         waiting: *waiting as u64,
         waiting_max: *waiting_max as u64,

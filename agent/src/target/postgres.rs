@@ -189,6 +189,14 @@ impl Server {
         locks::waited(&Memory::open(pid)?, proc, self.layout.wait_lock?)
     }
 
+    /// When those waits for locks began that go on just now, where the server says so.
+    pub fn lock_waits(&self, clock: Clock) -> impl Iterator<Item = MonoNs> {
+        let memory = self.backends.keys().find_map(|pid| Memory::open(*pid));
+        let wait = |known: &Known| locks::waited(memory.as_ref()?, known.proc, self.layout.wait_lock?);
+        let procs = self.backends.values().filter(|known| known.proc.0 != 0);
+        procs.filter_map(wait).filter_map(move |(_, since)| locks::time(since, clock)).collect::<Vec<_>>().into_iter()
+    }
+
     /// What one of its processes waits for just now, by its own word.
     #[must_use]
     pub fn waits_for(&self, pid: Pid) -> Option<WaitEvent> {

@@ -34,7 +34,7 @@ const PHASES: [&str; 7] =
     ["run_timers", "timers_done", "run_idle", "run_prepare", "io_poll", "run_check", "check_done"];
 
 /// Hits a second of some probes, after the first second, in which it is found out what they cost.
-fn hits_a_second(records: &Records, probes: &[&str]) -> f64 {
+pub fn hits_a_second(records: &Records, probes: &[&str]) -> f64 {
     let later: Vec<_> = records.of_type("agent").skip(1).collect();
     let hits = |record: &&serde_json::Value| -> f64 {
         let named = list(record, "probes").iter().filter(|probe| probes.contains(&text(probe, "probe")));

@@ -149,7 +149,7 @@ pub struct Session {
 
 impl Session {
     /// Does not wait for the answer.
-    fn send(&mut self, sql: &str) {
+    pub fn send(&mut self, sql: &str) {
         self.process.write(&format!("{sql};\n"));
     }
 
@@ -200,11 +200,11 @@ fn ended(records: &Records, kind: &str) -> (u64, f64, f64, f64) {
     (count, min, max, sum)
 }
 
-/// Nanoseconds that backends waited for each event, by class and name, and of all windows; the other figure is how long those were.
+/// Nanoseconds that backends waited for each event, by class and name, and of all windows; the other figure is how long it was watched.
 pub fn waited(records: &Records) -> (BTreeMap<(String, String), f64>, f64) {
     let (mut events, mut duration) = (BTreeMap::new(), 0.0);
     for window in lines(records, "pg_window") {
-        duration += window["duration_ns"].as_f64().unwrap();
+        duration += window["waits_seen_ns"].as_f64().unwrap_or_else(|| window["duration_ns"].as_f64().unwrap());
         for event in window["wait_events"].as_array().unwrap() {
             let name = |key: &str| event[key].as_str().unwrap().to_owned();
             *events.entry((name("class"), name("event"))).or_default() += event["time_ns"].as_f64().unwrap();

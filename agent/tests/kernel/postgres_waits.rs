@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::Path, process::Command, thread, time::Dur
 use serde_json::Value;
 
 use crate::{
+    govern::hits_a_second,
     harness::{Process, Trace, VERSION, bench, close, node, say, skip},
     postgres::{Cluster, as_postgres, lines, start, waited},
 };
@@ -65,6 +66,44 @@ fn waits_by_event_are_as_pg_stat_activity_has_them() {
     }
     assert!(compared >= 2, "{truth:?}");
     assert!(events.keys().all(|(_, event)| !event.starts_with('#')), "the server names all of them: {events:?}");
+}
+
+/// Switches a second that are looked at, at most: the budget allows a twentieth of that, and a look or two more or less are much in so
+/// short a time.
+const SWITCHES_MAX: f64 = 30_000.0;
+
+#[test]
+fn waits_of_a_cluster_that_never_rests_are_watched_now_and_then_and_long_ones_found_all_the_same() {
+    let Some(bench) = bench() else { return };
+    let Some(cluster) = Cluster::start("autovacuum=off\nfsync=off") else { return };
+    let mut fill = pgbench(&cluster, &["-i", "-q", "-s", "1", "postgres"]);
+    assert!(fill.wait(Duration::from_secs(30)).success(), "{}", fill.err_text());
+    let load = pgbench(&cluster, &["-c", "8", "-T", "60", "postgres"]);
+    let mut keeper = cluster.session();
+    keeper.run("create table kept(a int); begin; lock table kept");
+    let mut trace = Trace::start(&bench, cluster.pid, &["--duration", "15s", "--max-overhead", "0.1%"]);
+    thread::sleep(Duration::from_secs(4));
+    let mut waiter = cluster.session();
+    waiter.send("select count(*) from kept");
+    let records = trace.finish(Duration::from_secs(15));
+    let lasts = cluster.ask(
+        "select extract(epoch from clock_timestamp() - query_start) from pg_stat_activity where query like '%from kept;'",
+    );
+    drop(load);
+    let windows = lines(&records, "pg_window");
+    let sum = |key: &str| windows.iter().filter_map(|window| window[key].as_f64()).sum::<f64>();
+    let share = sum("waits_seen_ns") / sum("duration_ns");
+    let hits = hits_a_second(&records, &["postgres_switch"]);
+    say(&format!("measured a hot cluster: {hits:.0} switches looked at a second, {share:.3} of the time seen"));
+    assert!((0.001..0.5).contains(&share), "{share} of the time seen");
+    assert!(hits < SWITCHES_MAX, "{hits} switches a second");
+    // The one long wait is told as it is, and no row that is waited for again and again is taken for one.
+    let oldest =
+        |kind: &str| windows.iter().filter_map(|window| window["oldest_wait_ns"][kind].as_f64()).fold(0.0, f64::max);
+    let last = windows.last().unwrap()["oldest_wait_ns"]["relation"].as_f64().unwrap_or(0.0) / 1e9;
+    let truth: f64 = lasts[0].parse().unwrap();
+    close("a long wait in a hot cluster (s)", truth, last, 1.0);
+    assert!(oldest("transactionid").max(oldest("tuple")) < 2e9, "{windows:#?}");
 }
 
 /// Opens three connections over a Unix socket that all want the same advisory lock.

@@ -126,6 +126,7 @@ fn reading(at: u64, readers: &[u32]) -> Reading {
         backends,
         torn: 0,
         is_glance: false,
+        ends_told_since: MonoNs(0),
     }
 }
 
@@ -143,7 +144,13 @@ fn tick(now: u64) -> Input {
     let pg_waits = vec![waited(WAL_SYNC, 2 * MS, 30), waited(WAL_SYNC, 9 * MS, 1), waited(UNNAMED, MS / 10, 5)];
     let open = |pid, since| OpenWait { pid: Pid(pid), cluster: Pid(POSTMASTER), event: RELATION, since: MonoNs(since) };
     let pg_open_waits = vec![open(902, BEGIN - 4000 * MS), open(903, BEGIN + 101 * MS)];
-    Input::Tick(Box::new(Tick { now: MonoNs(now), pg_waits, pg_open_waits, ..Tick::default() }))
+    Input::Tick(Box::new(Tick {
+        now: MonoNs(now),
+        waits_seen_ns: 600 * MS,
+        pg_waits,
+        pg_open_waits,
+        ..Tick::default()
+    }))
 }
 
 pub fn inputs() -> Vec<Input> {

@@ -195,6 +195,11 @@ const HEAD: &str = "\
 pub trait Measured {
     fn pid(&self) -> u32;
 
+    /// How long it takes after a tool has come until it costs what it will.
+    fn settle(&self) -> Duration {
+        SETTLE
+    }
+
     /// Requests a second and CPU nanoseconds a request, over the next `span`.
     fn measure(&mut self, span: Duration) -> Result<Half, Error>;
 }
@@ -235,7 +240,7 @@ fn run(server: &mut impl Measured, tool: Tool, pairs: u32, args: &BenchArgs) -> 
         }
         let attached = tool.attach(server.pid())?;
         figures.attach_ms.push(attached.attach.as_secs_f64() * 1e3);
-        let settled = Instant::now() + SETTLE;
+        let settled = Instant::now() + server.settle();
         if tool == Tool::Agent
             && let Some(first) = attached.first_record(FIRST_RECORD_PATIENCE)
         {

@@ -34,13 +34,15 @@ const BPF_NOEXIST: u64 = 1;
 #[btf_tracepoint(function = "sched_switch")]
 pub fn postgres_switch(ctx: BtfTracePointContext) -> i32 {
     emit::count_hit(const { slot("postgres_switch") });
+    let (left, taken): (u64, u64) = (ctx.arg(1), ctx.arg(2));
     let (_, previous) = current();
-    let (previous, next) = (followed(previous), followed(load_u32(ctx.arg(2), globals::TASK_PID.load())));
+    let (previous, next) = (followed(previous), followed(load_u32(taken, globals::TASK_PID.load())));
     if previous.is_none() && next.is_none() {
         return 0;
     }
+    count(counter::PG_SWITCHES);
     if let Some(backend) = previous {
-        leave(backend, ctx.arg(1));
+        leave(backend, left);
     }
     if let Some(backend) = next {
         come_back(backend, 0);

@@ -297,3 +297,25 @@ fn a_wait_whose_end_was_lost_does_not_last_for_ever() {
     assert_eq!(script.counters.get(Reason::LockEndUnseen), 3);
     assert!(script.book.waits[&PgPid(11)].exact, "a reading does not blur what a record told");
 }
+
+#[test]
+fn what_was_over_before_ends_were_told_is_forgotten_at_once() {
+    let mut script = pile_up();
+    let ends_told_since = MonoNs(u64::MAX);
+    let read = Reading { ends_told_since, ..reading(script.now + MS, &[(11, 8, None)]) };
+    script.book.read(read, &mut script.counters);
+    assert_eq!(script.book.waits.keys().collect::<Vec<_>>(), [&PgPid(11)]);
+    assert_eq!(script.counters.nonzero().count(), 0);
+}
+
+#[test]
+fn who_waits_for_the_same_lock_again_has_not_waited_all_the_time() {
+    let mut script = pile_up();
+    let began = script.book.waits[&PgPid(11)].since.0;
+    let mut read = |since: u64| {
+        script.book.read(reading(began + 500 * MS, &[(11, 8, Some(since))]), &mut script.counters);
+        script.book.waits[&PgPid(11)].since.0
+    };
+    assert_eq!(read(began - MS / 10), began, "the server's word is of the same wait");
+    assert_eq!(read(began + 400 * MS), began + 400 * MS);
+}

@@ -67,7 +67,8 @@ impl Driver {
     pub(super) fn read_clusters(&mut self) {
         let mut inputs = Vec::new();
         for watch in &mut self.clusters {
-            let reading = watch.read();
+            let ends_told_since = self.session.ends_told_since(watch.pid());
+            let reading = Reading { ends_told_since, ..watch.read() };
             if let Some(names) = &mut self.names {
                 names.ask(&reading);
             }
@@ -123,13 +124,29 @@ impl Driver {
         }
     }
 
+    /// Tells the kernel half what backends wait for, where it follows that again.
+    pub(super) fn follow_waits_again(&mut self) {
+        if !self.session.are_waits_back() {
+            return;
+        }
+        for watch in &mut self.clusters {
+            watch.look_again();
+            self.session.follow_backends(watch.pid(), monotonic_ns(), &watch.processes());
+        }
+    }
+
     /// Reads the lock tables in which somebody waits for so long that it will be told, and that was not read since.
     pub(super) fn glance_at_locks(&mut self) {
         let then = MonoNs(monotonic_ns().0.saturating_sub(PG_LOCK_WAIT_MIN_NS / 2));
         let waits = self.session.lock_waits_since(then);
-        let glance = |watch: &mut Watch| watch.glance(*waits.get(&watch.pid())?);
+        let is_told = self.session.follows_waits();
+        let since =
+            |watch: &Watch| if is_told { waits.get(&watch.pid()).copied() } else { watch.lock_wait_since(then) };
+        let glance = |watch: &mut Watch| watch.glance(since(watch)?);
         let readings: Vec<Reading> = self.clusters.iter_mut().filter_map(glance).collect();
         for reading in readings {
+            let ends_told_since = self.session.ends_told_since(reading.cluster);
+            let reading = Reading { ends_told_since, ..reading };
             self.feed(Input::PgReading(Box::new(reading)));
         }
     }

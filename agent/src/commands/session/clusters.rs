@@ -7,9 +7,12 @@ use agent_ebpf::{
     state::{Cluster, PgBackend, PgLockWait, WAIT_CLASS_LOCK, is_idle_wait},
 };
 
+use log::{debug, warn};
+
 use super::{FileProbes, Session, SessionError, tracepoint_degraded};
 use crate::{
     commands::postgres::Waiting,
+    govern::Action,
     postgres::{OpenWait, WaitEvent},
     probe::maps::{Waits, monotonic_ns},
     report::model::Degraded,
@@ -31,6 +34,7 @@ impl Session {
                 degraded.extend(probes.attach_part(Part::Waits).iter().map(tracepoint_degraded));
                 self.lock_probes |= !degraded.is_empty();
                 self.maps.take_waits(monotonic_ns())?;
+                self.governor.start(Group::Waits, monotonic_ns());
             }
             self.waiting.insert(pid, cluster);
         }
@@ -46,6 +50,47 @@ impl Session {
             self.files.push(file);
         }
         Ok(degraded)
+    }
+
+    /// What backends wait for is followed no more, or again, where that costs too much. What they wait for now has taken its time up to now;
+    /// afterwards the driver says what they wait for by then: [`Self::are_waits_back`].
+    pub(super) fn apply_waits(&mut self, action: Action) {
+        let Some(probes) = &mut self.probes else { return };
+        if action == Action::Attach {
+            for (pid, _) in self.maps.backends().collect::<Vec<_>>() {
+                self.maps.remove_backend(pid);
+            }
+            self.backends.clear();
+            for skip in probes.attach_part(Part::Waits) {
+                warn!("waits are not seen: {}", skip.reason);
+            }
+            self.waits_are_back = true;
+            self.waits_since = monotonic_ns();
+        } else {
+            probes.detach_tracepoints(&WAITS);
+            self.cut_waits.extend(self.maps.open_waits(monotonic_ns()));
+        }
+        debug!("waits: {action:?}");
+    }
+
+    /// True once after each time that waits are followed again.
+    pub fn are_waits_back(&mut self) -> bool {
+        std::mem::take(&mut self.waits_are_back)
+    }
+
+    /// Since when the ends of a cluster's waits for locks are told.
+    #[must_use]
+    pub fn ends_told_since(&self, cluster: Pid) -> MonoNs {
+        if self.lock_probes || !self.waiting.contains_key(&cluster) {
+            return MonoNs(0);
+        }
+        if self.follows_waits() { self.waits_since } else { MonoNs(u64::MAX) }
+    }
+
+    /// Whether waits are followed just now, where there are any.
+    #[must_use]
+    pub fn follows_waits(&self) -> bool {
+        self.governor.is_attached(Group::Waits)
     }
 
     /// Offsets that were found since.
@@ -74,6 +119,9 @@ impl Session {
     /// wait for since then. New ones are seen as they are started. Those that are gone are forgotten.
     pub fn follow_backends(&mut self, cluster: Pid, since: MonoNs, processes: &[Waiting]) {
         let Some(Cluster { wait_pointer, .. }) = self.waiting.get(&cluster).copied() else { return };
+        if !self.follows_waits() {
+            return;
+        }
         for Waiting { pid, event: WaitEvent(event), lock } in
             processes.iter().filter(|process| !self.backends.contains_key(&process.pid.0))
         {
@@ -96,6 +144,9 @@ impl Session {
     #[must_use]
     pub fn lock_waits_since(&self, then: MonoNs) -> BTreeMap<Pid, MonoNs> {
         let mut youngest = BTreeMap::new();
+        if !self.follows_waits() {
+            return youngest;
+        }
         for (_, PgBackend { cluster, event, lock, .. }) in self.maps.backends() {
             if event >> 24 == WAIT_CLASS_LOCK && lock.since_ns != 0 && lock.since_ns <= then.0 {
                 let since = youngest.entry(Pid(cluster)).or_insert(MonoNs(lock.since_ns));
@@ -117,7 +168,11 @@ impl Session {
         if self.waiting.is_empty() {
             return Ok(Default::default());
         }
-        let waits = self.maps.take_waits(now)?;
+        let mut waits = self.maps.take_waits(now)?;
+        waits.ended.append(&mut self.cut_waits);
+        if !self.follows_waits() {
+            return Ok((waits, Vec::new()));
+        }
         self.backends = waits.backends.iter().map(|(pid, backend)| (*pid, Pid(backend.cluster))).collect();
         let wait = |&(pid, PgBackend { out_ns, cluster, event, .. }): &(u32, PgBackend)| OpenWait {
             pid: Pid(pid),

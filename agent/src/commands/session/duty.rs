@@ -12,7 +12,10 @@ use zerocopy::FromBytes;
 
 use super::Session;
 use crate::{
-    commands::{cost, governor::Counts},
+    commands::{
+        cost,
+        governor::{Counts, There},
+    },
     govern::Action,
     probe::maps::monotonic_ns,
     units::MonoNs,
@@ -77,10 +80,11 @@ impl Session {
             turns: emitted(family::EVENT_LOOP),
             stacks: counters.get(counter::STACKS_WALKED as usize).copied().unwrap_or(0),
             sampled: emitted(family::SAMPLE),
+            backend_switches: counters.get(counter::PG_SWITCHES as usize).copied().unwrap_or(0),
             own: cost::governed_cpu_time(),
             looks: cost::looks_cpu_time(),
             targets: self.users.len(),
-            has_files: !self.files.is_empty(),
+            there: self.there(),
         };
         let (stacks_rarer, samples_rarer) = (self.governor.stacks_rarer(), self.governor.samples_rarer());
         let actions = self.governor.decide(monotonic_ns(), &counts);
@@ -109,6 +113,10 @@ impl Session {
             }
         }
         self.drop_suspicions(&hits);
+    }
+
+    pub(super) fn there(&self) -> There {
+        There { files: !self.files.is_empty(), clusters: !self.waiting.is_empty() }
     }
 
     /// So many times rarer than usual heaps shall be looked at. What was attached on suspicion of one is not to stay for longer.
@@ -162,6 +170,7 @@ impl Session {
             Group::Polls => return self.apply_polls(action),
             Group::Switches => return self.apply_switches(action),
             Group::Faults => return self.apply_faults(action),
+            Group::Waits => return self.apply_waits(action),
             _ => {}
         }
         let Some(probes) = &mut self.probes else { return };

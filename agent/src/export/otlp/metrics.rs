@@ -187,6 +187,7 @@ fn put_memory(memory: &Memory, into: &mut Window) {
 
 fn put_postgres(window: &PgWindow, into: &mut Window) {
     into.level("agent.postgresql.lock.waiting", "{backend}", window.waiting, &[]);
+    into.time("agent.watched.time", window.watched_ns(), &[attribute("agent.watched.part", "postgresql_waits")]);
     into.level("agent.postgresql.lock.waiting.max", "{backend}", window.waiting_max, &[]);
     for (locktype, waits) in &window.waits {
         let of = |outcome: &str| {

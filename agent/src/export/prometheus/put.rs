@@ -1,5 +1,7 @@
 //! Which figure of a record is which metric.
 
+use agent_ebpf::state::counter;
+
 use super::{Kind, Metric, Registry, Whose};
 use crate::{
     export::message::word,
@@ -204,6 +206,8 @@ fn put_postgres(into: &mut Registry, pid: u32, window: &PgWindow) {
     let whose = Whose { pid, tid: 0 };
     let labels = into.labels(pid, &[]);
     into.set(PG_WAITING, whose, labels, number(window.waiting));
+    let labels = into.labels(pid, &[("part", "postgresql_waits")]);
+    into.add(WATCHED, whose, labels, seconds(window.watched_ns()));
     for (locktype, waits) in &window.waits {
         let labels = into.labels(pid, &[("locktype", locktype)]);
         into.merge(PG_WAIT, whose, labels, &waits.wait);
@@ -262,7 +266,8 @@ fn put_agent(into: &mut Registry, agent: &AgentCost) {
         into.set(EMITTED, nobody, of("family", &family.family), number(family.emitted));
         into.set(DROPPED, nobody, of("family", &family.family), number(family.dropped));
     }
-    for (reason, n) in agent.kernel_counters.iter().chain(&agent.counters) {
+    let given_up = agent.kernel_counters.iter().filter(|(name, _)| !counter::DONE.contains(&name.as_str()));
+    for (reason, n) in given_up.chain(&agent.counters) {
         into.set(GIVEN_UP, nobody, of("reason", reason), number(*n));
     }
     for account in &agent.streams {

@@ -2,11 +2,10 @@
 
 use std::fmt::Write as _;
 
+use agent_ebpf::state::counter;
+
 use super::format::{Page, clock, count, duration, percent, ratio, safe};
 use crate::report::{dropped, model::EndReason, summary::Summary};
-
-/// Tallies of work that was done, among those of what was given up.
-const WALKED: [&str; 2] = ["stacks_walked", "frames_walked"];
 
 pub fn render(page: &mut Page, summary: &Summary) {
     page.heading("The agent itself");
@@ -87,7 +86,7 @@ fn books(page: &mut Page, summary: &Summary) {
         }
     }
     let counted = |name: &str| summary.agent.kernel_counters.get(name).copied().unwrap_or(0);
-    let (stacks, frames) = (counted(WALKED[0]), counted(WALKED[1]));
+    let [stacks, frames, _] = counter::DONE.map(counted);
     if stacks > 0 {
         let mut line =
             format!("  stacks: {} walked, {:.0} frames deep on average", count(stacks), ratio(frames, stacks));
@@ -99,7 +98,7 @@ fn books(page: &mut Page, summary: &Summary) {
         page.line(&line);
     }
     let given_up = summary.agent.kernel_counters.iter().chain(&summary.agent.counters);
-    let given_up = given_up.filter(|(name, _)| !WALKED.contains(&name.as_str()));
+    let given_up = given_up.filter(|(name, _)| !counter::DONE.contains(&name.as_str()));
     let given_up: Vec<_> = given_up.map(|(name, n)| format!("{} {}", safe(name), count(*n))).collect();
     if !given_up.is_empty() {
         page.line(&format!("  given up: {}", given_up.join(", ")));

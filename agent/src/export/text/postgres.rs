@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, fmt::Write as _};
 
 use super::{
-    format::{Page, clock, count, cut, duration, plural, ratio, safe},
+    format::{Page, clock, count, cut, duration, percent, plural, ratio, safe},
     loops::{row, table},
 };
 use crate::report::{
@@ -245,7 +245,7 @@ fn wait_events(page: &mut Page, cluster: &ClusterSummary) {
         let mut line = format!(
             "    {} in all, {:.2} backends on average; {}",
             duration(event.time_ns),
-            ratio(event.time_ns, cluster.duration_ns),
+            ratio(event.time_ns, cluster.waits_seen_ns),
             plural(event.wait.count(), "wait that ended", "waits that ended"),
         );
         if event.waiting != 0 {
@@ -268,6 +268,12 @@ fn wait_events(page: &mut Page, cluster: &ClusterSummary) {
             "  {}, {} in all: in the records",
             plural(more, "more event", "more events"),
             duration(ns)
+        ));
+    }
+    if ratio(cluster.waits_seen_ns, cluster.duration_ns) < 0.995 {
+        let seen = percent(cluster.waits_seen_ns, cluster.duration_ns);
+        page.aside(&format!(
+            "  waits are those of {seen} of the time: to watch all of them would cost too much (--max-overhead)"
         ));
     }
     page.aside("  off CPU, as pg_stat_activity names it; waits for clients, work and timers are left out");

@@ -72,6 +72,19 @@ impl Maps {
         Ok(Waits { ended, backends })
     }
 
+    /// What those waits that go on have taken of the window by now, as if by waits that never end.
+    #[must_use]
+    pub fn open_waits(&self, now: MonoNs) -> Vec<(PgWaitKey, PgWaitSum)> {
+        let window = self.pg_wait_window.get(&0, 0).ok().and_then(|raw| PgWaitWindow::read_from_bytes(&raw).ok());
+        let began_ns = window.map_or(0, |window| window.began_ns);
+        let open = self.backends().filter(|(_, backend)| backend.event != 0);
+        let sum = |(_, PgBackend { cluster, event, out_ns, .. }): (u32, PgBackend)| {
+            let time_ns = now.0.saturating_sub(out_ns.max(began_ns));
+            (PgWaitKey { cluster, event, bucket: 0, epoch: 0 }, PgWaitSum { count: 0, time_ns })
+        };
+        open.map(sum).collect()
+    }
+
     /// From now on, no wait of this cluster's backends is recorded.
     pub fn quiet_cluster(&mut self, postmaster: u32) {
         let _ = self.clusters.remove(&postmaster);

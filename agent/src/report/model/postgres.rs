@@ -35,6 +35,9 @@ pub struct PgCluster {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PgWindow {
     pub duration_ns: u64,
+    /// Of which was watched what backends wait for: `wait_events`, and the ends of waits for locks, are those of that time. `None` is all of it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub waits_seen_ns: Option<u64>,
     pub processes: u32,
     /// Waits for locks that are going on at its end, and the most at one time.
     pub waiting: u64,
@@ -52,6 +55,14 @@ pub struct PgWindow {
     pub wait_events: Vec<PgWaitEvent>,
 }
 
+impl PgWindow {
+    /// For how long it was watched what backends wait for.
+    #[must_use]
+    pub fn watched_ns(&self) -> u64 {
+        self.waits_seen_ns.unwrap_or(self.duration_ns)
+    }
+}
+
 /// Waits for one event.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PgWaitEvent {
@@ -59,7 +70,7 @@ pub struct PgWaitEvent {
     pub class: String,
     /// `pg_stat_activity.wait_event`; `#` and its number where the server does not say what it is called.
     pub event: String,
-    /// That backends spent in it within the window, also in waits that go on: divided by its duration, how many waited on average.
+    /// That backends spent in it within the window, also in waits that go on: divided by `waits_seen_ns`, how many waited on average.
     pub time_ns: u64,
     /// Waits that are going on at its end.
     pub waiting: u64,
