@@ -228,8 +228,14 @@ fn censuses_that_happen_to_lie_on_a_line_say_nothing_among_collections_that_do_n
 }
 
 fn resident(bytes: impl Fn(u32) -> u64) -> Option<Finding> {
+    resident_with(bytes, |_| (20 * MB, 10 * MB))
+}
+
+/// Resident bytes of all, and of the heap, and what that keeps.
+fn resident_with(bytes: impl Fn(u32) -> u64, of_heap: impl Fn(u32) -> (u64, u64)) -> Option<Finding> {
     let process = minute(|second| {
-        let heap = Heap { resident_bytes: Some(20 * MB), ..Heap::default() };
+        let (pages, kept) = of_heap(second);
+        let heap = Heap { resident_bytes: Some(pages), used_bytes_min: Some(kept), ..Heap::default() };
         let mut memory = Memory { heaps: vec![heap], ..Memory::default() };
         memory.resident.anonymous_bytes = bytes(second);
         Point { memory: Some(memory), ..Point::default() }
@@ -243,6 +249,18 @@ fn native_memory_that_grows_to_the_end_is_a_finding_and_a_burst_is_none() {
     assert!(resident(|_| 50 * MB).is_none());
     assert!(resident(|second| (50 + u64::from(second.min(25))) * MB).is_none());
     assert!(resident(|second| if (10..30).contains(&second) { 200 * MB } else { 50 * MB }).is_none());
+}
+
+#[test]
+fn a_heap_that_is_given_more_room_takes_some_beside_it() {
+    let all = |second: u32| (50 + 2 * u64::from(second)) * MB;
+    let heap = |second: u32| (20 + u64::from(second)) * MB;
+    assert!(resident_with(all, |second| (heap(second), 10 * MB)).is_none());
+    assert!(
+        resident_with(all, |second| (heap(second), heap(second) - 10 * MB)).is_some(),
+        "a heap that keeps more, and a native leak"
+    );
+    assert!(resident_with(all, |second| (20 * MB + heap(second) / 10, 10 * MB)).is_some());
 }
 
 #[test]
