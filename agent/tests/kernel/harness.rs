@@ -304,6 +304,12 @@ impl Trace {
     /// Ends it as Ctrl-C does.
     #[track_caller]
     pub fn interrupt(mut self) -> Records {
+        self.stop()
+    }
+
+    /// The same; what it wrote stays.
+    #[track_caller]
+    pub fn stop(&mut self) -> Records {
         self.process.signal(Signal::INT);
         self.process.wait(END_LIMIT);
         self.records()

@@ -267,7 +267,7 @@ fn a_pile_up_behind_a_vacuum_is_one_entry_with_its_root() {
     change.send("alter table manta add column n int");
     cluster.await_waiters(1);
     // The head waits already.
-    let mut trace = start(&bench, cluster.pid, 7);
+    let mut trace = start(&bench, cluster.pid, 60);
     let mut readers: Vec<Session> = (0..3).map(|_| cluster.session()).collect();
     for reader in &mut readers {
         reader.send("select pad from manta where _key = 'secret1'");
@@ -276,7 +276,8 @@ fn a_pile_up_behind_a_vacuum_is_one_entry_with_its_root() {
     thread::sleep(Duration::from_secs(3));
     let truth = cluster.blocking();
     cluster.ask(&format!("select pg_cancel_backend({vacuum})"));
-    let records = trace.finish(Duration::from_secs(7));
+    cluster.await_waiters(0);
+    let records = trace.stop();
     assert_eq!(blocking(&records, 4), truth);
     say("measured whom 4 waiters of a pile-up wait for: as pg_blocking_pids() has it");
     let locks = lines(&records, "pg_lock");
@@ -304,7 +305,7 @@ fn rows_and_advisory_locks_and_a_deadlock() {
     let [idle, one, two, three, keeper, waiter, left, right] = sessions.as_mut_slice() else { unreachable!() };
     let url = bench.dir.path().join("url");
     std::fs::write(&url, format!("postgres://postgres@127.0.0.1:{}/postgres\n", cluster.port)).unwrap();
-    let args = ["--duration", "9s", "--pg-connection", url.to_str().unwrap()];
+    let args = ["--duration", "60s", "--pg-connection", url.to_str().unwrap()];
     // By what the scheduler tells, and as on a kernel whose scheduler tells nothing.
     let traces = [&args[..], &[&args[..], &["--lock-waits", "probes"]].concat()]
         .map(|args| Trace::start(&bench, cluster.pid, args));
@@ -342,6 +343,7 @@ fn rows_and_advisory_locks_and_a_deadlock() {
     left.send("update t set n = n + 1 where id = 2");
     cluster.await_waiters(1);
     right.send("update t set n = n + 1 where id = 1");
+    cluster.await_waiters(0);
     let pids = Pids {
         idle: idle.pid,
         keeper: keeper.pid,
@@ -349,7 +351,7 @@ fn rows_and_advisory_locks_and_a_deadlock() {
         pairs: [[left.pid, right.pid], [one.pid, two.pid]],
     };
     for mut trace in traces {
-        let records = trace.finish(Duration::from_secs(9));
+        let records = trace.stop();
         assert_eq!(blocking(&records, 4), truth);
         told_of(&cluster, &trace, &records, &pids);
     }

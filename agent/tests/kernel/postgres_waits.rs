@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{
     govern::hits_a_second,
     harness::{Process, Trace, VERSION, bench, close, node, say, skip},
-    postgres::{Cluster, as_postgres, lines, start, waited},
+    postgres::{Cluster, as_postgres, lines, waited},
 };
 
 /// `pgbench` on a cluster; it ends with its guard.
@@ -43,7 +43,8 @@ fn waits_by_event_are_as_pg_stat_activity_has_them() {
     assert!(fill.wait(Duration::from_secs(30)).success(), "{}", fill.err_text());
     let load = pgbench(&cluster, &["-c", "12", "-T", "60", "postgres"]);
     thread::sleep(Duration::from_millis(500));
-    let trace = start(&bench, cluster.pid, 30);
+    // All of them: a part of the time would be a sample, too.
+    let trace = Trace::start(&bench, cluster.pid, &["--duration", "30s", "--max-overhead", "100%"]);
     let truth = sampled(&cluster, LOOKS);
     let records = trace.interrupt();
     drop(load);

@@ -18,7 +18,7 @@ use aya_ebpf::{
     EbpfContext,
     helpers::{
         bpf_probe_read_user,
-        generated::{bpf_get_attach_cookie, bpf_get_current_task},
+        generated::{self, bpf_get_attach_cookie, bpf_get_current_task},
     },
     macros::uprobe,
     programs::ProbeContext,
@@ -98,6 +98,16 @@ struct Wait {
     flags: u32,
 }
 
+impl Wait {
+    const NONE: Self = Self {
+        postmaster: 0,
+        cluster: Cluster { proc_pid: 0, proc_wait_lock: 0, wait_pointer: 0, my_proc: 0 },
+        wanted: LocalLock { tag: [0; 4], mode: 0, hash: 0, lock: 0, proclock: 0 },
+        since_ns: 0,
+        flags: 0,
+    };
+}
+
 /// Attached over `uprobe_multi` links (6.6 and newer).
 #[uprobe(multi)]
 pub fn postgres_multi(ctx: ProbeContext) -> u32 {
@@ -118,8 +128,10 @@ fn probe(ctx: &ProbeContext) -> u32 {
     match cookie {
         id::LOCK_WAIT | id::LOCK_GIVEN_UP => {
             let gives_up = cookie == id::LOCK_GIVEN_UP;
-            let wait = if gives_up { given_up() } else { asked_for(ctx.arg::<u64>(0).unwrap_or(0)) };
-            if let Some(wait) = wait {
+            let mut wait = Wait::NONE;
+            let is_told =
+                if gives_up { given_up(&mut wait) } else { asked_for(ctx.arg::<u64>(0).unwrap_or(0), &mut wait) };
+            if is_told.is_some() {
                 announce(&wait);
             }
             if gives_up {
@@ -183,17 +195,27 @@ fn tag_of(words: [u32; 4]) -> LockTag {
 
 /// The running backend enters a wait.
 #[inline(always)]
-fn asked_for(locallock: u64) -> Option<Wait> {
-    let (postmaster, cluster) = cluster()?;
-    Some(Wait { postmaster, cluster, wanted: read::<LocalLock>(locallock)?, since_ns: now_ns(), flags: 0 })
+fn asked_for(locallock: u64, wait: &mut Wait) -> Option<()> {
+    (wait.postmaster, wait.cluster) = cluster()?;
+    // In place: of a copy there would be two on the stack.
+    let (into, bytes) = ((&raw mut wait.wanted).cast(), size_of::<LocalLock>() as u32);
+    // SAFETY: as many bytes as `wanted` has, any of which make one; the helper checks the address itself.
+    if unsafe { generated::bpf_probe_read_user(into, bytes, locallock as *const _) } != 0 {
+        return None;
+    }
+    wait.since_ns = now_ns();
+    Some(())
 }
 
 /// The running backend leaves a lock's queue without the lock. `None` where it is known since when it was in there, or cannot be.
-#[inline(always)]
-fn given_up() -> Option<Wait> {
+///
+/// A function of its own in the object, too: with all of its variables beside those of its caller, the stack is too small before Linux
+/// 6.13.
+#[inline(never)]
+fn given_up(wait: &mut Wait) -> Option<()> {
     let (tgid, tid) = current();
-    let (postmaster, cluster) = cluster()?;
-    let own = own_wait(&cluster)?;
+    (wait.postmaster, wait.cluster) = cluster()?;
+    let own = own_wait(&wait.cluster)?;
     let backend: *mut PgBackend = maps::PG_BACKENDS.get_ptr_mut(&tid)?;
     // SAFETY: a value of a preallocated map, which only programs that run on behalf of the backend itself write.
     let before = unsafe { (*backend).lock };
@@ -203,23 +225,21 @@ fn given_up() -> Option<Wait> {
     let _ = maps::LOCK_WAITS.remove(&tgid);
     let is_it = before.since_ns != 0 && before.lock == own.lock && before.server_start == own.server_start;
     if before.since_ns != 0 && !is_it {
-        granted(postmaster, &before);
+        granted(wait.postmaster, &before);
     }
     if is_it && before.since_ns == PgLockWait::BEFORE {
         return None;
     }
     let tag = read::<[u32; 4]>(own.lock)?;
-    Some(Wait {
-        postmaster,
-        cluster,
-        wanted: LocalLock { tag, mode: own.mode, hash: 0, lock: own.lock, proclock: own.proclock },
-        // It may know that it would wait in vain before it does.
-        since_ns: if is_it { before.since_ns } else { now_ns() },
-        flags: wait_flag::GIVES_UP,
-    })
+    wait.wanted = LocalLock { tag, mode: own.mode, hash: 0, lock: own.lock, proclock: own.proclock };
+    // It may know that it would wait in vain before it does.
+    wait.since_ns = if is_it { before.since_ns } else { now_ns() };
+    wait.flags = wait_flag::GIVES_UP;
+    Some(())
 }
 
-#[inline(always)]
+/// A function of its own in the object, too, as [`given_up`] is.
+#[inline(never)]
 fn announce(wait: &Wait) {
     let Wait { postmaster, cluster, wanted, since_ns, flags } = wait;
     let (postmaster, since_ns) = (*postmaster, *since_ns);
@@ -336,27 +356,35 @@ fn queue(record: &mut LockWait, cluster: &Cluster, lock: u64, first: u64) -> u32
     if proc == lock + LOCK_QUEUE { 0 } else { wait_flag::QUEUE_CUT }
 }
 
-/// The end of a wait that began before the probes were attached: user space may have found it in the lock table.
+/// Tells that a wait is over. Field by field: a record that is put together first is put together on the stack, of which there is little.
 #[inline(always)]
-fn end_unseen(how: u32) {
-    let Some((postmaster, _)) = cluster() else { return };
+fn tell_end(cluster: u32, ended_ns: u64, how: u32, wait: &LockWaitState) {
     send::<LockEnd>(family::POSTGRES, |record| {
         // SAFETY: `record` is a reservation of exactly this type.
-        unsafe {
-            *record = LockEnd {
-                header: header(kind::LOCK_END, 0, now_ns()),
-                cluster: postmaster,
-                pid: 0,
-                lock: 0,
-                started_ns: 0,
-                tag: tag_of([0; 4]),
-                mode: 0,
-                outcome: how,
-                reserved: 0,
-            };
-        }
+        let record = unsafe { &mut *record };
+        record.header = header(kind::LOCK_END, 0, ended_ns);
+        record.cluster = cluster;
+        record.pid = wait.pid;
+        record.lock = wait.lock;
+        record.started_ns = wait.started_ns;
+        record.tag = wait.tag;
+        record.mode = wait.mode;
+        record.outcome = how;
+        record.reserved = 0;
     });
 }
+
+/// A wait that began before the probes were attached: user space may have found it in the lock table.
+const UNSEEN: LockWaitState = LockWaitState {
+    started_ns: 0,
+    lock: 0,
+    tag: LockTag { field1: 0, field2: 0, field3: 0, field4: 0, kind: 0, method: 0 },
+    cluster: 0,
+    pid: 0,
+    mode: 0,
+    ended: 0,
+    reserved: 0,
+};
 
 /// A wait that the scheduler's switches told of is over. It was not given up: the backend has the lock.
 #[inline(always)]
@@ -364,23 +392,11 @@ pub fn granted(cluster: u32, wait: &PgLockWait) {
     let PgLockWait { since_ns, back_ns, lock, server_start: _, tag, mode, pid } = *wait;
     // It was off CPU for it, and came back.
     let ended_ns = if back_ns == 0 { now_ns() } else { back_ns };
-    let is_known = since_ns != PgLockWait::BEFORE;
-    send::<LockEnd>(family::POSTGRES, |record| {
-        // SAFETY: `record` is a reservation of exactly this type.
-        unsafe {
-            *record = LockEnd {
-                header: header(kind::LOCK_END, 0, ended_ns),
-                cluster,
-                pid: if is_known { pid } else { 0 },
-                lock: if is_known { lock } else { 0 },
-                started_ns: if is_known { since_ns } else { 0 },
-                tag: if is_known { tag } else { tag_of([0; 4]) },
-                mode: if is_known { mode } else { 0 },
-                outcome: outcome::GRANTED,
-                reserved: 0,
-            };
-        }
-    });
+    if since_ns == PgLockWait::BEFORE {
+        return tell_end(cluster, ended_ns, outcome::GRANTED, &UNSEEN);
+    }
+    let known = LockWaitState { started_ns: since_ns, lock, tag, cluster, pid, mode, ended: 0, reserved: 0 };
+    tell_end(cluster, ended_ns, outcome::GRANTED, &known);
 }
 
 /// The running backend's wait is over.
@@ -388,7 +404,9 @@ pub fn granted(cluster: u32, wait: &PgLockWait) {
 fn end(how: u32) {
     let (tgid, _) = current();
     let Some(wait) = maps::LOCK_WAITS.get_ptr_mut(&tgid) else {
-        end_unseen(how);
+        if let Some((postmaster, _)) = cluster() {
+            tell_end(postmaster, now_ns(), how, &UNSEEN);
+        }
         return;
     };
     // SAFETY: a value of a preallocated map, which only the backend itself writes.
@@ -397,24 +415,8 @@ fn end(how: u32) {
     if wait.ended != 0 && how != outcome::DEADLOCK {
         return;
     }
-    let wait_copy = *wait;
     wait.ended = 1;
-    send::<LockEnd>(family::POSTGRES, |record| {
-        // SAFETY: `record` is a reservation of exactly this type.
-        unsafe {
-            *record = LockEnd {
-                header: header(kind::LOCK_END, 0, now_ns()),
-                cluster: wait_copy.cluster,
-                pid: wait_copy.pid,
-                lock: wait_copy.lock,
-                started_ns: wait_copy.started_ns,
-                tag: wait_copy.tag,
-                mode: wait_copy.mode,
-                outcome: how,
-                reserved: 0,
-            };
-        }
-    });
+    tell_end(wait.cluster, now_ns(), how, wait);
     // What was given up is kept until the backend's next wait: it may turn out to have been a deadlock.
     if how != outcome::CANCELLED {
         let _ = maps::LOCK_WAITS.remove(&tgid);
