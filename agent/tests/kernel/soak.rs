@@ -228,7 +228,10 @@ fn a_host_where_processes_come_and_go_leaves_nothing_in_the_daemon() {
     let left = daemon.entries();
     daemon.process.signal(Signal::TERM);
     assert!(daemon.process.wait(LIMIT).success(), "{}", daemon.process.err_text());
-    let grown: Vec<f64> = (0..HELD.len()).map(|figure| growth(&looks, figure)).collect();
+    let mut grown: Vec<f64> = (0..HELD.len()).map(|figure| growth(&looks, figure)).collect();
+    // Memory grows by a step where the symbols of one more program are read, late on a busy machine. What leaks does so in either half.
+    let (early, late) = looks.split_at(looks.len() / 2);
+    grown[0] = 2.0 * growth(early, 0).min(growth(late, 0));
     say(&format!("measured soak: {} processes in {seconds} s, {} looks from the middle on", pids.len(), looks.len()));
     let mut too_much = Vec::new();
     for (figure, name) in HELD.into_iter().enumerate() {
