@@ -48,7 +48,8 @@ impl Series {
         }
     }
 
-    /// What the guest needs to see the host's files, in the order in which it is loaded.
+    /// What the guest needs to see the host's files, in the order in which it is loaded; and what other machines load when they are
+    /// asked about sockets.
     fn modules(self) -> &'static [&'static str] {
         match self {
             Self::V6_1 => &[
@@ -62,8 +63,9 @@ impl Series {
                 "9pnet",
                 "9pnet_virtio",
                 "9p",
+                "unix_diag",
             ],
-            Self::V6_12 => &["netfs", "9pnet", "9pnet_virtio", "9p"],
+            Self::V6_12 => &["netfs", "9pnet", "9pnet_virtio", "9p", "unix_diag"],
         }
     }
 }
@@ -109,7 +111,8 @@ fn image(series: Series) -> Result<Image, Error> {
     install()?;
     let place = cache().join("kernels").join(series.name());
     let image = Image { kernel: place.join("vmlinuz"), place: place.clone() };
-    if image.kernel.is_file() {
+    let modules = place.join("modules");
+    if image.kernel.is_file() && series.modules().iter().all(|module| modules.join(format!("{module}.ko")).is_file()) {
         return Ok(image);
     }
     let io = |error| Error::Io { path: place.clone(), error };
@@ -118,7 +121,6 @@ fn image(series: Series) -> Result<Image, Error> {
     let unpacked = place.join("unpacked");
     fs::create_dir_all(&unpacked).map_err(io)?;
     apt::unpack(&[&package], &unpacked)?;
-    let modules = place.join("modules");
     fs::create_dir_all(&modules).map_err(io)?;
     for module in series.modules() {
         let found = find(&unpacked.join("lib/modules"), &format!("{module}.ko"));
