@@ -98,7 +98,7 @@ impl Default for Output {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Budget {
-    /// Share of the host's CPUs for probes that come off where they are hit too often, as `agent trace --max-overhead` has it.
+    /// Share of the host's CPUs that all probes together may take, as `agent trace --max-overhead` has it.
     #[serde(deserialize_with = "share")]
     pub max_overhead: f64,
 }

@@ -17,7 +17,7 @@ use agent_ebpf::{
 use zerocopy::FromBytes;
 
 use account::Account;
-pub use input::{Await, ClusterFacts, HitCost, Input, SelfCost, TargetFacts, Tick};
+pub use input::{Await, ClusterFacts, Input, SelfCost, TargetFacts, Tick};
 use postgres::Clusters;
 use process::Process;
 use stacks::{Needed, Stacks};

@@ -8,9 +8,11 @@
 mod budget;
 mod duty;
 mod level;
+mod price;
 mod suspicion;
 
-pub use budget::{Budget, SHARE};
+pub use budget::{Budget, SHARE, STACKS_ASSURED, assured};
 pub use duty::{Action, Duty};
 pub use level::Level;
+pub use price::{Passed, Prices, hits_of};
 pub use suspicion::{Suspicion, Watch};

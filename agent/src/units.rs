@@ -1,6 +1,6 @@
 //! Numbers that must not be confused, and the one place that turns the kernel's clock into wall time.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
@@ -49,6 +49,12 @@ impl UserAddr {
     pub fn plus(self, bytes: u64) -> Self {
         Self(self.0.wrapping_add(bytes))
     }
+}
+
+/// A duration in whole nanoseconds: all that fit into 64 bits, which is some centuries.
+#[must_use]
+pub fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl MonoNs {

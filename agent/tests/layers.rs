@@ -28,7 +28,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("kubernetes", &["limits", "printable", "target"]),
     ("census", &["limits", "symbolize", "target", "units"]),
     ("diagnose", &["limits", "report"]),
-    ("core", &["aggregate", "counters", "decode", "limits", "postgres", "report", "units"]),
+    ("core", &["aggregate", "counters", "decode", "govern", "limits", "postgres", "report", "units"]),
     ("export", &["aggregate", "core", "limits", "postgres", "printable", "report", "units"]),
     (
         "commands",

@@ -134,7 +134,7 @@ pub struct ProfileArgs {
     #[arg(long)]
     pub follow: bool,
 
-    /// Share of the host's CPUs that samples may take: half of it from what runs here, and three times of it for the agent to name them;
+    /// Share of the host's CPUs that samples and stacks may take from what runs there, and three times of it for the agent to name them;
     /// where it is too much, one in 4, 16, … is taken, and counts for all of them
     #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = share)]
     pub max_overhead: f64,

@@ -12,7 +12,6 @@ use super::{
     subject::{self, Subject, SubjectError},
 };
 use crate::{
-    core::HitCost,
     govern::Action,
     probe::plan::{self, FeatureState},
     report::model::Degraded,
@@ -85,8 +84,8 @@ pub struct Allocations {
 
 impl Allocations {
     /// Takes note of hits so far, by id.
-    pub fn count(&mut self, hits: &[u64], cost: Option<HitCost>) {
-        let hit_ns = cost.map_or(HIT_NS, |cost| cost.uprobe_ns);
+    pub fn count(&mut self, hits: &[u64], hit_cost_ns: Option<u64>) {
+        let hit_ns = hit_cost_ns.unwrap_or(HIT_NS);
         let sum = |ids: std::ops::RangeInclusive<u64>| -> u64 {
             ids.filter_map(|id| hits.get(usize::try_from(id).ok()?)).sum()
         };

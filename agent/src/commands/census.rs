@@ -10,7 +10,7 @@ use std::{
 
 use agent_ebpf::spec::Component;
 
-use super::{cost::Apart, driver::nanoseconds};
+use super::cost::Apart;
 use crate::{
     census::{self, Census, mark::Tally, pages::PAGE_BYTES, roots::Region, shapes::Types},
     cli::exit,
@@ -28,7 +28,7 @@ use crate::{
         regions::{self, PageMap},
         v8::FunctionLayout,
     },
-    units::Pid,
+    units::{Pid, nanoseconds},
 };
 
 /// Times that a census is taken where too much was moved meanwhile.

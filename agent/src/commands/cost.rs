@@ -7,16 +7,10 @@ use std::{
 
 use agent_ebpf::spec::{Group, HITS_CALIBRATION};
 
-use crate::{
-    core::{HitCost, SelfCost},
-    probe::attach::Probes,
-};
+use crate::{core::SelfCost, probe::attach::Probes};
 
 /// Calls in a calibration: 2 ms at the 2 µs that a slow machine takes for one.
 const CALLS: u32 = 1_000;
-
-/// Tracepoint programs begin with the same filter but need no trap; where the trap was measured, this is what is left.
-const TRACEPOINT_NS: u64 = 300;
 
 // A function of one emulated instruction, as most probed ones begin.
 core::arch::global_asm!(
@@ -36,13 +30,13 @@ unsafe extern "C" {
 }
 
 /// Measures a hit: a probe on a function of this program, called often. `None` if it could not be placed.
-pub fn calibrate(probes: &mut Probes) -> Option<HitCost> {
+pub fn calibrate(probes: &mut Probes) -> Option<Duration> {
     let (file, offset) = own_offset(agent_calibration as *const () as usize)?;
     let bare = time_calls();
     probes.attach(Group::Calibration, (0, 0), &file, &[(offset, HITS_CALIBRATION.into())], None).ok()?;
     let with_probe = time_calls();
     probes.detach(Group::Calibration);
-    Some(HitCost { uprobe_ns: with_probe.saturating_sub(bare), tracepoint_ns: TRACEPOINT_NS })
+    Some(Duration::from_nanos(with_probe.saturating_sub(bare)))
 }
 
 /// Nanoseconds a call: the best of several rounds, as everything else on the machine only adds.
@@ -77,7 +71,7 @@ fn own_offset(address: usize) -> Option<(std::path::PathBuf, u64)> {
 }
 
 /// CPU time and memory of this process so far.
-pub fn of_self(hits: Vec<(u64, u64)>, hit_cost: Option<HitCost>) -> SelfCost {
+pub fn of_self(hits: Vec<(u64, u64)>, hit_cost_ns: Option<u64>) -> SelfCost {
     let (cpu_user_ns, cpu_system_ns) = cpu_times();
     SelfCost {
         cpu_user_ns,
@@ -85,7 +79,8 @@ pub fn of_self(hits: Vec<(u64, u64)>, hit_cost: Option<HitCost>) -> SelfCost {
         rss_bytes: resident_bytes().unwrap_or(0),
         hits,
         bpf_run_ns: None,
-        hit_cost,
+        hit_cost_ns,
+        budget_ns: 0,
         stacks_rarer: 1,
         samples_rarer: 1,
         looks_rarer: 1,

@@ -6,7 +6,7 @@ use agent_ebpf::spec::{Group, Part};
 
 use super::{
     clusters::Search,
-    driver::{self, DriverError, Mission, Whom, nanoseconds, say},
+    driver::{self, DriverError, Mission, Whom, say},
     resident::Resident,
     session::{PhasesWanted, SwitchesWanted, TypesAhead},
     sinks::Destinations,
@@ -19,6 +19,7 @@ use crate::{
     probe::attach::Settings,
     report::model::TraceConfig,
     target::postgres::StatementText,
+    units::nanoseconds,
 };
 
 /// Runs the command and returns the exit code.

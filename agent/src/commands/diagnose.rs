@@ -8,7 +8,7 @@ use super::{
     allocator,
     clusters::Search,
     discover::Discovery,
-    driver::{self, DriverError, Finished, Mission, Whom, nanoseconds, say, style},
+    driver::{self, DriverError, Finished, Mission, Whom, say, style},
     postgres::Watch,
     session::{PhasesWanted, SwitchesWanted, TypesAhead},
     sinks::Destinations,
@@ -32,7 +32,7 @@ use crate::{
         summary::Summary,
     },
     target::postgres::{Server, StatementText},
-    units::Pid,
+    units::{Pid, nanoseconds},
 };
 
 /// Samples a second and CPU: enough for a trend over a minute.

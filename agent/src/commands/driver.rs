@@ -508,8 +508,3 @@ pub fn style(stdout: bool) -> Style {
 pub fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
-
-#[must_use]
-pub fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}

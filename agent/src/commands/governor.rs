@@ -2,57 +2,26 @@
 
 use std::time::Duration;
 
-use agent_ebpf::spec::{Group, PROBES, slot};
+use agent_ebpf::spec::Group;
 
-use super::{
-    driver::nanoseconds,
-    session::{PhasesWanted, SwitchesWanted},
-};
+use super::session::{PhasesWanted, SwitchesWanted};
 use crate::{
-    govern::{Action, Budget, Duty, Level},
-    units::MonoNs,
+    govern::{Action, Budget, Duty, Level, Passed, Prices, STACKS_ASSURED, assured, hits_of},
+    units::{MonoNs, nanoseconds},
 };
-
-/// What a uprobe hit costs until it is measured: more than on most machines.
-const UPROBE_COST: Duration = Duration::from_micros(2);
-
-/// What the program of a uprobe does in a target, beyond the trap and the filter that are measured.
-const PROGRAM_COST: Duration = Duration::from_nanos(120);
-
-/// What a turn costs: two tracepoints, and a record that is sent.
-const TURN_COST: Duration = Duration::from_nanos(800);
-
-/// What a switch and a wake-up cost, by whomever: those of threads that are traced, of which there are most where it matters; those
-/// of others are cheaper.
-const SWITCH_COST: Duration = Duration::from_nanos(190);
-const WAKE_UP_COST: Duration = Duration::from_nanos(120);
-
-/// What a switch to or from a backend costs the server while its waits are followed, as `cargo xtask bench postgres` measures it, caches
-/// and all; and one between others.
-const WAIT_COST: Duration = Duration::from_nanos(800);
-const STRANGERS_COST: Duration = Duration::from_nanos(80);
-
-/// What a stack costs where the thread did something else since the last one: caches are cold.
-const STACK_COST: Duration = Duration::from_micros(3);
 
 /// The agent's own CPU time is looked at from then on: at first it reads the symbols of whole programs.
 const OWN_GRACE: Duration = Duration::from_secs(3);
 
-/// All that can come off; phases and switches are told apart, as they have a switch of their own.
-const GOVERNED: [Group; 4] = [Group::Polls, Group::Pool, Group::Requests, Group::Waits];
+/// What comes off first, and what only when that was not enough and stacks are rarer; phases and switches are told apart from the
+/// rest, as they have a switch of their own.
+const DETAILS: [Group; 3] = [Group::Phases, Group::Requests, Group::Pool];
+const FRAME: [Group; 3] = [Group::Polls, Group::Waits, Group::Switches];
 
 /// Running totals of what is governed.
-#[derive(Clone, Copy, Debug)]
-pub struct Counts<'a> {
-    /// By probe.
-    pub hits: &'a [u64],
-    /// Of all loops.
-    pub turns: u64,
-    /// Stacks that were walked, and of which samples.
-    pub stacks: u64,
-    pub sampled: u64,
-    /// To or from a PostgreSQL backend.
-    pub backend_switches: u64,
+#[derive(Clone, Debug)]
+pub struct Counts {
+    pub passed: Passed,
     /// The agent's own CPU time, and what of it looks at heaps took.
     pub own: Duration,
     pub looks: Duration,
@@ -92,6 +61,8 @@ const REFUSED: Duration = Duration::from_mins(1);
 struct Governed {
     group: Group,
     duty: Duty,
+    /// What its probes have taken.
+    spent: Duration,
     /// Up to here it is counted for how long the probes were attached.
     marked: MonoNs,
     seen_ns: u64,
@@ -101,18 +72,25 @@ struct Governed {
 #[derive(Debug)]
 pub struct Governor {
     budget: Budget,
-    hit_cost: Duration,
+    prices: Prices,
     groups: Vec<Governed>,
     /// How much rarer stacks off CPU, samples and looks at heaps are, as they cost too much, or as the agent itself does.
     stacks: Level,
     samples: Level,
     looks: Level,
     own: Level,
+    /// What stacks and samples have taken.
+    stacks_spent: Duration,
+    samples_spent: Duration,
     began: MonoNs,
+    /// When it was last looked, and what probes might have taken by then.
+    budgeted: (MonoNs, Duration),
     /// Of a profile stacks off CPU are not cut down: they are what was asked for.
     cuts_down: bool,
-    /// When it was last looked, and the hits by then.
-    last: (MonoNs, Vec<u64>),
+    /// What was passed by the last look.
+    passed: Passed,
+    /// When it was last looked at what is on suspicion, and what was passed by then.
+    last: (MonoNs, Passed),
     /// What groups on suspicion have taken since they were attached.
     spent: Vec<(Group, Duration)>,
     /// Groups that were too dear, and since when.
@@ -126,34 +104,41 @@ impl Governor {
         budget: Budget,
         now: MonoNs,
     ) -> Self {
-        let governed = |group, always| Governed { group, duty: Duty::new(now, 0, always), marked: now, seen_ns: 0 };
-        let mut all: Vec<Governed> =
-            GOVERNED.into_iter().filter(|group| groups.contains(group)).map(|group| governed(group, false)).collect();
-        match phases {
-            PhasesWanted::Never => {}
-            PhasesWanted::Auto => all.push(governed(Group::Phases, false)),
-            PhasesWanted::Always => all.push(governed(Group::Phases, true)),
-        }
-        all.push(governed(Group::Switches, switches == SwitchesWanted::Always));
+        let governed = |group, always| Governed {
+            group,
+            duty: Duty::new(now, always),
+            spent: Duration::ZERO,
+            marked: now,
+            seen_ns: 0,
+        };
+        let of_group = |group: Group| match group {
+            Group::Phases => (phases != PhasesWanted::Never).then(|| governed(group, phases == PhasesWanted::Always)),
+            Group::Switches => Some(governed(group, switches == SwitchesWanted::Always)),
+            _ => groups.contains(&group).then(|| governed(group, false)),
+        };
         Self {
             budget,
-            hit_cost: UPROBE_COST,
-            groups: all,
+            prices: Prices::default(),
+            groups: DETAILS.into_iter().chain(FRAME).filter_map(of_group).collect(),
             stacks: Level::quick(now),
             samples: Level::quick(now),
             looks: Level::steady(now),
             own: Level::steady(now),
+            stacks_spent: Duration::ZERO,
+            samples_spent: Duration::ZERO,
             began: now,
+            budgeted: (now, Duration::ZERO),
             cuts_down: switches == SwitchesWanted::Auto,
-            last: (now, Vec::new()),
+            passed: Passed::default(),
+            last: (now, Passed::default()),
             spent: Vec::new(),
             refused: Vec::new(),
         }
     }
 
-    /// A hit was measured to cost this; on a busy machine too much is measured, as everything else only adds.
-    pub fn set_hit_cost(&mut self, hit_cost: Duration) {
-        self.hit_cost = hit_cost.saturating_add(PROGRAM_COST).min(UPROBE_COST);
+    /// What a hit costs was measured.
+    pub fn set_prices(&mut self, prices: Prices) {
+        self.prices = prices;
     }
 
     /// Whether a group is attached.
@@ -195,39 +180,73 @@ impl Governor {
 
     /// What is to be attached or detached.
     pub fn decide(&mut self, now: MonoNs, counts: &Counts) -> Vec<(Group, Action)> {
-        self.cut_down(now, counts);
-        let budget = self.budget;
-        let uprobe_cost = self.hit_cost;
+        self.charge(&counts.passed);
+        self.look_at_own(now, counts);
+        let whole = self.budget.whole(counts.targets);
+        let (before, budget) = self.budgeted;
+        let span = Duration::from_nanos(now.since(before).0);
+        self.budgeted = (now, budget.saturating_add(span.mul_f64(whole)));
+        let mut actions = self.step(&DETAILS, now, whole, counts.there);
+        // Each sample has a stack.
+        let room = self.room(whole, STACKS_ASSURED, self.stacks.claim(), counts.there);
+        self.stacks.step(now, self.stacks_spent, room);
+        let room = self.room(whole, STACKS_ASSURED, self.samples.claim(), counts.there);
+        self.samples.step(now, self.samples_spent, room);
+        actions.extend(self.step(&FRAME, now, whole, counts.there));
+        actions
+    }
+
+    /// What probes might have taken so far from what runs here.
+    #[must_use]
+    pub fn budget(&self) -> Duration {
+        self.budgeted.1
+    }
+
+    /// Books what was passed since the last look.
+    fn charge(&mut self, passed: &Passed) {
+        let new = passed.since(&self.passed);
+        for governed in &mut self.groups {
+            governed.spent += Duration::from_nanos(self.prices.of_group(governed.group, &new));
+        }
+        self.stacks_spent += Duration::from_nanos(self.prices.of_stacks(&new));
+        self.samples_spent += Duration::from_nanos(self.prices.of_samples(&new));
+        self.passed = passed.clone();
+    }
+
+    /// One group after the other: what the first ones spare is there for those behind them.
+    fn step(&mut self, groups: &[Group], now: MonoNs, whole: f64, there: There) -> Vec<(Group, Action)> {
         let rarer = f64::from(self.records_rarer());
-        let step = |governed: &mut Governed| {
-            let group = governed.group;
-            let part = budget.part(group, counts.targets);
-            let (hits, hit_cost, part) = match group {
-                // Others that poll pass the tracepoints in a tenth of the time.
-                Group::Polls => (counts.turns, TURN_COST, part / rarer),
-                Group::Pool => (hits_of(group, counts.hits), uprobe_cost, part / rarer),
-                Group::Switches => (switching_ns(counts.hits), Duration::from_nanos(1), part),
-                Group::Waits => (waiting_ns(counts), Duration::from_nanos(1), part),
-                _ => (hits_of(group, counts.hits), uprobe_cost, part),
-            };
+        let mut actions = Vec::new();
+        for at in 0..self.groups.len() {
+            let Some(&Governed { group, ref duty, .. }) = self.groups.get(at) else { continue };
+            if !groups.contains(&group) || !there.has(group) {
+                continue;
+            }
+            let room = self.room(whole, assured(group), duty.claim(), there);
+            let part = if matches!(group, Group::Polls | Group::Pool) { room / rarer } else { room };
+            let Some(governed) = self.groups.get_mut(at) else { continue };
             let was_attached = governed.duty.is_attached();
-            let action = governed.duty.step(now, hits, hit_cost, part);
+            let action = governed.duty.step(now, governed.spent, part);
             if was_attached {
                 governed.mark(now);
             }
-            (action != Action::Keep).then_some((group, action))
-        };
-        let is_there = |governed: &&mut Governed| counts.there.has(governed.group);
-        self.groups.iter_mut().filter(is_there).filter_map(step).collect()
+            if action != Action::Keep {
+                actions.push((group, action));
+            }
+        }
+        actions
     }
 
-    /// Where stacks or the agent itself cost too much, there are fewer of them, and less for it to do.
-    fn cut_down(&mut self, now: MonoNs, counts: &Counts) {
-        let cost = |stacks: u64| Duration::from_nanos(nanoseconds(STACK_COST).saturating_mul(stacks));
-        let part = self.budget.stacks(counts.targets);
-        // Each sample has a stack.
-        self.stacks.step(now, cost(counts.stacks.saturating_sub(counts.sampled)), part);
-        self.samples.step(now, cost(counts.sampled), part);
+    /// CPUs that one may take which claims so many now: what is its own whatever others take, or what they leave of the whole.
+    fn room(&self, whole: f64, assured: f64, claim: f64, there: There) -> f64 {
+        let groups =
+            self.groups.iter().filter(|governed| there.has(governed.group)).map(|governed| governed.duty.claim());
+        let claimed: f64 = groups.chain([self.stacks.claim(), self.samples.claim()]).sum();
+        (whole * assured).max(whole - (claimed - claim))
+    }
+
+    /// Where the agent itself costs too much, there is less for it to do.
+    fn look_at_own(&mut self, now: MonoNs, counts: &Counts) {
         if now.since(self.began).0 >= nanoseconds(OWN_GRACE) {
             self.own.step(now, counts.own, self.budget.own(counts.targets));
             self.looks.step(now, counts.looks, self.budget.looks(counts.targets));
@@ -259,18 +278,19 @@ impl Governor {
         if self.cuts_down { self.own.times_after_first() } else { 1 }
     }
 
-    /// Of groups that are attached on suspicion, for seconds, those that cost too much even so. What makes handles and what frees them
-    /// is of use together only.
-    pub fn too_dear(&mut self, now: MonoNs, hits: &[u64], demanded: &[Group]) -> Vec<Group> {
-        let (before, then) = std::mem::replace(&mut self.last, (now, hits.to_vec()));
+    /// Of groups that are attached on suspicion, for seconds, those that cost too much even so, as of the last look. What makes handles
+    /// and what frees them is of use together only.
+    pub fn too_dear(&mut self, now: MonoNs, demanded: &[Group]) -> Vec<Group> {
+        let (before, then) = std::mem::replace(&mut self.last, (now, self.passed.clone()));
         let span = Duration::from_nanos(now.since(before).0).as_secs_f64();
+        let new = self.passed.since(&then);
         let cost = |group: &Group| {
             let groups: &[Group] = match group {
                 Group::Makers | Group::Takers => &[Group::Makers, Group::Takers],
                 other => std::slice::from_ref(other),
             };
-            let sum = |hits: &[u64]| groups.iter().map(|group| hits_of(*group, hits)).sum::<u64>();
-            self.hit_cost * u32::try_from(sum(hits).saturating_sub(sum(&then))).unwrap_or(u32::MAX)
+            let hits = groups.iter().map(|group| hits_of(*group, &new)).fold(0, u64::saturating_add);
+            Duration::from_nanos(self.prices.of_hits(hits))
         };
         let before =
             |group: &Group| self.spent.iter().find(|(of, _)| of == group).map_or(Duration::ZERO, |(_, spent)| *spent);
@@ -315,36 +335,17 @@ impl Governed {
     }
 }
 
-/// CPU time that the scheduler's programs took so far, without stacks.
-fn switching_ns(hits: &[u64]) -> u64 {
-    const SWITCH: [u32; 2] = [slot("sched_switch"), slot("sched_switch_record")];
-    const WAKE_UP: [u32; 3] = [slot("sched_wakeup"), slot("sched_wakeup_new"), slot("sched_wakeup_record")];
-    let of = |slots: &[u32], each: Duration| {
-        let hits = slots.iter().filter_map(|slot| hits.get(*slot as usize)).sum::<u64>();
-        hits.saturating_mul(nanoseconds(each))
-    };
-    of(&SWITCH, SWITCH_COST).saturating_add(of(&WAKE_UP, WAKE_UP_COST))
-}
-
-/// CPU time that following PostgreSQL's waits took so far.
-fn waiting_ns(counts: &Counts) -> u64 {
-    let all = counts.hits.get(slot("postgres_switch") as usize).copied().unwrap_or(0);
-    let strangers = all.saturating_sub(counts.backend_switches).saturating_mul(nanoseconds(STRANGERS_COST));
-    counts.backend_switches.saturating_mul(nanoseconds(WAIT_COST)).saturating_add(strangers)
-}
-
-fn hits_of(group: Group, hits: &[u64]) -> u64 {
-    let ids = PROBES.iter().filter(|probe| probe.group == group).map(|probe| probe.id);
-    ids.filter_map(|id| hits.get(usize::try_from(id).ok()?)).sum()
-}
-
 #[cfg(test)]
+#[expect(clippy::expect_used, reason = "tests")]
 mod tests {
+    use agent_ebpf::spec::{HITS_COUNT, id, slot};
+    use proptest::prelude::*;
+
     use super::*;
     use crate::govern::SHARE;
 
     const LOOK: Duration = Duration::from_millis(250);
-    /// On two CPUs, of one process: the agent itself may take six percent of one, and stacks one.
+    /// On two CPUs, of one process: probes may take two percent of one, the agent itself six.
     const BUDGET: Budget = Budget::new(SHARE, 2);
 
     /// Running totals, of a load that takes so much in each look where nothing is cut down.
@@ -372,11 +373,7 @@ mod tests {
                 self.looks += looked;
                 self.own += naming * samples + looked;
                 let counts = Counts {
-                    hits: &[],
-                    turns: 0,
-                    stacks: self.sampled,
-                    sampled: self.sampled,
-                    backend_switches: 0,
+                    passed: Passed { stacks: self.sampled, samples: self.sampled, ..Passed::default() },
                     own: self.own,
                     looks: self.looks,
                     targets: 1,
@@ -418,5 +415,88 @@ mod tests {
         let mut load = Load::new(SwitchesWanted::Auto);
         load.run(Duration::from_mins(1), 396, Duration::from_micros(500), 0.01);
         assert_eq!(load.rarer(), [1024, 1, 1, 256], "of a trace samples are not what is spared");
+    }
+
+    /// What a load would pass a second if all of it were watched.
+    #[derive(Clone, Copy, Debug)]
+    struct Rates {
+        phases: u64,
+        items: u64,
+        turns: u64,
+        stacks: u64,
+        switches: u64,
+    }
+
+    const LOOKS_A_SECOND: u64 = 4;
+
+    impl Rates {
+        /// What is passed until the next look, as the governor has it.
+        fn pass(&self, governor: &Governor, passed: &mut Passed) {
+            let of = |group, rate: u64| if governor.is_attached(group) { rate / LOOKS_A_SECOND } else { 0 };
+            let mut hit = |slot: u64, hits| {
+                let slot = usize::try_from(slot).ok().and_then(|slot| passed.hits.get_mut(slot));
+                *slot.expect("a slot") += hits;
+            };
+            hit(id::RUN_TIMERS, of(Group::Phases, self.phases));
+            hit(id::FS_WORK, of(Group::Pool, self.items));
+            hit(slot("sched_switch").into(), of(Group::Switches, self.switches));
+            passed.turns += of(Group::Polls, self.turns);
+            let stacks = of(Group::Switches, self.stacks) / u64::from(governor.stacks_rarer());
+            passed.stacks += stacks;
+        }
+    }
+
+    fn rates() -> impl Strategy<Value = Rates> {
+        let any = || prop_oneof![Just(0_u64), 0_u64..4_000, 0_u64..400_000];
+        (any(), any(), any(), 0_u64..8_000, any()).prop_map(|(phases, items, turns, stacks, switches)| Rates {
+            phases,
+            items,
+            turns,
+            stacks,
+            switches,
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever is watched, all of it together keeps to the budget.
+        #[test]
+        fn all_together_keep_to_the_budget(rates in rates()) {
+            const SECONDS: u64 = 300;
+            let wanted = (PhasesWanted::Auto, SwitchesWanted::Auto);
+            let mut governor = Governor::new(&[Group::Polls, Group::Pool], wanted, BUDGET, MonoNs(0));
+            let mut passed = Passed { hits: vec![0; HITS_COUNT as usize], ..Passed::default() };
+            for look in 1..=SECONDS * LOOKS_A_SECOND {
+                rates.pass(&governor, &mut passed);
+                let (own, looks) = (Duration::ZERO, Duration::ZERO);
+                let there = There { files: true, clusters: false };
+                let counts = Counts { passed: passed.clone(), own, looks, targets: 1, there };
+                governor.decide(MonoNs(look * nanoseconds(LOOK)), &counts);
+            }
+            let taken = Duration::from_nanos(Prices::default().of_all(&passed)).as_secs_f64();
+            #[expect(clippy::cast_precision_loss, reason = "few")]
+            let share = taken / SECONDS as f64;
+            let whole = BUDGET.whole(1);
+            // The longest rest may be too short for what is seen in one look, and the first look of each is seen whatever it costs.
+            let one_look = 0.25 * (0.8 + 0.32 + 0.076 + 0.8) / 30.0;
+            prop_assert!(share <= whole * 1.1 + one_look, "{share} of {whole}");
+        }
+
+        /// And what is cheap is all seen.
+        #[test]
+        fn what_fits_into_the_budget_is_seen_all_the_time(turns in 0_u64..10_000, switches in 0_u64..40_000) {
+            let wanted = (PhasesWanted::Auto, SwitchesWanted::Auto);
+            let mut governor = Governor::new(&[Group::Polls, Group::Pool], wanted, BUDGET, MonoNs(0));
+            let mut passed = Passed { hits: vec![0; HITS_COUNT as usize], ..Passed::default() };
+            let rates = Rates { phases: 0, items: 1_000, turns, stacks: 0, switches };
+            for look in 1..=240 {
+                rates.pass(&governor, &mut passed);
+                let there = There { files: true, clusters: false };
+                let (own, looks) = (Duration::ZERO, Duration::ZERO);
+                let counts = Counts { passed: passed.clone(), own, looks, targets: 1, there };
+                prop_assert_eq!(governor.decide(MonoNs(look * nanoseconds(LOOK)), &counts), vec![]);
+            }
+        }
     }
 }

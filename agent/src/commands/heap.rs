@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     census::{Counter, HeapError, Taken, constructors},
-    driver::{nanoseconds, say, style},
+    driver::{say, style},
 };
 use crate::{
     census::mark::Tally,
@@ -17,7 +17,7 @@ use crate::{
     export::text::{self, Style},
     limits::LINE_BYTES_MAX,
     report::heap::{self, Heap, Line, Whole},
-    units::{Pid, WallNs},
+    units::{Pid, WallNs, nanoseconds},
 };
 
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,7 @@ use agent_ebpf::spec::{Group, Part};
 
 use super::{
     discover::Discovery,
-    driver::{self, DriverError, Finished, Mission, Whom, nanoseconds, say, style},
+    driver::{self, DriverError, Finished, Mission, Whom, say, style},
     launch::Launched,
     report::read_summary,
     session::{PhasesWanted, SwitchesWanted, TypesAhead},
@@ -35,7 +35,7 @@ use crate::{
         model::TraceConfig,
         summary::Summary,
     },
-    units::Pid,
+    units::{Pid, nanoseconds},
 };
 
 /// Runs the command and returns the exit code.

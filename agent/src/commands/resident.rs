@@ -13,12 +13,7 @@ use std::{
 
 use log::{info, warn};
 
-use super::{
-    discover::Discovery,
-    driver::{nanoseconds, say},
-    pods::Pods,
-    subject::Subject,
-};
+use super::{discover::Discovery, driver::say, pods::Pods, subject::Subject};
 use crate::{
     config::{Candidate, Config, ProcessSettings},
     core::TargetFacts,
@@ -26,7 +21,7 @@ use crate::{
     limits::{ANNOUNCED_MAX, CONTAINED_MAX},
     report::{Body, Record},
     target::procfs::{self, Process},
-    units::Pid,
+    units::{Pid, nanoseconds},
 };
 
 /// From a program's first instruction to the first look at it.

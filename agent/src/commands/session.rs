@@ -22,7 +22,7 @@ pub use files::FileProbes;
 
 use super::{allocator::Allocations, cost, governor::Governor};
 use crate::{
-    core::{HitCost, SelfCost, Tick},
+    core::{SelfCost, Tick},
     govern::Budget,
     intake::{Batch, Intake, IntakeError},
     probe::{
@@ -35,7 +35,7 @@ use crate::{
     },
     report::model::Degraded,
     target::{procfs::FileIdentity, v8::FunctionLayout},
-    units::{MonoNs, Pid},
+    units::{MonoNs, Pid, nanoseconds},
 };
 
 /// Batches that may wait for the core: 16 of 256 KiB.
@@ -75,7 +75,7 @@ pub struct Session {
     received: [u64; family::COUNT],
     flush: mpsc::Sender<oneshot::Sender<()>>,
     allocations: Allocations,
-    hit_cost: Option<HitCost>,
+    hit_cost_ns: Option<u64>,
     calibrated: bool,
     polls: Polls,
     /// When it is next looked at which of them are needed.
@@ -144,7 +144,7 @@ impl Session {
             received: [0; family::COUNT],
             flush,
             allocations: Allocations::default(),
-            hit_cost: None,
+            hit_cost_ns: None,
             calibrated: false,
             polls: Polls::default(),
             polls_due: MonoNs(0),
@@ -269,7 +269,7 @@ impl Session {
         let snapshot = self.maps.snapshot(now)?;
         self.shed_polls(&snapshot.threads);
         self.governor.mark(snapshot.now, self.there());
-        self.allocations.count(&snapshot.hits, self.hit_cost);
+        self.allocations.count(&snapshot.hits, self.hit_cost_ns);
         let (mut waits, pg_open_waits) = self.take_waits(now)?;
         waits.ended.sort_unstable_by_key(|(key, _)| (key.cluster, key.event, key.bucket, key.epoch));
         let hits = (0..).zip(&snapshot.hits).filter(|(_, hits)| **hits > 0).map(|(slot, hits)| (slot, *hits)).collect();
@@ -298,7 +298,8 @@ impl Session {
                 samples_rarer: self.governor.samples_rarer(),
                 looks_rarer: self.governor.looks_rarer(),
                 records_rarer: self.governor.records_rarer(),
-                ..cost::of_self(hits, self.hit_cost)
+                budget_ns: nanoseconds(self.governor.budget()),
+                ..cost::of_self(hits, self.hit_cost_ns)
             },
         })
     }

@@ -5,7 +5,7 @@ use std::{io::Write, path::Path, time::Duration};
 use agent_ebpf::spec::{Group, Part};
 
 use super::{
-    driver::{self, DriverError, Mission, Whom, nanoseconds, say, style},
+    driver::{self, DriverError, Mission, Whom, say, style},
     launch::Launched,
     postgres::Watch,
     session::{PhasesWanted, SwitchesWanted, TypesAhead},
@@ -19,7 +19,7 @@ use crate::{
     probe::attach::Settings,
     report::{model::TraceConfig, summary::Summary},
     target::postgres::{PostgresError, Server, StatementText},
-    units::Pid,
+    units::{Pid, nanoseconds},
 };
 
 /// Default thresholds of stays off CPU: event-loop threads, and all others.

@@ -1,17 +1,18 @@
 //! The agent's own books: what was emitted, received and dropped, and what the agent cost.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use agent_ebpf::{
     abi::family,
-    spec::{HITS_CALIBRATION, HITS_POSTGRES, LIBC_PROBES, POSTGRES_PROBES, PROBES, TRACEPOINTS},
+    spec::{HITS_CALIBRATION, HITS_COUNT, LIBC_PROBES, POSTGRES_PROBES, PROBES, TRACEPOINTS},
     state::{FamilyCounters, counter},
 };
 
-use super::{FAMILIES, HitCost, SelfCost, Tick};
+use super::{FAMILIES, SelfCost, Tick};
 use crate::{
     aggregate::histogram::Histogram,
     counters::Counters,
+    govern::{Passed, Prices},
     report::model::{AgentCost, FamilyAccount, ProbeHits},
     units::{DurationNs, MonoNs},
 };
@@ -23,6 +24,7 @@ const TRACEPOINT_SLOTS: u64 = 64;
 pub struct Account {
     from: MonoNs,
     cost: SelfCost,
+    passed: Passed,
     decoded: [u64; FAMILIES],
     received: [u64; FAMILIES],
     families: [FamilyCounters; FAMILIES],
@@ -34,6 +36,7 @@ impl Default for Account {
         Self {
             from: MonoNs(0),
             cost: SelfCost::default(),
+            passed: Passed::default(),
             decoded: [0; FAMILIES],
             received: [0; FAMILIES],
             families: [FamilyCounters { emitted: 0, dropped: 0 }; FAMILIES],
@@ -83,7 +86,10 @@ impl Account {
         self.received = tick.received;
         let before = std::mem::replace(&mut self.cost, tick.self_cost.clone());
         let now = &self.cost;
-        let (probes, probe_cost_ns) = probes(&before, now);
+        let passed = passed(tick);
+        let new = passed.since(&self.passed);
+        self.passed = passed;
+        let prices = now.hit_cost_ns.map(|ns| Prices::measured(Duration::from_nanos(ns)));
         let duration_ns = tick.now.since(self.from).0;
         self.from = tick.now;
         let mut kernel_counters = BTreeMap::new();
@@ -98,8 +104,9 @@ impl Account {
             cpu_system_ns: now.cpu_system_ns.saturating_sub(before.cpu_system_ns),
             rss_bytes: now.rss_bytes,
             bpf_run_ns: now.bpf_run_ns.map(|ns| ns.saturating_sub(before.bpf_run_ns.unwrap_or(0))),
-            probes,
-            probe_cost_ns,
+            probes: probes(&new),
+            probe_cost_ns: prices.map(|prices| prices.of_all(&new)),
+            probe_budget_ns: now.budget_ns.saturating_sub(before.budget_ns),
             naming: std::mem::take(&mut self.naming),
             stacks_rarer: now.stacks_rarer.max(1),
             samples_rarer: now.samples_rarer.max(1),
@@ -113,22 +120,21 @@ impl Account {
     }
 }
 
-/// Hits since the last reading by name of the probe, and what they cost.
-fn probes(before: &SelfCost, now: &SelfCost) -> (Vec<ProbeHits>, Option<u64>) {
-    let earlier: BTreeMap<u64, u64> = before.hits.iter().copied().collect();
-    let mut probes = Vec::new();
-    let mut cost_ns = 0u64;
-    let HitCost { uprobe_ns, tracepoint_ns } = now.hit_cost.unwrap_or_default();
-    for &(slot, hits) in &now.hits {
-        let hits = hits.saturating_sub(earlier.get(&slot).copied().unwrap_or(0));
-        if hits != 0 {
-            let is_uprobe = slot < TRACEPOINT_SLOTS || slot >= u64::from(HITS_POSTGRES);
-            let each = if is_uprobe { uprobe_ns } else { tracepoint_ns };
-            cost_ns = cost_ns.saturating_add(hits.saturating_mul(each));
-            probes.push(ProbeHits { probe: probe_name(slot), hits });
+/// Running totals of what has a price.
+fn passed(tick: &Tick) -> Passed {
+    let mut hits = vec![0; HITS_COUNT as usize];
+    for (slot, n) in &tick.self_cost.hits {
+        if let Some(hits) = usize::try_from(*slot).ok().and_then(|slot| hits.get_mut(slot)) {
+            *hits = *n;
         }
     }
-    (probes, now.hit_cost.map(|_| cost_ns))
+    Passed::new(hits, &tick.families, &tick.kernel_counters)
+}
+
+/// Probes that were hit.
+fn probes(passed: &Passed) -> Vec<ProbeHits> {
+    let hit = (0..).zip(&passed.hits).filter(|(_, hits)| **hits != 0);
+    hit.map(|(slot, hits)| ProbeHits { probe: probe_name(slot), hits: *hits }).collect()
 }
 
 fn probe_name(slot: u64) -> String {

@@ -180,8 +180,12 @@ pub struct SelfCost {
     pub hits: Vec<(u64, u64)>,
     /// Time in BPF programs, where the kernel counts it.
     pub bpf_run_ns: Option<u64>,
-    /// Calibrated cost of a hit.
-    pub hit_cost: Option<HitCost>,
+    /// Nanoseconds that a hit of a uprobe was measured to take from the thread that hits it.
+    #[serde(default)]
+    pub hit_cost_ns: Option<u64>,
+    /// CPU time that probes might take from what runs here so far, to keep to the budget.
+    #[serde(default)]
+    pub budget_ns: u64,
     /// So many times rarer than usual stacks off CPU and samples are, looks at heaps, and the time that turns and the thread pool may
     /// take, to keep to the budget.
     pub stacks_rarer: u32,
@@ -191,11 +195,4 @@ pub struct SelfCost {
     /// The streams of records to collectors, since the trace began.
     #[serde(default)]
     pub streams: Vec<StreamAccount>,
-}
-
-/// Nanoseconds that one hit takes from the thread that hits it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HitCost {
-    pub uprobe_ns: u64,
-    pub tracepoint_ns: u64,
 }

@@ -9,7 +9,7 @@ use crate::units::MonoNs;
 /// Of the host's CPUs, where nothing else is said.
 pub const SHARE: f64 = 0.01;
 
-/// What all groups may take that can come off.
+/// What all that is watched may take from what runs here, and the agent beside it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Budget {
     share: f64,
@@ -23,18 +23,15 @@ impl Budget {
         Self { share, cpus }
     }
 
-    /// CPUs that a group may take on average while so many processes are watched. On a host of many CPUs each process is spared, too: it
-    /// pays no more than twice the share of one CPU.
+    /// CPUs that all probes together may take on average while so many processes are watched. On a host of many CPUs each process is
+    /// spared, too: it pays no more than twice the share of one CPU.
     #[must_use]
-    pub fn part(&self, group: Group, targets: usize) -> f64 {
-        self.whole(targets) * weight(group)
-    }
-
-    /// Of what does not come off, but is made rarer: stacks of threads that leave the CPU, and as much again of samples.
-    #[must_use]
-    pub fn stacks(&self, targets: usize) -> f64 {
-        const WEIGHT: f64 = 0.5;
-        self.whole(targets) * WEIGHT
+    pub fn whole(&self, targets: usize) -> f64 {
+        const CPUS_A_TARGET: usize = 2;
+        let cpus = self.cpus.min(targets.max(1).saturating_mul(CPUS_A_TARGET));
+        #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+        let cpus = cpus as f64;
+        self.share * cpus
     }
 
     /// The agent itself, in user space and beside its targets: what it does there is seldom in anybody's way.
@@ -50,14 +47,6 @@ impl Budget {
         const WEIGHT: f64 = 1.5;
         self.whole(targets) * WEIGHT
     }
-
-    fn whole(&self, targets: usize) -> f64 {
-        const CPUS_A_TARGET: usize = 2;
-        let cpus = self.cpus.min(targets.max(1).saturating_mul(CPUS_A_TARGET));
-        #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
-        let cpus = cpus as f64;
-        self.share * cpus
-    }
 }
 
 /// CPUs that are taken from one look to another: when, and CPU time so far.
@@ -67,13 +56,16 @@ pub fn share(from: (MonoNs, Duration), to: (MonoNs, Duration)) -> f64 {
     if span.is_zero() { 0.0 } else { to.1.saturating_sub(from.1).as_secs_f64() / span.as_secs_f64() }
 }
 
-/// Which part of the budget is whose. Turns are the frame of everything: they may take all of it, the details on top of that, each for
-/// itself, less.
-fn weight(group: Group) -> f64 {
+/// Of stacks of threads that leave the CPU, and of samples: see [`assured`].
+pub const STACKS_ASSURED: f64 = 0.1;
+
+/// Which part of the budget a group may take whatever all others do; beyond it, what they leave. All parts together are the budget.
+#[must_use]
+pub fn assured(group: Group) -> f64 {
     match group {
-        Group::Polls | Group::Switches | Group::Waits => 1.0,
-        Group::Pool => 0.5,
-        Group::Phases | Group::Requests => 0.125,
+        Group::Polls | Group::Switches | Group::Waits => 0.2,
+        Group::Pool => 0.1,
+        Group::Phases | Group::Requests => 0.05,
         // They are attached all the time, or on suspicion, which has a limit of its own.
         Group::Gc
         | Group::GcKinds
@@ -93,17 +85,17 @@ fn weight(group: Group) -> f64 {
 mod tests {
     use super::*;
 
-    fn pool(cpus: usize, targets: usize) -> f64 {
-        Budget::new(SHARE, cpus).part(Group::Pool, targets)
+    fn whole(cpus: usize, targets: usize) -> f64 {
+        Budget::new(SHARE, cpus).whole(targets)
     }
 
     #[test]
     fn neither_the_host_nor_a_process_pays_more_than_its_share() {
         let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-9, "{found} {expected}");
-        close(pool(2, 1), 0.01);
-        close(pool(64, 1), 0.01);
-        close(pool(64, 10), 0.1);
-        close(pool(64, 1000), 0.32);
-        close(pool(1, 0), 0.005);
+        close(whole(2, 1), 0.02);
+        close(whole(64, 1), 0.02);
+        close(whole(64, 10), 0.2);
+        close(whole(64, 1000), 0.64);
+        close(whole(1, 0), 0.01);
     }
 }

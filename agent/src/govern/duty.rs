@@ -2,7 +2,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use crate::units::MonoNs;
+use super::budget::share;
+use crate::units::{MonoNs, nanoseconds};
 
 /// What shall be done with the probes now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,22 +28,24 @@ const REST_MAX: Duration = Duration::from_secs(30);
 pub struct Duty {
     /// When they are attached again; `None` while they are.
     rests_until: Option<MonoNs>,
-    /// Looks while they are attached, oldest first: when, and how many hits there had been.
-    looks: VecDeque<(MonoNs, u64)>,
+    /// Looks while they are attached, oldest first: when, and what they had cost.
+    looks: VecDeque<(MonoNs, Duration)>,
+    /// CPUs that they take on average, with their rests: what they were last sent to rest for, until it shows what they take now.
+    reserved: f64,
     always: bool,
 }
 
 impl Duty {
-    /// Probes start attached, with so many hits behind them.
+    /// Probes start attached.
     #[must_use]
-    pub fn new(now: MonoNs, hits: u64, always: bool) -> Self {
-        Self { rests_until: None, looks: VecDeque::from([(now, hits)]), always }
+    pub fn new(now: MonoNs, always: bool) -> Self {
+        Self { rests_until: None, looks: VecDeque::from([(now, Duration::ZERO)]), reserved: 0.0, always }
     }
 
-    /// Probes that have just been attached: what was hit before the first look does not count.
+    /// Probes that have just been attached: what they took before the first look does not count.
     #[must_use]
     pub fn starting() -> Self {
-        Self { rests_until: None, looks: VecDeque::new(), always: false }
+        Self { rests_until: None, looks: VecDeque::new(), reserved: 0.0, always: false }
     }
 
     #[must_use]
@@ -50,27 +53,35 @@ impl Duty {
         self.rests_until.is_none()
     }
 
-    /// `hits` is the running total, `hit_cost` what one takes, and `part` the CPUs that the group may take on average.
-    pub fn step(&mut self, now: MonoNs, hits: u64, hit_cost: Duration, part: f64) -> Action {
-        if self.always {
-            return Action::Keep;
-        }
+    /// CPUs that are taken, rests included.
+    #[must_use]
+    pub fn claim(&self) -> f64 {
+        let (Some(first), Some(last)) = (self.looks.front(), self.looks.back()) else { return self.reserved };
+        share(*first, *last).max(self.reserved)
+    }
+
+    /// `spent` is the running total of what the probes took, and `part` the CPUs that they may take on average.
+    pub fn step(&mut self, now: MonoNs, spent: Duration, part: f64) -> Action {
         if let Some(until) = self.rests_until {
             if now < until {
                 return Action::Keep;
             }
-            *self = Self::new(now, hits, false);
+            self.rests_until = None;
+            self.looks = VecDeque::from([(now, spent)]);
             return Action::Attach;
         }
-        let last = self.looks.back().map_or(0.0, |look| cost(*look, (now, hits), hit_cost));
-        self.looks.push_back((now, hits));
+        let last = self.looks.back().map_or(0.0, |look| share(*look, (now, spent)));
+        self.looks.push_back((now, spent));
         while self.looks.get(1).is_some_and(|(at, _)| now.since(*at).0 >= nanoseconds(SPAN)) {
             self.looks.pop_front();
         }
         let Some(&first) = self.looks.front() else { return Action::Keep };
         let span = Duration::from_nanos(now.since(first.0).0);
-        let mean = cost(first, (now, hits), hit_cost);
-        if last < HOT * part && (mean <= part || span < SPAN) {
+        if span >= SPAN {
+            self.reserved = 0.0;
+        }
+        let mean = share(first, (now, spent));
+        if self.always || last < HOT * part && (mean <= part || span < SPAN) {
             return Action::Keep;
         }
         // A moment ago it was affordable: what is paid back is what is borne now.
@@ -79,20 +90,9 @@ impl Duty {
         let rest = rest.clamp(REST_MIN.as_secs_f64(), REST_MAX.as_secs_f64());
         self.rests_until = Some(MonoNs(now.0.saturating_add(nanoseconds(Duration::from_secs_f64(rest)))));
         self.looks.clear();
+        self.reserved = part;
         Action::Detach
     }
-}
-
-/// CPUs that hits take, from one look to another.
-#[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
-fn cost(from: (MonoNs, u64), to: (MonoNs, u64), hit_cost: Duration) -> f64 {
-    let span_ns = to.0.since(from.0).0;
-    let hits = to.1.saturating_sub(from.1);
-    if span_ns == 0 { 0.0 } else { hits as f64 * hit_cost.as_nanos() as f64 / span_ns as f64 }
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -108,22 +108,21 @@ mod tests {
 
     /// Runs a load of so many hits a second in each look; CPUs that it took in each.
     fn run(duty: &mut Duty, load: impl IntoIterator<Item = u64>) -> Vec<f64> {
-        let mut hits = 0;
+        let mut spent = Duration::ZERO;
         let mut now = 0;
         let steps = load.into_iter().map(|a_second| {
-            let before = hits;
-            if duty.is_attached() {
-                hits += a_second / 4;
-            }
+            let hits = if duty.is_attached() { a_second / 4 } else { 0 };
+            let taken = HIT.mul_f64(hits as f64);
+            spent += taken;
             now += LOOK;
-            duty.step(MonoNs(now), hits, HIT, PART);
-            (hits - before) as f64 * HIT.as_secs_f64() / 0.25
+            duty.step(MonoNs(now), spent, PART);
+            taken.as_secs_f64() / 0.25
         });
         steps.collect()
     }
 
     fn started() -> Duty {
-        Duty::new(MonoNs(0), 0, false)
+        Duty::new(MonoNs(0), false)
     }
 
     #[test]
@@ -148,7 +147,7 @@ mod tests {
 
     #[test]
     fn always_means_always() {
-        let mut duty = Duty::new(MonoNs(0), 0, true);
+        let mut duty = Duty::new(MonoNs(0), true);
         run(&mut duty, std::iter::repeat_n(1_000_000, 100));
         assert!(duty.is_attached());
     }

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::budget::share;
-use crate::units::MonoNs;
+use crate::units::{MonoNs, nanoseconds};
 
 /// Each step makes something so many times rarer.
 const STEP: u32 = 4;
@@ -60,6 +60,13 @@ impl Level {
         STEP.pow(self.steps.saturating_sub(1))
     }
 
+    /// CPUs that are taken now.
+    #[must_use]
+    pub fn claim(&self) -> f64 {
+        let (Some(first), Some(last)) = (self.looks.front(), self.looks.back()) else { return 0.0 };
+        share(*first, *last)
+    }
+
     /// `spent` is the running total of CPU time, and `part` the CPUs that may be taken on average.
     pub fn step(&mut self, now: MonoNs, spent: Duration, part: f64) {
         let last = self.looks.back().map_or(0.0, |look| share(*look, (now, spent)));
@@ -86,10 +93,6 @@ impl Level {
             self.busy = now;
         }
     }
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

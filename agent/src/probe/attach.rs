@@ -34,7 +34,7 @@ use super::{
     tracefs::{self, UringFields},
     way::Way,
 };
-use crate::units::Pid;
+use crate::units::{Pid, nanoseconds};
 
 /// The kernel half.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("AGENT_BPF_OBJECT"));
@@ -421,10 +421,6 @@ fn sample(program: &mut PerfEvent, cpu: u32, hz: u32) -> Result<Link, ProgramErr
 /// Whether loops may be left to the kernel (5.17 and newer). Where it cannot be told, the verifier unrolls them.
 fn has_bpf_loop() -> bool {
     is_helper_supported(ProgramType::RawTracePoint, BpfHelper::BPF_FUNC_loop).unwrap_or(false)
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// An error with all its causes on one line.

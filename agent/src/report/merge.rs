@@ -138,6 +138,7 @@ pub fn merge_cost(sum: &mut AgentCost, other: &AgentCost) {
         bpf_run_ns,
         probes,
         probe_cost_ns,
+        probe_budget_ns,
         naming,
         stacks_rarer,
         samples_rarer,
@@ -158,6 +159,7 @@ pub fn merge_cost(sum: &mut AgentCost, other: &AgentCost) {
     if let Some(ns) = probe_cost_ns {
         add(sum.probe_cost_ns.get_or_insert(0), *ns);
     }
+    add(&mut sum.probe_budget_ns, *probe_budget_ns);
     sum.stacks_rarer = sum.stacks_rarer.max(*stacks_rarer);
     sum.samples_rarer = sum.samples_rarer.max(*samples_rarer);
     sum.looks_rarer = sum.looks_rarer.max(*looks_rarer);

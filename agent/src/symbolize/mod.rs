@@ -134,6 +134,11 @@ impl Space {
         (addr < mapping.end.0).then(|| mapping.clone())
     }
 
+    /// Whether a file is mapped above an address: what a process maps later lies below the files that it began with.
+    fn has_file_above(&self, addr: u64) -> bool {
+        self.mappings.iter().rev().any(|mapping| mapping.is_file() && addr < mapping.start.0)
+    }
+
     fn read_mappings(&mut self, pid: Pid) {
         self.read = Some(Instant::now());
         // A process that has gone keeps the maps that are known of it.

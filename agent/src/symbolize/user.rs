@@ -274,12 +274,14 @@ impl Symbolizer {
     }
 
     /// How far down code may begin that was made at run time and holds an address; `None` if the address is in other code. What is in
-    /// no mapping yet that is known, is in a new one: V8 makes them faster than maps may be read.
+    /// no mapping yet that is known, is in a new one: V8 makes them faster than maps may be read. But not above all files, where the
+    /// main thread's stack is: the kernel complains of who reads below that.
     pub(super) fn code_floor(&mut self, pid: Pid, at: u64, mapping: Option<&Mapping>) -> Option<UserAddr> {
-        match mapping {
-            Some(mapping) => is_compiled_at_run_time(mapping).then_some(mapping.start),
-            None => self.v8(pid).is_some().then(|| UserAddr(at.saturating_sub(V8_CODE_BYTES_MAX))),
+        if let Some(mapping) = mapping {
+            return is_compiled_at_run_time(mapping).then_some(mapping.start);
         }
+        let may_be_mapped = self.spaces.get(&pid).is_some_and(|space| space.has_file_above(at));
+        (may_be_mapped && self.v8(pid).is_some()).then(|| UserAddr(at.saturating_sub(V8_CODE_BYTES_MAX)))
     }
 
     /// Why a stack does not reach down to where its thread began.

@@ -5,6 +5,7 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
+use super::main_stack::MainStack;
 use crate::units::{Pid, UserAddr};
 
 /// Bytes of one part of a batch.
@@ -78,13 +79,23 @@ pub trait Memory {
 pub struct LiveMemory {
     pid: Pid,
     file: Option<File>,
+    stack: MainStack,
 }
 
 impl LiveMemory {
     /// The file is opened at once, so that it stays with this process where its id is used again.
     #[must_use]
     pub fn of(pid: Pid) -> Self {
-        Self { pid, file: File::open(format!("/proc/{pid}/mem")).ok() }
+        Self { pid, file: File::open(format!("/proc/{pid}/mem")).ok(), stack: MainStack::of(pid) }
+    }
+
+    /// Reads as many of the vectors as can be read, one after the other; the bytes read.
+    fn read_vectors(&self, vectors: &mut [(UserAddr, &mut [u8])]) -> io::Result<usize> {
+        let allowed = vectors.iter().take_while(|(at, into)| self.stack.allows(*at, into.len())).count();
+        match vectors.get_mut(..allowed) {
+            None | Some([]) => Ok(0),
+            Some(allowed) => system::read_vectors(self.pid, allowed),
+        }
     }
 
     fn read_file(&self, at: UserAddr, into: &mut [u8]) -> Result<(), Unreadable> {
@@ -96,7 +107,7 @@ impl LiveMemory {
 impl Memory for LiveMemory {
     fn read_at(&self, at: UserAddr, into: &mut [u8]) -> Result<(), Unreadable> {
         let wanted = into.len();
-        match system::read_vectors(self.pid, &mut [(at, into)]) {
+        match self.read_vectors(&mut [(at, into)]) {
             Ok(bytes) if bytes == wanted => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied || is_unsupported(&error) => {
                 self.read_file(at, into)
@@ -111,7 +122,7 @@ impl Memory for LiveMemory {
         while !rest.is_empty() {
             let most = rest.len().min(PARTS_MAX);
             let (batch, _) = rest.split_at_mut(most);
-            let mut bytes = system::read_vectors(self.pid, batch).unwrap_or(0);
+            let mut bytes = self.read_vectors(batch).unwrap_or(0);
             let mut whole = 0;
             for (_, into) in batch.iter() {
                 let Some(rest) = bytes.checked_sub(into.len()) else { break };
@@ -135,7 +146,7 @@ impl Memory for LiveMemory {
             let (batch, _) = rest.split_at_mut(most);
             let mut vectors: Vec<_> = batch.iter_mut().map(|part| (part.at, part.bytes.as_mut_slice())).collect();
             // What could be read ends before the first part that could not be.
-            let whole = system::read_vectors(self.pid, &mut vectors).map_or(0, |bytes| bytes / PART_BYTES);
+            let whole = self.read_vectors(&mut vectors).map_or(0, |bytes| bytes / PART_BYTES);
             let mut done = whole;
             for part in batch.iter_mut().take(whole) {
                 part.read = true;

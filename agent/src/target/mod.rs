@@ -12,6 +12,7 @@ pub mod heap;
 pub mod host;
 pub mod identity;
 pub mod libuv;
+mod main_stack;
 pub mod malloc;
 pub mod memory;
 pub mod node;

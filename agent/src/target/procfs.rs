@@ -89,6 +89,8 @@ pub struct Stat {
     pub state: char,
     /// Clock ticks from boot to the start.
     pub start_ticks: u64,
+    /// The top of the first thread's stack as the program began; 0 to who may not know.
+    pub start_stack: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -225,7 +227,7 @@ pub struct Incarnation {
 #[must_use]
 pub fn incarnation(pid: Pid) -> Option<Incarnation> {
     let stat = read(pid, "stat", PROC_FILE_BYTES_MAX).ok()?;
-    let Stat { comm: _, state: _, start_ticks } = parse_stat(&stat)?;
+    let Stat { comm: _, state: _, start_ticks, start_stack: _ } = parse_stat(&stat)?;
     // Field 28 of the line, 0 to those who may not know.
     let tail = stat.get(stat.iter().rposition(|byte| *byte == b')')?..)?;
     let start_stack = str::from_utf8(tail).ok()?.split_ascii_whitespace().nth(28 - 2)?.parse().ok()?;
@@ -287,7 +289,7 @@ pub fn threads(pid: Pid) -> Result<Vec<Thread>, ProcError> {
         let Ok(entry) = entry else { break };
         let Some(tid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let stat = read_path(&entry.path().join("stat"), PROC_FILE_BYTES_MAX).ok();
-        if let Some(Stat { comm, state, start_ticks: _ }) = stat.and_then(|stat| parse_stat(&stat)) {
+        if let Some(Stat { comm, state, start_ticks: _, start_stack: _ }) = stat.and_then(|stat| parse_stat(&stat)) {
             threads.push(Thread { tid: Tid(tid), comm, state });
         }
         if threads.len() == PROC_THREADS_MAX {
@@ -374,6 +376,13 @@ pub fn children(pid: Pid) -> Vec<Pid> {
 #[must_use]
 pub fn start_ticks(pid: Pid) -> Option<u64> {
     parse_stat(&read(pid, "stat", PROC_FILE_BYTES_MAX).ok()?).map(|stat| stat.start_ticks)
+}
+
+/// The address of the top of the first thread's stack, as it was when the program began; `None` if the kernel does not say.
+#[must_use]
+pub fn start_stack(pid: Pid) -> Option<u64> {
+    let stat = parse_stat(&read(pid, "stat", PROC_FILE_BYTES_MAX).ok()?)?;
+    Some(stat.start_stack).filter(|at| *at != 0)
 }
 
 /// What a process has written over its arguments: as PostgreSQL says there what it does.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use agent::{
-    core::{Core, HitCost, Input, Output, SelfCost, TargetFacts, Tick},
+    core::{Core, Input, Output, SelfCost, TargetFacts, Tick},
     report::{
         Record,
         model::{Degraded, EndReason, Frame, FrameKind, Space, TraceConfig},
@@ -188,7 +188,8 @@ fn tick(main: &Thread, rings: &Rings, now: u64, second: u64, run_queue: u64) -> 
             rss_bytes: 24_000_000 + second * 1_000_000,
             hits: vec![(1, 500 * second), (5, 500 * second), (40, 20 * second), (64, 4000 * second)],
             bpf_run_ns: None,
-            hit_cost: Some(HitCost { uprobe_ns: 2_000, tracepoint_ns: 400 }),
+            hit_cost_ns: Some(476),
+            budget_ns: 20 * MS * second,
             stacks_rarer: 1,
             samples_rarer: 1,
             looks_rarer: 1,

@@ -9,7 +9,7 @@ use agent_ebpf::abi::{
 use log::{info, warn};
 use zerocopy::FromBytes;
 
-use super::{Driver, DriverError, nanoseconds, say};
+use super::{Driver, DriverError, say};
 use crate::{
     commands::{
         asleep,
@@ -25,7 +25,7 @@ use crate::{
     probe::maps::monotonic_ns,
     report::model::TraceConfig,
     target::heap::HeapReader,
-    units::Pid,
+    units::{Pid, nanoseconds},
 };
 
 /// What the driver itself must react to.

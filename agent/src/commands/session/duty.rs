@@ -1,11 +1,8 @@
 //! Probes that come and go: as the budget has it, on suspicion, and as the loops poll.
 
-use std::time::Duration;
-
 use agent_ebpf::{
-    abi::family,
     spec::{Group, Part},
-    state::{Tally, ThreadState, counter, flag},
+    state::{ThreadState, flag},
 };
 use log::{debug, info, warn};
 use zerocopy::FromBytes;
@@ -16,9 +13,9 @@ use crate::{
         cost,
         governor::{Counts, There},
     },
-    govern::Action,
+    govern::{Action, Passed, Prices},
     probe::maps::monotonic_ns,
-    units::MonoNs,
+    units::{MonoNs, nanoseconds},
 };
 
 /// A thread's state takes two system calls to read, some 2 µs: of hundreds of processes that all sleep, a thousandth of the time is spent
@@ -73,14 +70,9 @@ impl Session {
             let rest_ns = POLLS_REST_NS.saturating_mul(u64::try_from(count).unwrap_or(u64::MAX));
             self.polls_due = MonoNs(monotonic_ns().0.saturating_add(rest_ns));
         }
-        let Ok(Tally { families, counters, hits }) = self.maps.tally() else { return };
-        let emitted = |of: u32| families.get(of as usize).map_or(0, |family| family.emitted);
+        let Ok(tally) = self.maps.tally() else { return };
         let counts = Counts {
-            hits: &hits,
-            turns: emitted(family::EVENT_LOOP),
-            stacks: counters.get(counter::STACKS_WALKED as usize).copied().unwrap_or(0),
-            sampled: emitted(family::SAMPLE),
-            backend_switches: counters.get(counter::PG_SWITCHES as usize).copied().unwrap_or(0),
+            passed: Passed::new(tally.hits.to_vec(), &tally.families, &tally.counters),
             own: cost::governed_cpu_time(),
             looks: cost::looks_cpu_time(),
             targets: self.users.len(),
@@ -112,7 +104,7 @@ impl Session {
                 self.governor.is_back(group, monotonic_ns());
             }
         }
-        self.drop_suspicions(&hits);
+        self.drop_suspicions();
     }
 
     pub(super) fn there(&self) -> There {
@@ -133,9 +125,9 @@ impl Session {
     }
 
     /// Detaches what is attached on suspicion and takes too much.
-    pub(super) fn drop_suspicions(&mut self, hits: &[u64]) {
+    pub(super) fn drop_suspicions(&mut self) {
         let demanded = self.demanded.iter().copied().filter(|group| SUSPICIONS.contains(group)).collect::<Vec<_>>();
-        let dear = self.governor.too_dear(monotonic_ns(), hits, &demanded);
+        let dear = self.governor.too_dear(monotonic_ns(), &demanded);
         for group in &dear {
             self.demanded.retain(|kept| kept != group);
             self.apply(*group, Action::Detach);
@@ -211,11 +203,11 @@ impl Session {
             return;
         }
         let measured = self.probes.as_mut().and_then(cost::calibrate);
-        if let Some(cost) = measured {
-            info!("a uprobe hit costs {} ns here", cost.uprobe_ns);
-            self.governor.set_hit_cost(Duration::from_nanos(cost.uprobe_ns));
+        if let Some(trap) = measured {
+            info!("a uprobe hit costs {} ns here", trap.as_nanos());
+            self.governor.set_prices(Prices::measured(trap));
         }
-        self.hit_cost = measured;
+        self.hit_cost_ns = measured.map(nanoseconds);
     }
 
     /// A program that is new here may poll either way. Those that a process starts, if they are followed, are seen too late for that.

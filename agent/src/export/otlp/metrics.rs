@@ -231,6 +231,7 @@ fn put_agent(agent: &AgentCost, into: &mut Window) {
     if let Some(ns) = agent.probe_cost_ns {
         into.time("agent.probe.time", ns, &[]);
     }
+    into.time("agent.probe.budget", agent.probe_budget_ns, &[]);
     for (what, times) in agent.rarer() {
         into.level("agent.rarer_than_usual", "1", times.into(), &[attribute("agent.what", what)]);
     }

@@ -68,6 +68,7 @@ const TARGETS: Metric = gauge("agent_targets", "Processes of Node.js that are tr
 const CPU: Metric = counter("agent_cpu_seconds_total", "CPU time of the agent itself.");
 const AGENT_RESIDENT: Metric = gauge("agent_resident_memory_bytes", "Resident memory of the agent itself.");
 const PROBE_TIME: Metric = counter("agent_probe_seconds_total", "Time that probes took from what they trace.");
+const PROBE_BUDGET: Metric = counter("agent_probe_budget_seconds_total", "Time that probes might take.");
 const PROBE_HITS: Metric = counter("agent_probe_hits_total", "Hits of probes.");
 const RARER: Metric = gauge(
     "agent_rarer_than_usual_ratio",
@@ -255,6 +256,7 @@ fn put_agent(into: &mut Registry, agent: &AgentCost) {
     if let Some(ns) = agent.probe_cost_ns {
         into.add(PROBE_TIME, nobody, String::new(), seconds(ns));
     }
+    into.add(PROBE_BUDGET, nobody, String::new(), seconds(agent.probe_budget_ns));
     for probe in &agent.probes {
         into.add(PROBE_HITS, nobody, of("probe", &probe.probe), number(probe.hits));
     }

@@ -39,7 +39,8 @@ fn cost(page: &mut Page, summary: &Summary) {
     let hits: u64 = agent.probes.iter().fold(0, |sum, probe| sum.saturating_add(probe.hits));
     let mut line = format!("  probes hit {:.0} times a second", 1e9 * ratio(hits, agent.duration_ns));
     if let Some(ns) = agent.probe_cost_ns {
-        let _ = write!(line, ", which took about {} of one CPU from what runs here", percent(ns, agent.duration_ns));
+        let (taken, budget) = (percent(ns, agent.duration_ns), percent(agent.probe_budget_ns, agent.duration_ns));
+        let _ = write!(line, ", which took about {taken} of one CPU from what runs here (they may take {budget})");
     }
     if let Some(ns) = agent.bpf_run_ns {
         let _ = write!(line, "; inside BPF programs {}", percent(ns, agent.duration_ns));

@@ -17,9 +17,12 @@ pub struct AgentCost {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub bpf_run_ns: Option<u64>,
     pub probes: Vec<ProbeHits>,
-    /// Hits times the calibrated cost of one: time taken from the targets.
+    /// CPU time that probes took from what runs here: how often what costs was passed, by its price, that of a uprobe measured here.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub probe_cost_ns: Option<u64>,
+    /// What they might take, to keep to the budget.
+    #[serde(default)]
+    pub probe_budget_ns: u64,
     /// From when a user stack was taken until its frames had names.
     #[serde(with = "histogram_json", skip_serializing_if = "Histogram::is_empty", default)]
     pub naming: Histogram,

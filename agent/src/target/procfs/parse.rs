@@ -49,7 +49,8 @@ pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
     let state = fields.next()?.chars().next()?;
     // Field 22 of the line; the state is field 3.
     let start_ticks = fields.nth(22 - 4)?.parse().ok()?;
-    Some(Stat { comm: comm.to_owned(), state, start_ticks })
+    let start_stack = fields.nth(28 - 23).and_then(|field| field.parse().ok()).unwrap_or(0);
+    Some(Stat { comm: comm.to_owned(), state, start_ticks, start_stack })
 }
 
 /// `/proc/PID/syscall` (proc(5)): number, six arguments, stack pointer and program counter; a thread that runs has a word there, and
@@ -135,9 +136,10 @@ mod tests {
 
     #[test]
     fn a_name_may_look_like_the_rest_of_the_line() {
-        let line = "42 (a) R 1) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 11 0 987654 0 0\n";
+        let line = "42 (a) R 1) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 11 0 987654 0 0 1 2 3 140725\n";
         let stat = parse_stat(line.as_bytes()).expect("a line of proc(5)");
-        assert_eq!(stat, Stat { comm: "a) R 1".to_owned(), state: 'S', start_ticks: 987_654 });
+        let start_stack = 140_725;
+        assert_eq!(stat, Stat { comm: "a) R 1".to_owned(), state: 'S', start_ticks: 987_654, start_stack });
     }
 
     #[test]
