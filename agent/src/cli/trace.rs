@@ -91,8 +91,8 @@ pub struct TraceArgs {
     #[arg(long, value_enum, default_value = "auto")]
     pub phases: Phases,
 
-    /// Share of the host's CPUs that all probes together may take from what runs there; where it is more, phases, requests, the thread pool,
-    /// stacks, turns, switches are watched for a part of the time, in this order. A process pays at most twice that of one CPU
+    /// Share of the host's CPUs that all probes together may take from what runs there; where it is more, phases, the thread pool, stacks,
+    /// turns, requests, switches are watched for a part of the time, in this order. A process pays at most twice that of one CPU
     #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = share)]
     pub max_overhead: f64,
 
@@ -182,8 +182,8 @@ pub struct DiagnoseArgs {
     #[arg(long, conflicts_with = "all")]
     pub native_leaks: bool,
 
-    /// Share of the host's CPUs that all probes together may take from what runs there; where it is more, phases, requests, the thread pool,
-    /// stacks, turns, switches are watched for a part of the time, in this order. A process pays at most twice that of one CPU
+    /// Share of the host's CPUs that all probes together may take from what runs there; where it is more, phases, the thread pool, stacks,
+    /// turns, requests, switches are watched for a part of the time, in this order. A process pays at most twice that of one CPU
     #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = share)]
     pub max_overhead: f64,
 

@@ -65,8 +65,13 @@ impl HeapWatch {
         if let State::Waiting { cost, .. } = self.state { cost } else { Duration::ZERO }
     }
 
+    #[must_use]
+    pub fn is_counting(&self) -> bool {
+        matches!(&self.state, State::Counting(counting) if !counting.is_done())
+    }
+
     /// Has it counted, if that is due at the end of this window.
-    pub fn step(&mut self, pid: Pid, memory: &Memory, is_ending: bool, session: &Session, queue: &mut Queue) {
+    pub fn step(&mut self, pid: Pid, memory: &Memory, session: &Session, queue: &mut Queue) {
         let Some(used) = memory.heaps.iter().filter_map(|heap| heap.used_bytes_min).max() else { return };
         self.windows = self.windows.saturating_add(1);
         let least = self.least.map_or(used, |least| least.min(used));
@@ -74,24 +79,31 @@ impl HeapWatch {
         let grown = used.saturating_sub(least);
         let has_grown = self.windows > WINDOWS_LEAST && grown >= GROWN_BYTES && grown >= least / GROWN_SHARE;
         let is_due = match &self.state {
-            // One census alone tells no growth.
-            State::Untouched => has_grown && !is_ending,
-            State::Waiting { since, .. } if is_ending => since.elapsed() >= LAST_AFTER,
+            State::Untouched => has_grown,
             State::Waiting { since, cost, .. } => {
                 has_grown && since.elapsed() >= PACE.max(cost.saturating_mul(PACE_TIMES))
             }
             State::Counting(_) | State::Refused => false,
         };
-        if !is_due {
-            return;
+        if is_due {
+            self.count(pid, None, session, queue);
         }
+    }
+
+    /// Has it counted once more, as the trace ends, if it was before: one census alone tells no growth.
+    pub fn count_at_last(&mut self, pid: Pid, session: &Session, queue: &mut Queue) {
+        if matches!(&self.state, State::Waiting { since, .. } if since.elapsed() >= LAST_AFTER) {
+            self.count(pid, Instant::now().checked_add(LAST_WITHIN), session, queue);
+        }
+    }
+
+    fn count(&mut self, pid: Pid, latest: Option<Instant>, session: &Session, queue: &mut Queue) {
         let known = match std::mem::replace(&mut self.state, State::Refused) {
             State::Waiting { counter, .. } => Some(*counter),
             _ => None,
         };
         let collections = session.collections().ok();
         let of_process = move || collections.as_ref().and_then(|all| all.of(pid.0)).map(|(_, all)| all);
-        let latest = is_ending.then(|| Instant::now().checked_add(LAST_WITHIN)).flatten();
         match queue.add(pid, known, PATIENCE, latest, Box::new(of_process)) {
             Ok(counting) => self.state = State::Counting(counting),
             Err(error) => debug!("objects are not counted, pid={pid}: {error}"),

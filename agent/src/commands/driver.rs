@@ -3,6 +3,7 @@
 //! What is attached and measured is the mission's affair; the way from probes to sums is the same for all.
 
 mod clusters;
+mod ending;
 mod mission;
 mod targets;
 
@@ -15,7 +16,7 @@ use std::{
 };
 
 use agent_ebpf::abi::family;
-use log::{info, warn};
+use log::warn;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
@@ -130,6 +131,7 @@ pub fn drive(
         // Only now: where all CPUs are busy it would hold up the first record.
         driver.symbols.expect_kernel(KernelAhead::read());
         let end = driver.run(duration).await?;
+        driver.count_objects_at_last(&end).await;
         Ok(Box::pin(driver.finish(end)).await)
     })
 }
@@ -442,52 +444,6 @@ impl Driver {
         for finding in self.findings.news(diagnosis, now) {
             self.sinks.record(&finding);
         }
-    }
-
-    /// Detaches, takes in what is left, and adds it up.
-    async fn finish(mut self, end: Ending) -> Finished {
-        // Before the targets are quiet: from then on the kernel half follows their threads no more.
-        let now = monotonic_ns();
-        self.session.quiet();
-        let tick = self.session.snapshot(now);
-        let detaching = std::time::Instant::now();
-        self.session.detach();
-        info!("detached in {:?}", detaching.elapsed());
-        match tick {
-            Ok(mut tick) => {
-                tick.self_cost.streams = self.sinks.streams();
-                if let Some(lookout) = &mut self.lookout {
-                    lookout.end();
-                }
-                self.close_window(tick).await;
-            }
-            Err(error) => warn!("the last window is incomplete: {error}"),
-        }
-        let patience = Instant::now() + NAMES_PATIENCE;
-        while self.symbols.pending() > 0 {
-            tokio::select! {
-                answers = self.answers.recv() => match answers {
-                    Some(answers) => self.answer(answers),
-                    None => break,
-                },
-                () = sleep_until(patience) => {
-                    warn!("{} stacks were not named in time", self.symbols.pending());
-                    break;
-                }
-            }
-        }
-        self.feed(Input::Stop { now: monotonic_ns(), reason: end.reason });
-        let Self { sinks, summary, symbols, mission, .. } = self;
-        symbols.finish();
-        let outcome = sinks.finish();
-        let mut code = end.code;
-        if outcome.stdout_closed {
-            say("agent: standard output was closed by its reader; the trace ended there");
-            code = exit::FAILED;
-        } else if !outcome.failures.is_empty() {
-            code = exit::FAILED;
-        }
-        Finished { code, summary, diagnosis: mission.diagnosis }
     }
 }
 

@@ -13,10 +13,10 @@ use crate::{
 /// The agent's own CPU time is looked at from then on: at first it reads the symbols of whole programs.
 const OWN_GRACE: Duration = Duration::from_secs(3);
 
-/// What comes off first, and what only when that was not enough and stacks are rarer; phases and switches are told apart from the
-/// rest, as they have a switch of their own.
-const DETAILS: [Group; 3] = [Group::Phases, Group::Requests, Group::Pool];
-const FRAME: [Group; 3] = [Group::Polls, Group::Waits, Group::Switches];
+/// What comes off first, and what only when that was not enough and stacks are rarer, as everything else is told by it; phases and
+/// switches are told apart from the rest, as they have a switch of their own.
+const DETAILS: [Group; 2] = [Group::Phases, Group::Pool];
+const FRAME: [Group; 4] = [Group::Polls, Group::Waits, Group::Requests, Group::Switches];
 
 /// Running totals of what is governed.
 #[derive(Clone, Debug)]

@@ -164,6 +164,25 @@ impl Lookout {
         self.processes.remove(&pid);
     }
 
+    /// Has live objects counted a last time, beside all else.
+    pub fn count_objects_at_last(&mut self, session: &Session) {
+        if !self.counts_objects {
+            return;
+        }
+        // What is quick first: there may not be time for all.
+        let mut queued: Vec<_> = self.processes.iter_mut().map(|(pid, watched)| (*pid, &mut watched.objects)).collect();
+        queued.sort_by_key(|(_, objects)| objects.cost());
+        for (pid, objects) in queued {
+            objects.count_at_last(pid, session, &mut self.censuses);
+        }
+    }
+
+    /// Live objects are being counted somewhere.
+    #[must_use]
+    pub fn is_counting(&self) -> bool {
+        self.processes.values().any(|watched| watched.objects.is_counting())
+    }
+
     /// The next look is the last.
     pub fn end(&mut self) {
         self.sites_in = 1;
@@ -224,16 +243,11 @@ impl Lookout {
     /// Has live objects counted where heaps grow, beside all else, and takes in what was counted meanwhile.
     fn count_objects(&mut self, session: &Session, memories: &mut [(Pid, Memory)]) {
         let looked = Instant::now();
-        // What is quick first: there may not be time for all.
-        let mut queued: Vec<_> = memories.iter().collect();
-        queued.sort_by_key(|(pid, _)| self.processes.get(pid).map(|watched| watched.objects.cost()));
-        for (pid, memory) in queued {
-            if let Some(watched) = self.processes.get_mut(pid) {
-                watched.objects.step(*pid, memory, self.is_ending, session, &mut self.censuses);
-            }
-        }
         for (pid, memory) in memories {
             if let Some(watched) = self.processes.get_mut(pid) {
+                if !self.is_ending {
+                    watched.objects.step(*pid, memory, session, &mut self.censuses);
+                }
                 memory.census = watched.objects.counted(looked, self.is_ending).map(Box::new);
             }
         }

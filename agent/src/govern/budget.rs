@@ -63,9 +63,10 @@ pub const STACKS_ASSURED: f64 = 0.1;
 #[must_use]
 pub fn assured(group: Group) -> f64 {
     match group {
-        Group::Polls | Group::Switches | Group::Waits => 0.2,
+        Group::Polls | Group::Switches | Group::Waits => 0.175,
+        Group::Requests => 0.125,
         Group::Pool => 0.1,
-        Group::Phases | Group::Requests => 0.05,
+        Group::Phases => 0.05,
         // They are attached all the time, or on suspicion, which has a limit of its own.
         Group::Gc
         | Group::GcKinds

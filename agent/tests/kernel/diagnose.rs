@@ -231,6 +231,29 @@ impl Diagnosis {
         all.iter().take(20).map(|(names, samples)| format!("\n{samples} {names}")).collect::<Vec<_>>().concat()
     }
 
+    /// What each census counted of a constructor, and how sure that is; and for how much of the time requests were counted.
+    fn say_censuses(&self, story: &Story, name: &str) {
+        let pid = story.server.pid();
+        let windows = self.records.iter().filter(|record| text(record, "type") == "window" && is_of(record, pid));
+        let (seen, all) = windows.fold((0.0, 0.0), |(seen, all), window| {
+            (seen + number(window, "requests_seen_ns"), all + number(window, "duration_ns"))
+        });
+        say(&format!("measured {}: requests counted for {:.3} of the time", story.name, seen / all));
+        for record in self.records.iter().filter(|record| text(record, "type") == "memory" && is_of(record, pid)) {
+            let Some(census) = record.get("census") else { continue };
+            let is_of_name = |one: &&Value| name.starts_with(text(one, "name")) && one.get("place").is_some();
+            let objects = list(census, "constructors").iter().find(is_of_name).map(|one| number(one, "objects"));
+            say(&format!(
+                "measured {}: census of {:.1} s before {}: {objects:?} of {name}, stray {:.4}, disturbed {}",
+                story.name,
+                number(census, "age_ns") / 1e9,
+                text(record, "time"),
+                number(census, "stray_share"),
+                census.get("disturbed").is_some(),
+            ));
+        }
+    }
+
     fn last_memory(&self, pid: u32) -> &Value {
         self.records.iter().rev().find(|record| text(record, "type") == "memory" && is_of(record, pid)).unwrap()
     }
@@ -360,6 +383,7 @@ fn objects_that_javascript_keeps_are_found_and_who_makes_them_named() {
     }
     // One for each request; a request or two are counted in a window, and the object in the next one.
     for (story, name) in stories[2..4].iter().zip(["Session (", "Timeout (node:"]) {
+        diagnosis.say_censuses(story, name);
         let finding = diagnosis.only(story, "memory.js_heap");
         let line = list(finding, "evidence").iter().map(|line| text(line, "text")).find(|line| line.starts_with(name));
         let each =

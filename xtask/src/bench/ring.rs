@@ -1,10 +1,11 @@
-//! How many events a second come through a ring buffer and are made figures of, and for how much CPU; beside bpftrace.
+//! How many events a second come through a ring buffer and are made figures of, and for how much CPU; beside bpftrace and the
+//! kernel's own benchmark.
 
 use std::{
     fmt::Write as _,
     fs,
-    io::{BufRead, BufReader, Write as _},
-    path::PathBuf,
+    io::{BufRead, BufReader, Read as _, Write as _},
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
         Arc,
@@ -16,15 +17,19 @@ use std::{
 use serde_json::Value;
 
 use super::{BenchArgs, load_average, server::Running};
-use crate::run::{Error, cache, root, say};
+use crate::{
+    run::{Error, cache, root, say},
+    setup,
+};
 
 const INTRODUCTION: &str = "\
 # How much a ring buffer takes
 
 Written by `cargo xtask bench ring`. A process does nothing but turn its event loop, and each turn is an event. `agent trace`, told to
 watch all of them (`--max-overhead 100%`), reads them from its ring, books each in its ledger and histograms, and writes a summary a
-second. bpftrace, told to print a line of two numbers at each, reads them from its perf buffer and formats them, to a pipe. Ten seconds
-each; CPU is that of the reader alone.
+second. bpftrace, told to print a line of two numbers at each, reads them from its perf buffer and formats them, to a pipe. The kernel's
+own benchmark (`rb-libbpf` of its selftests, whose consumer is in C) has a program that writes eight bytes at a time as fast as it can, and
+counts them; what finds no room is lost. Ten seconds each; CPU is that of the reader alone, of the benchmark that of the thread that reads.
 ";
 
 const HEAD: &str = "\
@@ -35,7 +40,7 @@ const HEAD: &str = "\
 const SPAN: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// What a reader has read and lost so far.
+/// What a reader has read and lost, and the CPU time that it took: so far, or a second.
 #[derive(Clone, Copy, Default)]
 struct Tally {
     read: f64,
@@ -44,23 +49,27 @@ struct Tally {
 }
 
 pub fn bench(args: &BenchArgs) -> Result<(), Error> {
+    let kernels = setup::kernel_bench::build()?;
     let mut table = String::from(HEAD);
-    for (name, row) in [("agent trace", agent as fn(u32) -> Result<_, Error>), ("bpftrace, printing a line", bpftrace)]
+    let mut row = |name: &str, of: Tally| {
+        let (lost, cpu) = (of.lost / (of.read + of.lost) * 100.0, of.cpu_seconds * 100.0);
+        let each = of.read / of.cpu_seconds / 1e6;
+        // Writing to a string does not fail.
+        let _ = writeln!(table, "| {name} | {:.0} | {lost:.1} % | {cpu:.0} % | {each:.2} million |", of.read);
+    };
+    for (name, reader) in
+        [("agent trace", agent as fn(u32) -> Result<_, Error>), ("bpftrace, printing a line", bpftrace)]
     {
         say(name);
         let node = turning(args)?;
-        let (seconds, before, after) = row(node.0.id())?;
-        let (read, lost) = (after.read - before.read, after.lost - before.lost);
-        let cpu = after.cpu_seconds - before.cpu_seconds;
-        // Writing to a string does not fail.
-        let _ = writeln!(
-            table,
-            "| {name} | {:.0} | {:.1} % | {:.0} % | {:.2} million |",
-            read / seconds,
-            lost / (read + lost) * 100.0,
-            cpu / seconds * 100.0,
-            read / cpu / 1e6,
-        );
+        row(name, reader(node.0.id())?);
+    }
+    for (name, options) in [
+        ("the kernel's benchmark, counting", [].as_slice()),
+        ("the same, woken once for 500 events", &["--rb-sampled"]),
+    ] {
+        say(name);
+        row(name, kernel(&kernels, options)?);
     }
     eprintln!("{table}");
     let path = root().join("agent/benches/RING.md");
@@ -70,6 +79,44 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
         load_average()
     );
     fs::write(&path, text).map_err(|source| Error::io("agent/benches/RING.md", source))
+}
+
+/// The kernel's benchmark, by what it says at its end.
+fn kernel(program: &Path, options: &[&str]) -> Result<Tally, Error> {
+    let failed = |source| Error::io("the kernel's benchmark", source);
+    let mut command = Command::new(program);
+    command.args(["--affinity", "--consumers", "1", "--producers", "1", "--warmup", "2"]);
+    command.args(["--duration", &(SETTLE + SPAN).as_secs().to_string()]).args(options).arg("rb-libbpf");
+    let mut bench = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(failed)?;
+    std::thread::sleep(SETTLE * 2);
+    let pid = bench.id();
+    let (begin, before) = (Instant::now(), reading_seconds(pid));
+    std::thread::sleep(SPAN);
+    let cpu_seconds = (reading_seconds(pid) - before) / begin.elapsed().as_secs_f64();
+    let mut said = String::new();
+    if let Some(stdout) = &mut bench.stdout {
+        stdout.read_to_string(&mut said).map_err(failed)?;
+    }
+    bench.wait().map_err(failed)?;
+    // `Summary: hits 9.215 ± 0.223M/s (  9.215M/prod), drops 19.660 ± 1.137M/s, …`
+    let millions = |what: &str| {
+        let (_, rest) = said.split_once("Summary:")?.1.split_once(what)?;
+        Some(rest.split_whitespace().next()?.parse::<f64>().ok()? * 1e6)
+    };
+    let (read, lost) = millions("hits").zip(millions("drops")).ok_or_else(|| Error::Missing {
+        what: "what the kernel's benchmark measured".into(),
+        so: format!("it said: {}", said.trim()),
+    })?;
+    Ok(Tally { read, lost, cpu_seconds })
+}
+
+/// CPU time of its thread that reads: the first one that it starts.
+fn reading_seconds(pid: u32) -> f64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut tids: Vec<u32> = tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect();
+    tids.sort_unstable();
+    let reader = tids.get(1).copied().unwrap_or(pid);
+    seconds_in(&format!("/proc/{pid}/task/{reader}/stat"))
 }
 
 fn start(command: &mut Command, name: &'static str) -> Result<Running, Error> {
@@ -88,7 +135,7 @@ fn turning(args: &BenchArgs) -> Result<Running, Error> {
     Ok(node)
 }
 
-fn agent(pid: u32) -> Result<(f64, Tally, Tally), Error> {
+fn agent(pid: u32) -> Result<Tally, Error> {
     let ndjson = root().join("target/bench-ring.ndjson");
     let _ = fs::remove_file(&ndjson);
     let mut command = Command::new(root().join("target/release/agent"));
@@ -115,7 +162,7 @@ fn event_loop(ndjson: &PathBuf) -> (f64, f64) {
     books.unwrap_or_default()
 }
 
-fn bpftrace(pid: u32) -> Result<(f64, Tally, Tally), Error> {
+fn bpftrace(pid: u32) -> Result<Tally, Error> {
     let probes = "tracepoint:syscalls:sys_exit_epoll_wait,tracepoint:syscalls:sys_exit_epoll_pwait";
     let program = format!("{probes} /pid == {pid}/ {{ printf(\"%llu %d\\n\", nsecs, tid); }}");
     let mut command = Command::new("bpftrace");
@@ -149,21 +196,29 @@ fn bpftrace(pid: u32) -> Result<(f64, Tally, Tally), Error> {
     measured(look)
 }
 
-/// Over how many seconds, and the tallies at their begin and end.
-fn measured(look: impl Fn() -> Tally) -> Result<(f64, Tally, Tally), Error> {
+/// How much is read, lost and taken a second.
+fn measured(look: impl Fn() -> Tally) -> Result<Tally, Error> {
     let (begin, before) = (Instant::now(), look());
     std::thread::sleep(SPAN);
     let (seconds, after) = (begin.elapsed().as_secs_f64(), look());
-    if after.read > before.read {
-        Ok((seconds, before, after))
-    } else {
-        Err(Error::io("a reader", std::io::Error::other("it read nothing")))
+    if after.read <= before.read {
+        return Err(Error::io("a reader", std::io::Error::other("it read nothing")));
     }
+    let rate = |of: fn(&Tally) -> f64| (of(&after) - of(&before)) / seconds;
+    Ok(Tally {
+        read: rate(|tally| tally.read),
+        lost: rate(|tally| tally.lost),
+        cpu_seconds: rate(|tally| tally.cpu_seconds),
+    })
 }
 
 /// CPU time so far, in seconds.
 fn cpu_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    seconds_in(&format!("/proc/{pid}/stat"))
+}
+
+fn seconds_in(stat: &str) -> f64 {
+    let stat = fs::read_to_string(stat).unwrap_or_default();
     let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
     let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok());
     ticks.sum::<f64>() / 100.0

@@ -4,6 +4,7 @@
 //! it. A second run finds everything, says nothing and takes no time.
 
 pub mod apt;
+pub mod kernel_bench;
 mod node;
 mod npm;
 mod python;
