@@ -13,10 +13,26 @@ use crate::{
 /// The agent's own CPU time is looked at from then on: at first it reads the symbols of whole programs.
 const OWN_GRACE: Duration = Duration::from_secs(3);
 
-/// What comes off first, and what only when that was not enough and stacks are rarer, as everything else is told by it; phases and
-/// switches are told apart from the rest, as they have a switch of their own.
-const DETAILS: [Group; 2] = [Group::Phases, Group::Pool];
-const FRAME: [Group; 4] = [Group::Polls, Group::Waits, Group::Requests, Group::Switches];
+/// What the budget is shared by, and the order in which it goes where it is not enough: what everything else is told by comes last.
+const ORDER: [Lever; 8] = [
+    Lever::Group(Group::Phases),
+    Lever::Group(Group::Pool),
+    Lever::Stacks,
+    Lever::Samples,
+    Lever::Group(Group::Polls),
+    Lever::Group(Group::Waits),
+    Lever::Group(Group::Requests),
+    Lever::Group(Group::Switches),
+];
+
+/// Something that can be cut down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lever {
+    Group(Group),
+    /// Stacks off CPU, and samples.
+    Stacks,
+    Samples,
+}
 
 /// Running totals of what is governed.
 #[derive(Clone, Debug)]
@@ -119,7 +135,7 @@ impl Governor {
         Self {
             budget,
             prices: Prices::default(),
-            groups: DETAILS.into_iter().chain(FRAME).filter_map(of_group).collect(),
+            groups: ORDER.into_iter().filter_map(Lever::group).filter_map(of_group).collect(),
             stacks: Level::quick(now),
             samples: Level::quick(now),
             looks: Level::steady(now),
@@ -186,13 +202,16 @@ impl Governor {
         let (before, budget) = self.budgeted;
         let span = Duration::from_nanos(now.since(before).0);
         self.budgeted = (now, budget.saturating_add(span.mul_f64(whole)));
-        let mut actions = self.step(&DETAILS, now, whole, counts.there);
-        // Each sample has a stack.
-        let room = self.room(whole, STACKS_ASSURED, self.stacks.claim(), counts.there);
-        self.stacks.step(now, self.stacks_spent, room);
-        let room = self.room(whole, STACKS_ASSURED, self.samples.claim(), counts.there);
-        self.samples.step(now, self.samples_spent, room);
-        actions.extend(self.step(&FRAME, now, whole, counts.there));
+        let mut actions = Vec::new();
+        for (rank, lever) in ORDER.into_iter().enumerate() {
+            let room = self.room(rank, whole, counts.there);
+            match lever {
+                Lever::Group(group) if !counts.there.has(group) => {}
+                Lever::Group(group) => actions.extend(self.step(group, now, room)),
+                Lever::Stacks => self.stacks.step(now, self.stacks_spent, room),
+                Lever::Samples => self.samples.step(now, self.samples_spent, room),
+            }
+        }
         actions
     }
 
@@ -213,36 +232,41 @@ impl Governor {
         self.passed = passed.clone();
     }
 
-    /// One group after the other: what the first ones spare is there for those behind them.
-    fn step(&mut self, groups: &[Group], now: MonoNs, whole: f64, there: There) -> Vec<(Group, Action)> {
+    fn step(&mut self, group: Group, now: MonoNs, room: f64) -> Option<(Group, Action)> {
         let rarer = f64::from(self.records_rarer());
-        let mut actions = Vec::new();
-        for at in 0..self.groups.len() {
-            let Some(&Governed { group, ref duty, .. }) = self.groups.get(at) else { continue };
-            if !groups.contains(&group) || !there.has(group) {
-                continue;
-            }
-            let room = self.room(whole, assured(group), duty.claim(), there);
-            let part = if matches!(group, Group::Polls | Group::Pool) { room / rarer } else { room };
-            let Some(governed) = self.groups.get_mut(at) else { continue };
-            let was_attached = governed.duty.is_attached();
-            let action = governed.duty.step(now, governed.spent, part);
-            if was_attached {
-                governed.mark(now);
-            }
-            if action != Action::Keep {
-                actions.push((group, action));
-            }
+        let part = if matches!(group, Group::Polls | Group::Pool) { room / rarer } else { room };
+        let governed = self.groups.iter_mut().find(|governed| governed.group == group)?;
+        let was_attached = governed.duty.is_attached();
+        let action = governed.duty.step(now, governed.spent, part);
+        if was_attached {
+            governed.mark(now);
         }
-        actions
+        (action != Action::Keep).then_some((group, action))
     }
 
-    /// CPUs that one may take which claims so many now: what is its own whatever others take, or what they leave of the whole.
-    fn room(&self, whole: f64, assured: f64, claim: f64, there: There) -> f64 {
-        let groups =
-            self.groups.iter().filter(|governed| there.has(governed.group)).map(|governed| governed.duty.claim());
-        let claimed: f64 = groups.chain([self.stacks.claim(), self.samples.claim()]).sum();
-        (whole * assured).max(whole - (claimed - claim))
+    /// CPUs that the lever of this rank may take: what is its own in any case, or what is left by those that go after it, and by those
+    /// that go before it, which can claim no more against it than what is their own.
+    fn room(&self, rank: usize, whole: f64, there: There) -> f64 {
+        let others = ORDER.into_iter().enumerate().filter(|(other, _)| *other != rank);
+        let claimed = others.map(|(other, lever)| {
+            let claim = self.claim(lever, there);
+            if other < rank { claim.min(whole * lever.assured()) } else { claim }
+        });
+        let own = ORDER.get(rank).map_or(0.0, |lever| lever.assured());
+        (whole * own).max(whole - claimed.sum::<f64>())
+    }
+
+    /// CPUs that are taken by one.
+    fn claim(&self, lever: Lever, there: There) -> f64 {
+        match lever {
+            Lever::Group(group) if !there.has(group) => 0.0,
+            Lever::Group(group) => {
+                let governed = self.groups.iter().find(|governed| governed.group == group);
+                governed.map_or(0.0, |governed| governed.duty.claim())
+            }
+            Lever::Stacks => self.stacks.claim(),
+            Lever::Samples => self.samples.claim(),
+        }
     }
 
     /// Where the agent itself costs too much, there is less for it to do.
@@ -324,6 +348,20 @@ impl Governor {
     pub fn is_back(&mut self, group: Group, now: MonoNs) {
         if let Some(governed) = self.groups.iter_mut().find(|governed| governed.group == group) {
             governed.marked = now;
+        }
+    }
+}
+
+impl Lever {
+    fn group(self) -> Option<Group> {
+        if let Self::Group(group) = self { Some(group) } else { None }
+    }
+
+    /// The part of the budget that is its own.
+    fn assured(self) -> f64 {
+        match self {
+            Self::Group(group) => assured(group),
+            Self::Stacks | Self::Samples => STACKS_ASSURED,
         }
     }
 }
