@@ -91,11 +91,17 @@ fn privileges_are_what_each_overlay_says() {
     let added = json!(["BPF", "PERFMON", "SYS_PTRACE", "DAC_READ_SEARCH", "SYSLOG"]);
     assert_eq!(context["capabilities"]["add"], added);
 
+    let admin = render("sys-admin");
+    let mut also = container(&least).clone();
+    also["securityContext"]["capabilities"]["add"].as_array_mut().unwrap().push(json!("SYS_ADMIN"));
+    also["securityContext"]["allowPrivilegeEscalation"] = json!(true);
+    assert_eq!(container(&admin), &also);
+
     let privileged = render("privileged");
     let context = &container(&privileged)["securityContext"];
     assert_eq!((&context["privileged"], &context["readOnlyRootFilesystem"]), (&json!(true), &json!(true)));
 
-    for manifests in [&least, &privileged] {
+    for manifests in [&least, &admin, &privileged] {
         let pod = &one(manifests, "DaemonSet")["spec"]["template"]["spec"];
         assert_eq!(pod["hostPID"], true);
         for not_needed in ["hostNetwork", "hostIPC"] {

@@ -12,7 +12,7 @@ use super::subject;
 use crate::{
     cli::{DoctorArgs, exit},
     probe::{
-        attach::{Probes, Settings},
+        attach::{Probes, Settings, TracepointSkip},
         btf::KernelTypes,
         tracefs,
         way::Way,
@@ -66,12 +66,13 @@ pub fn run(args: &DoctorArgs) -> u8 {
     let tracefs = tracefs::ensure();
     let host = Host::read();
     let mut checks = vec![kernel_check(&host)];
+    let (object_checks, are_kept_back) = object_checks(&host);
     // Of what it buys, nothing is left to buy.
-    let without_admin = Way::of_kernel() == Way::Multi && tracefs.is_ok();
+    let without_admin = Way::of_kernel() == Way::Multi && tracefs.is_ok() && !are_kept_back;
     checks.extend(host.capabilities.iter().map(|capability| capability_check(*capability, without_admin)));
     checks.extend(host_checks(&host));
     checks.push(tracefs_check(tracefs));
-    checks.extend(object_checks());
+    checks.extend(object_checks);
     let mut code = if checks.iter().any(|check| check.state == State::Off) { exit::NOT_ALLOWED } else { exit::OK };
     let mut process = None;
     if let Some(pid) = args.pid {
@@ -183,9 +184,10 @@ fn tracefs_check(tracefs: Result<std::path::PathBuf, tracefs::TracefsError>) -> 
     }
 }
 
-/// Loads and attaches for real, for a moment: the only answer that counts.
-fn object_checks() -> Vec<Check> {
+/// Loads and attaches for real, for a moment: the only answer that counts. Says, too, whether perf events are kept from us.
+fn object_checks(host: &Host) -> (Vec<Check>, bool) {
     let mut checks = Vec::new();
+    let mut are_kept_back = false;
     let types = match KernelTypes::read() {
         Ok(types) => {
             checks.push(check("BTF", State::Ok, "the kernel's own types are readable".into(), None));
@@ -215,6 +217,16 @@ fn object_checks() -> Vec<Check> {
         Ok(mut probes) => {
             checks.push(check("BPF object", State::Ok, "the kernel takes it".into(), None));
             let skips = probes.attach_tracepoints();
+            let is_refused = |skip: &TracepointSkip| skip.reason.contains("Permission denied");
+            are_kept_back = host.may_keep_perf_events_back() && skips.iter().any(is_refused);
+            if are_kept_back {
+                checks.push(check(
+                    "perf events",
+                    State::Off,
+                    "kernel.perf_event_paranoid is above 2, for which CAP_PERFMON is too little here".into(),
+                    Some("add CAP_SYS_ADMIN, or sysctl kernel.perf_event_paranoid=2"),
+                ));
+            }
             if skips.is_empty() {
                 checks.push(check("tracepoints", State::Ok, "all attach".into(), None));
             }
@@ -231,7 +243,7 @@ fn object_checks() -> Vec<Check> {
         }
         Err(error) => checks.push(check("BPF object", State::Off, super::session::one_line(&error.to_string()), None)),
     }
-    checks
+    (checks, are_kept_back)
 }
 
 fn print(examination: &Examination, json: bool) -> std::io::Result<()> {

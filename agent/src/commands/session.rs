@@ -26,7 +26,7 @@ use crate::{
     govern::Budget,
     intake::{Batch, Intake, IntakeError},
     probe::{
-        attach::{AttachError, LoadError, Probes, Settings, TracepointSkip},
+        attach::{AttachError, LoadError, Probes, Settings, TracepointSkip, advice},
         btf::{BtfError, KernelTypes},
         maps::{Collections, Maps, MapsError, monotonic_ns},
         tables::Tables,
@@ -118,7 +118,8 @@ impl Session {
         let skips = probes.attach_tracepoints();
         if let Some(fatal) = skips.iter().find(|skip| skip.tracepoint.required) {
             let Tracepoint { category, event, .. } = fatal.tracepoint;
-            return Err(SessionError::NoFrame(format!("{category}:{event}: {}", one_line(&fatal.reason))));
+            let reason = one_line(&fatal.reason);
+            return Err(SessionError::NoFrame(format!("{category}:{event}: {reason}{}", advice(&reason))));
         }
         degraded.extend(skips.iter().map(tracepoint_degraded));
         let mut maps = Maps::take(&mut probes)?;

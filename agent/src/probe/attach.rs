@@ -439,10 +439,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// What to do about an error of the kernel's.
-fn advice(error: &str) -> &'static str {
+#[must_use]
+pub fn advice(error: &str) -> &'static str {
     if error.contains("Operation not permitted") || error.contains("Permission denied") {
-        " (run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE; kernels before 6.6 need CAP_SYS_ADMIN for uprobes; \
-         see `agent doctor`)"
+        " (run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE, and with CAP_SYS_ADMIN before Linux 6.6 or where \
+         kernel.perf_event_paranoid is above 2; see `agent doctor`)"
     } else if error.contains("Invalid argument") {
         " (kernel too old for this object? see `agent doctor`)"
     } else {

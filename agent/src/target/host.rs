@@ -8,7 +8,11 @@ const CAPABILITIES: [(&str, u32, &str); 7] = [
     ("CAP_PERFMON", 38, "attach to tracepoints and uprobes, read kernel memory from programs"),
     ("CAP_SYS_PTRACE", 19, "read another user's /proc/PID: maps, exe, root"),
     ("CAP_DAC_READ_SEARCH", 2, "open binaries that other users own"),
-    ("CAP_SYS_ADMIN", 21, "uprobes before Linux 6.6, and mounting tracefs where it is not"),
+    (
+        "CAP_SYS_ADMIN",
+        21,
+        "have uprobes before Linux 6.6, have perf events where kernel.perf_event_paranoid is above 2, or mount tracefs",
+    ),
     ("CAP_SYSLOG", 34, "kernel addresses in /proc/kallsyms: names for kernel frames"),
     ("CAP_CHECKPOINT_RESTORE", 40, "open files that were replaced after a process had mapped them"),
 ];
@@ -33,7 +37,7 @@ pub struct Host {
     pub capabilities: Vec<Capability>,
     /// `none`, `integrity` or `confidentiality`.
     pub lockdown: Option<String>,
-    pub unprivileged_bpf_disabled: Option<u32>,
+    /// Mainline knows up to 2; Debian has 3 and Ubuntu 4 by default.
     pub perf_event_paranoid: Option<i32>,
     pub kptr_restrict: Option<u32>,
     /// `RLIMIT_MEMLOCK` cannot be raised; only matters before 5.11.
@@ -48,7 +52,6 @@ impl Host {
             cpus: std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX)),
             capabilities: capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default()),
             lockdown: fs::read_to_string("/sys/kernel/security/lockdown").ok().and_then(|text| chosen(&text)),
-            unprivileged_bpf_disabled: sysctl("kernel/unprivileged_bpf_disabled"),
             perf_event_paranoid: sysctl("kernel/perf_event_paranoid"),
             kptr_restrict: sysctl("kernel/kptr_restrict"),
             memlock_fixed: !can_raise_memlock(),
@@ -59,6 +62,14 @@ impl Host {
     #[must_use]
     pub fn kernel_version(&self) -> Option<(u32, u32)> {
         version(&self.kernel_release)
+    }
+
+    /// Kernels with a patch that Debian and Ubuntu have may keep perf events, and with them tracepoints and samples, from who has but
+    /// `CAP_PERFMON`. Whether this one does is seen when one is opened.
+    #[must_use]
+    pub fn may_keep_perf_events_back(&self) -> bool {
+        let is_admin = self.capabilities.iter().any(|capability| capability.name == "CAP_SYS_ADMIN" && capability.held);
+        !is_admin && self.perf_event_paranoid.is_some_and(|value| value > 2)
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 /// The ways to deploy.
-pub const OVERLAYS: [&str; 2] = ["least-privilege", "privileged"];
+pub const OVERLAYS: [&str; 3] = ["least-privilege", "sys-admin", "privileged"];
 
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

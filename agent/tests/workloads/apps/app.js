@@ -58,7 +58,9 @@ async function functions() {
   await post('Debugger.enable');
   const scripts = {};
   for (const [scriptId, { url, functions: all }] of seen) {
-    const { scriptSource } = await post('Debugger.getScriptSource', { scriptId });
+    // A script that has been collected has no source any more, and nothing to say.
+    const { scriptSource } = await post('Debugger.getScriptSource', { scriptId }).catch(() => ({}));
+    if (scriptSource === undefined) continue;
     const starts = lineStarts(scriptSource);
     (scripts[url.replace('file://', '')] ??= []).push(...[...all.values()].map(({ functionName, startOffset, endOffset }) => (
       [functionName, lineOf(starts, startOffset), lineOf(starts, endOffset)])));
