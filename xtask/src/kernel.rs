@@ -65,8 +65,9 @@ impl Series {
                 "9pnet_virtio",
                 "9p",
                 "unix_diag",
+                "overlay",
             ],
-            Self::V6_12 => &["netfs", "9pnet", "9pnet_virtio", "9p", "unix_diag"],
+            Self::V6_12 => &["netfs", "9pnet", "9pnet_virtio", "9p", "unix_diag", "overlay"],
         }
     }
 }

@@ -18,10 +18,11 @@ use crate::{
 
 /// Of the tests against the kernel those that run on an older one, too, whenever everything is tested.
 pub const OLDER: Series = Series::V6_1;
-const ON_OLDER: [&str; 3] = [
+const ON_OLDER: [&str; 4] = [
     "luck::an_agent_that_is_killed_leaves_nothing_attached_and_the_target_serving",
     "event_loop::utilization_is_what_perf_hooks_says_of_an_idle_and_of_a_saturated_loop",
     "postgres::a_pile_up_behind_a_vacuum_is_one_entry_with_its_root",
+    "container::each_overlay_traces_node_in_another_container",
 ];
 
 /// What these may take, emulated.

@@ -18,11 +18,11 @@ use std::{
 use agent_ebpf::abi::family;
 use log::warn;
 use tokio::{
-    signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
 };
 
+use ending::Signals;
 pub use mission::{DriverError, Finished, Mission, Whom};
 use targets::lives;
 
@@ -93,6 +93,8 @@ pub fn drive(
         let budget = Budget::new(mission.max_overhead, cpus);
         let wanted = (mission.phases, mission.switches);
         let session = Session::start(&mission.settings, mission.groups, wanted, budget, types)?;
+        // Before anybody is told how to end it.
+        let mut signals = Signals::listen().map_err(DriverError::Runtime)?;
         let duration = mission.duration;
         let Whom { subjects, launched, follow, examine, discovery, clusters, mut search, resident } = whom;
         let mut driver = Driver::new(mission, session, sinks, examine)?;
@@ -130,8 +132,8 @@ pub fn drive(
         }
         // Only now: where all CPUs are busy it would hold up the first record.
         driver.symbols.expect_kernel(KernelAhead::read());
-        let end = driver.run(duration).await?;
-        driver.count_objects_at_last(&end).await;
+        let end = driver.run(duration, &mut signals).await?;
+        driver.count_objects_at_last(&end, &mut signals).await;
         Ok(Box::pin(driver.finish(end)).await)
     })
 }
@@ -214,16 +216,13 @@ impl Driver {
     }
 
     /// Until the time is up, a signal comes, or nothing is left to trace.
-    async fn run(&mut self, duration: Option<Duration>) -> Result<Ending, DriverError> {
+    async fn run(&mut self, duration: Option<Duration>, signals: &mut Signals) -> Result<Ending, DriverError> {
         let begin = Instant::now();
         let deadline = duration.map(|duration| begin + duration);
         let mut windows = interval_at(begin + self.window, self.window);
         windows.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut glances = interval_at(begin + GLANCE, GLANCE);
         glances.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(DriverError::Runtime)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(DriverError::Runtime)?;
-        let mut hangup = signal(SignalKind::hangup()).map_err(DriverError::Runtime)?;
         let mut looks = interval_at(begin + EARLY, GOVERN);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut lock_glances = interval_at(begin + LOCK_GLANCE, LOCK_GLANCE);
@@ -233,9 +232,9 @@ impl Driver {
             let due = self.sinks.due();
             tokio::select! {
                 biased;
-                _ = interrupt.recv() => return Ok(Ending { reason: EndReason::Interrupted, code: exit::INTERRUPTED }),
-                _ = terminate.recv() => return Ok(Ending { reason: EndReason::Interrupted, code: self.code_of_end() }),
-                _ = hangup.recv() => {
+                _ = signals.interrupt.recv() => return Ok(Ending { reason: EndReason::Interrupted, code: exit::INTERRUPTED }),
+                _ = signals.terminate.recv() => return Ok(Ending { reason: EndReason::Interrupted, code: self.code_of_end() }),
+                _ = signals.hangup.recv() => {
                     if self.resident.is_none() {
                         return Ok(Ending { reason: EndReason::Interrupted, code: exit::TERMINATED });
                     }

@@ -55,8 +55,8 @@ pub enum LoadError {
 
 #[derive(Debug, Error)]
 pub enum AttachError {
-    #[error("{count} probes on {path}: {source}{advice}")]
-    Uprobes { count: usize, path: PathBuf, source: Box<ProgramError>, advice: &'static str },
+    #[error("{count} probes on {path}: {reason}{advice}")]
+    Uprobes { count: usize, path: PathBuf, reason: String, advice: &'static str },
     #[error("the BPF object has no program {0}")]
     NoProgram(&'static str),
 }
@@ -334,11 +334,11 @@ impl Probes {
             location: UProbeAttachLocation::AbsoluteOffset(offset),
             cookie: Some(id),
         };
-        let fail = |source: ProgramError| AttachError::Uprobes {
-            count: points.len(),
-            path: file.to_owned(),
-            advice: advice(&chain(&source)),
-            source: Box::new(source),
+        let fail = |source: ProgramError| {
+            let reason = chain(&source);
+            // It may be named by a descriptor of ours.
+            let path = std::fs::read_link(file).unwrap_or_else(|_| file.to_owned());
+            AttachError::Uprobes { count: points.len(), path, advice: advice(&reason), reason }
         };
         let one = only.and_then(|pid| NonZeroU32::new(pid.0));
         let scope = one.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);

@@ -34,9 +34,19 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// From the end of a trace to the end of the agent.
 const END_LIMIT: Duration = Duration::from_secs(20);
 
-/// A limit, so many times as long as `AGENT_TEST_PATIENCE` has it: an emulated machine is slow.
+/// How many times as slow this machine is as others are: `AGENT_TEST_PATIENCE`, of an emulated one.
+pub fn slowness() -> u32 {
+    std::env::var("AGENT_TEST_PATIENCE").map_or(1, |times| times.parse().unwrap())
+}
+
+/// A limit, longer where the machine is slow.
 pub fn patience(limit: Duration) -> Duration {
-    limit * std::env::var("AGENT_TEST_PATIENCE").map_or(1, |times| times.parse().unwrap())
+    limit * slowness()
+}
+
+/// `--max-overhead` for whom the budget is not what is tested: the default's worth of probes, where each takes longer, too.
+pub fn overhead() -> String {
+    format!("{}%", slowness())
 }
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());

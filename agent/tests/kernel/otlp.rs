@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use crate::{
     collector::Http,
-    harness::{Trace, VERSION, Workload, bench, close, say, skip},
+    harness::{Trace, VERSION, Workload, bench, close, say, skip, slowness},
     otlp_profiles::{self, Profile, Sums},
     resident::{Daemon, LIMIT},
 };
@@ -42,15 +42,15 @@ fn assert_same(of: &str, profiles: &[Profile], records: &[Record], measure: Meas
     let (mut sent, kept) = (one_note(sent), one_note(otlp_profiles::sums_of_records(records, measure)));
     let total = |sums: &Sums| sums.values().sum::<u64>() as f64;
     assert!(total(&kept) > 0.0, "nothing was measured");
-    close(&format!("{of} over OTLP, in all"), total(&kept), total(&sent), 0.0);
+    // On a slow machine a window may be sent before it is known that a thread waited for more than work.
+    let allowed = if slowness() > 1 { 0.01 * total(&kept) } else { 0.0 };
+    close(&format!("{of} over OTLP, in all"), total(&kept), total(&sent), allowed);
     let unnamed: Sums = sent.extract_if(.., |names, _| names.iter().any(|name| name == note::NOT_NAMED)).collect();
-    for (names, value) in &sent {
-        let known = kept.get(names).copied().unwrap_or(0);
-        assert!(
-            known == *value || known > *value && !unnamed.is_empty(),
-            "{names:?}: {known} in records, sent {value}"
-        );
-    }
+    let known = |names: &Vec<String>| kept.get(names).copied().unwrap_or(0);
+    let is_other = |names: &Vec<String>, value: u64| known(names) < value || known(names) > value && unnamed.is_empty();
+    let others: Vec<_> = sent.iter().filter(|(names, value)| is_other(names, **value)).collect();
+    let not_sent: Vec<_> = kept.iter().filter(|(names, _)| !sent.contains_key(*names)).collect();
+    assert!(others.is_empty(), "sent otherwise than recorded: {others:#?}; recorded, and not sent: {not_sent:#?}");
     say(&format!("measured {of} over OTLP: {} stacks, {} not named in time", sent.len(), unnamed.len()));
 }
 

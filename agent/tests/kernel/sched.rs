@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, thread, time::Duration};
 
 use crate::{
     event_loop::check_utilization,
-    harness::{VERSION, Workload, bench, close, trace, within},
+    harness::{VERSION, Workload, bench, close, patience, slowness, trace, within},
     peer::{SchedPeer, Stay},
     records::{Histogram, Records, Span, assert_closed, get, list, sum, text},
 };
@@ -66,6 +66,10 @@ fn check_run_queue(records: &Records, stays: &[Stay]) {
             Histogram::merged(entries.filter(|entry| text(entry, "class") == class).map(|entry| get(entry, "latency")));
         let count = latencies.len() as f64;
         close(&format!("run queue of {class}: times"), count, agent.count, within(count, 0.05, 5.0));
+        if count == 0.0 && class == "thread_pool" && slowness() > 1 {
+            // Beside the peer, which prints each switch, the pool of an emulated machine may get no CPU at all.
+            continue;
+        }
         let mean = latencies.iter().sum::<f64>() / count / 1e3;
         close(
             &format!("run queue of {class}: mean (us)"),
@@ -81,9 +85,10 @@ fn time_off_cpu_and_in_the_run_queue_is_what_bpftrace_sees_of_every_thread() {
     let Some(bench) = bench() else { return };
     let mut workload = Workload::start(VERSION, "mixed.js", &[]);
     let Some(peer) = SchedPeer::start(workload.pid()) else { return };
-    let records = trace(&bench, &mut workload, 4.0, &["--off-cpu-threshold", "0"]);
+    let seconds = patience(Duration::from_secs(4)).as_secs_f64();
+    let records = trace(&bench, &mut workload, seconds, &["--off-cpu-threshold", "0"]);
     // The stays that the end of the trace cut must end before the peer does.
-    thread::sleep(LONGEST_STAY);
+    thread::sleep(patience(LONGEST_STAY));
     let stays = peer.stays();
     check_threads(&records, &stays);
     check_run_queue(&records, &stays);

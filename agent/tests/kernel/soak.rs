@@ -14,7 +14,7 @@ use rustix::process::Signal;
 
 use crate::{
     collector::Http,
-    harness::{Process, VERSION, VERSIONS, Workload, bench, node, read, say, script},
+    harness::{Process, VERSION, VERSIONS, Workload, bench, node, patience, read, say, script, slowness},
     records::{Records, text},
     resident::{Daemon, LIMIT},
     scrape::{free_address, get},
@@ -174,14 +174,15 @@ fn growth(looks: &[Look], figure: usize) -> f64 {
     slope * (looks[looks.len() - 1].0 - looks[0].0)
 }
 
-/// Node.js processes that live for two seconds each, three a second: half are killed, half end, some have a worker, and they run
+/// Node.js processes that live for two seconds each, three a second, or longer and fewer where the machine is slow: half are killed, half end, some have a worker, and they run
 /// different programs. `AGENT_TEST_SOAK` says for how many seconds.
 #[test]
 fn a_host_where_processes_come_and_go_leaves_nothing_in_the_daemon() {
-    const EVERY: Duration = Duration::from_millis(333);
     const ALIVE: usize = 6;
     let Some(bench) = bench() else { return };
-    let seconds = std::env::var("AGENT_TEST_SOAK").map_or(20, |seconds| seconds.parse().unwrap());
+    let every = patience(Duration::from_millis(333));
+    let seconds =
+        std::env::var("AGENT_TEST_SOAK").map_or(20, |seconds| seconds.parse().unwrap()) * u64::from(slowness());
     let collector = Http::listen(&[]);
     let metrics = free_address();
     let rules = format!(
@@ -219,7 +220,7 @@ fn a_host_where_processes_come_and_go_leaves_nothing_in_the_daemon() {
         }
         // The collector's memory is ours.
         collector.requests.lock().unwrap().clear();
-        thread::sleep((begin + EVERY * (turn + 1)).saturating_duration_since(Instant::now()));
+        thread::sleep((begin + every * (turn + 1)).saturating_duration_since(Instant::now()));
     }
     daemon.await_all("window", &alive.iter().map(|process| u64::from(process.pid())).collect());
     drop(alive);

@@ -2,26 +2,43 @@
 
 use log::{info, warn};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, sleep, sleep_until},
 };
 
 use super::{Driver, Ending, Finished, GOVERN, Lookout, NAMES_PATIENCE, say};
 use crate::{cli::exit, core::Input, probe::maps::monotonic_ns, report::model::EndReason};
 
+/// Signals that end a trace, or have a daemon read its configuration again. From the first moment that they are listened to none of them
+/// ends the process as it stands.
+pub(super) struct Signals {
+    pub(super) interrupt: Signal,
+    pub(super) terminate: Signal,
+    pub(super) hangup: Signal,
+}
+
+impl Signals {
+    pub(super) fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 impl Driver {
     /// Has live objects counted for the last time. The trace goes on meanwhile: without the probes on collections nobody would know of one
     /// that moved objects while they were counted, and the last count is what a growth is measured by. A second Ctrl-C ends it.
-    pub(super) async fn count_objects_at_last(&mut self, end: &Ending) {
+    pub(super) async fn count_objects_at_last(&mut self, end: &Ending, signals: &mut Signals) {
         let is_asked_to = matches!(end.reason, EndReason::Duration | EndReason::Interrupted) && self.resident.is_none();
         let (Some(lookout), true) = (&mut self.lookout, is_asked_to) else { return };
         lookout.count_objects_at_last(&self.session);
-        let Ok(mut interrupt) = signal(SignalKind::interrupt()) else { return };
         while self.lookout.as_ref().is_some_and(Lookout::is_counting) {
             self.govern();
             tokio::select! {
                 biased;
-                _ = interrupt.recv() => return,
+                _ = signals.interrupt.recv() => return,
                 () = sleep(GOVERN) => {}
                 Some(answers) = self.answers.recv() => self.answer_all(answers),
                 Some(batch) = self.session.batches.recv() => self.take(batch),

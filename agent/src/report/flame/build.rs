@@ -224,19 +224,22 @@ impl Builder<'_> {
     fn add(&mut self, lanes: &Lanes, thread: Thread, state: State, place: Place, weight: Weight) {
         let mut steps = self.roots(lanes, thread, state);
         let (begin, mut truncated) = (steps.len(), None);
-        if self.view.spaces != Spaces::Kernel {
+        // There is one, but nobody named it in time.
+        let is_lost = |id: Option<StackId>| id.is_some_and(|id| !self.summary.stacks.contains_key(&id));
+        let user_is_lost = self.view.spaces != Spaces::Kernel && is_lost(place.user);
+        let kernel_is_lost = self.view.spaces != Spaces::User && is_lost(place.kernel);
+        if user_is_lost {
+            steps.push(self.step(plain(Kind::Note, note::NOT_NAMED)));
+        } else if self.view.spaces != Spaces::Kernel {
             truncated = self.user(place.user, weight.ns, &mut steps);
         }
-        if self.view.spaces != Spaces::User {
+        if kernel_is_lost && !user_is_lost {
+            steps.push(self.step(plain(Kind::Note, note::NOT_NAMED)));
+        } else if self.view.spaces != Spaces::User {
             self.kernel(place.kernel, state, &mut steps);
         }
         if steps.len() == begin {
-            let lost = place.user.or(place.kernel).is_some_and(|id| !self.summary.stacks.contains_key(&id));
-            let why = match (lost, place.asleep) {
-                (true, _) => note::NOT_NAMED,
-                (false, true) => note::ASLEEP,
-                (false, false) => note::NO_STACK,
-            };
+            let why = if place.asleep { note::ASLEEP } else { note::NO_STACK };
             steps.push(self.step(plain(Kind::Note, why)));
         }
         if self.view.fold_recursion {

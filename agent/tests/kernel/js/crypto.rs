@@ -7,7 +7,7 @@ use super::{
     frames::{Stack, stacks},
     profile::{POINTS, SAMPLE_HZ, Shares, by_clock, samples, shares},
 };
-use crate::harness::{Bench, Trace, Workload, bench, close, node, say, script, versions};
+use crate::harness::{Bench, Trace, Workload, bench, close, node, patience, say, script, versions};
 
 /// The function of the workload that called for it.
 fn job(stack: &Stack, jobs: &Shares) -> Option<String> {
@@ -20,7 +20,7 @@ fn check(bench: &Bench, version: &str) {
     let mut workload = Workload::with(command.args(["-n", "-20"]).arg(node(version)).arg(script("js/crypto.js")));
     let trace = Trace::profile(bench, workload.pid(), &["--frequency", SAMPLE_HZ, "--max-overhead", "100%"]);
     // Samples are taken before the tables are there.
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(patience(Duration::from_millis(300)));
     workload.go();
     workload.0.wait_out_within("DONE", Duration::from_mins(1));
     let records = trace.interrupt();

@@ -5,7 +5,7 @@
 //
 // DIRECTORY is for its pipes.
 //
-// Truth: by way, the function and line that blocked and the nanoseconds that it took in all.
+// Truth: by way, the function and line that blocked, the nanoseconds that it took in all, and for how many of these others had the CPU.
 const { execSync, spawn } = require('child_process');
 const fs = require('fs');
 const path = require('path');
@@ -19,12 +19,18 @@ const [FREE, LOCKED] = [0, 1];
 /** The line on which this is called. */
 const here = () => Number(/:(\d+):\d+\)?$/.exec(new Error().stack.split('\n')[2])[1]);
 
+/** Nanoseconds for which this thread has waited for a CPU. */
+const waited = () => Number(fs.readFileSync('/proc/thread-self/schedstat', 'latin1').split(' ')[1]);
+
 const spots = {};
 function timed(spot, line, run) {
+  const before = waited();
   const begin = now();
   run();
-  const entry = spots[spot] ?? (spots[spot] = { line, ns: 0 });
-  entry.ns += now() - begin;
+  const ns = now() - begin;
+  const entry = spots[spot] ?? (spots[spot] = { line, ns: 0, waited: 0 });
+  entry.ns += ns;
+  entry.waited += Math.min(waited() - before, ns);
 }
 
 function readsSlowly({ ask, answer }) {

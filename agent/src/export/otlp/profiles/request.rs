@@ -171,6 +171,11 @@ impl<'a> Request<'a> {
         id.and_then(|id| self.stacks.get(&id)).map_or(&[], |stack| stack.frames.as_slice())
     }
 
+    /// There is one, but nobody named it in time.
+    fn is_lost(&self, id: Option<StackId>) -> bool {
+        id.is_some_and(|id| !self.stacks.contains_key(&id))
+    }
+
     /// Both halves of a stack, innermost first, as all of our profiles show them.
     fn stack(&mut self, (user, kernel): (Option<StackId>, Option<StackId>), state: State, none: &str) -> i32 {
         let in_kernel = self.frames(kernel).iter().map(AsRef::as_ref);
@@ -178,6 +183,9 @@ impl<'a> Request<'a> {
         let in_kernel: Vec<&Frame> =
             in_kernel.skip_while(|frame| state != State::OnCpu && names::is_kernel_noise(&frame.name)).collect();
         let mut locations = self.locations(&in_kernel);
+        if self.is_lost(kernel) && !self.is_lost(user) {
+            locations.push(self.tables.note(note::NOT_NAMED));
+        }
         let mut in_user = as_called(self.frames(user));
         in_user.reverse();
         locations.extend(self.locations(&in_user));
@@ -188,9 +196,10 @@ impl<'a> Request<'a> {
                 Truncated::NoFramePointer => note::CUT_NO_FRAME_POINTER,
             })
         }));
-        if locations.is_empty() {
-            let is_lost = user.or(kernel).is_some_and(|id| !self.stacks.contains_key(&id));
-            locations.push(self.tables.note(if is_lost { note::NOT_NAMED } else { none }));
+        if self.is_lost(user) {
+            locations.push(self.tables.note(note::NOT_NAMED));
+        } else if locations.is_empty() {
+            locations.push(self.tables.note(none));
         }
         self.tables.stack(locations)
     }
