@@ -5,7 +5,8 @@
 //
 // DIRECTORY is for its pipes.
 //
-// Truth: by way, the function and line that blocked, the nanoseconds that it took in all, and for how many of these others had the CPU.
+// Truth: by way, the function and line that blocked, the nanoseconds that it took in all, and for how many of these the thread, or
+// others before it, had a CPU.
 const { execSync, spawn } = require('child_process');
 const fs = require('fs');
 const path = require('path');
@@ -19,18 +20,21 @@ const [FREE, LOCKED] = [0, 1];
 /** The line on which this is called. */
 const here = () => Number(/:(\d+):\d+\)?$/.exec(new Error().stack.split('\n')[2])[1]);
 
-/** Nanoseconds for which this thread has waited for a CPU. */
-const waited = () => Number(fs.readFileSync('/proc/thread-self/schedstat', 'latin1').split(' ')[1]);
+/** Nanoseconds for which this thread has had a CPU, by the kernel's last look, or has waited for one. */
+function ran() {
+  const [had, waited] = fs.readFileSync('/proc/thread-self/schedstat', 'latin1').split(' ').map(Number);
+  return had + waited;
+}
 
 const spots = {};
 function timed(spot, line, run) {
-  const before = waited();
+  const before = ran();
   const begin = now();
   run();
   const ns = now() - begin;
-  const entry = spots[spot] ?? (spots[spot] = { line, ns: 0, waited: 0 });
+  const entry = spots[spot] ?? (spots[spot] = { line, ns: 0, ran: 0 });
   entry.ns += ns;
-  entry.waited += Math.min(waited() - before, ns);
+  entry.ran += Math.min(ran() - before, ns);
 }
 
 function readsSlowly({ ask, answer }) {
