@@ -183,7 +183,7 @@ impl Session {
             handle_space,
             reserved: 0,
         };
-        self.maps.add_target(pid.0, target)?;
+        self.maps.add_target(pid.0, target).inspect_err(|_| self.tables.forget(pid))?;
         Ok(())
     }
 

@@ -56,6 +56,8 @@ impl Driver {
         if let Some(main) = main {
             self.session.set_main_loop(pid, main)?;
         }
+        // First, as without its tables a stack may end in its first frame.
+        self.session.cover(pid, subject.v8);
         self.session.add_target(pid, subject.functions, subject.handle_space, counts_gcs, self.follow)?;
         if let Some(lookout) = &mut self.lookout
             && how.memory
@@ -79,7 +81,6 @@ impl Driver {
             resident.traced(&facts);
         }
         self.feed(Input::Target(Box::new(facts)));
-        self.session.cover(pid, subject.v8);
         Ok(())
     }
 
