@@ -36,7 +36,12 @@ fn workload(name: &str) -> PathBuf {
 }
 
 /// Requests a second that a machine can serve and a load generator send, where it is not slow.
-const SERVED: u32 = 1000;
+const SERVED: u32 = 500;
+
+/// Seconds to look at what grows with each request, where these may be fewer than were wanted.
+fn long(seconds: u32) -> u32 {
+    if slowness() > 1 { 2 * seconds } else { seconds }
+}
 
 /// A server of one of the stories, under load.
 struct Story {
@@ -298,7 +303,7 @@ fn what_is_made_for_each_request_and_kept_is_found_and_its_maker_named() {
     for plots in in_turn(&plots) {
         let mut stories = start(plots);
         let before: Vec<Value> = stories.iter_mut().map(Story::truth).collect();
-        let diagnosis = diagnose(&bench, &stories, 20, &["--native-leaks"]);
+        let diagnosis = diagnose(&bench, &stories, long(20), &["--native-leaks"]);
         let after: Vec<Value> = stories.iter_mut().map(Story::truth).collect();
         for (story, (before, after)) in stories.iter().zip(before.iter().zip(&after)) {
             let (name, pid) = (&story.name, story.server.pid());
@@ -380,7 +385,7 @@ fn handles_that_stay_in_a_scope_or_open_are_found() {
     ];
     for plots in in_turn(&plots) {
         let mut stories = start(plots.iter().map(|(plot, _)| plot));
-        let diagnosis = diagnose(&bench, &stories, 20, &[]);
+        let diagnosis = diagnose(&bench, &stories, long(20), &[]);
         for (story, (_, of_libuv)) in stories.iter_mut().zip(plots) {
             let Some((kind, each)) = of_libuv else {
                 let finding = diagnosis.only(story, "handles.scope");
@@ -414,7 +419,7 @@ fn objects_that_javascript_keeps_are_found_and_who_makes_them_named() {
     for plots in in_turn(&plots) {
         let stories = start(plots.iter().map(|(plot, _)| plot));
         // As somebody does who does not know which of them it is: the clients are Node.js, too.
-        let diagnosis = diagnose_all(&bench, 30);
+        let diagnosis = diagnose_all(&bench, long(30));
         for (story, (_, kept)) in stories.iter().zip(plots) {
             match kept {
                 Kept::Something => {
