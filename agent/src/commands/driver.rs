@@ -395,6 +395,9 @@ impl Driver {
             self.symbols.answered(&answer);
             self.feed(answer);
         }
+        for pid in self.symbols.grown() {
+            self.session.cover_again(pid);
+        }
     }
 
     /// One input, and everything that follows from it at once.

@@ -29,7 +29,7 @@ use crate::{
         attach::{AttachError, LoadError, Probes, Settings, TracepointSkip, advice},
         btf::{BtfError, KernelTypes},
         maps::{Collections, Maps, MapsError, monotonic_ns},
-        tables::Tables,
+        tables::{Covered, Tables},
         tracefs,
         way::Way,
     },
@@ -223,8 +223,17 @@ impl Session {
 
     /// Makes stacks of a process complete in code without frame pointers, as which everything counts but the file that holds V8.
     pub fn cover(&mut self, pid: Pid, v8: Option<FileIdentity>) {
+        self.covering(pid, |tables| Some(tables.cover(pid, v8)));
+    }
+
+    /// The same for what a process has mapped since.
+    pub fn cover_again(&mut self, pid: Pid) {
+        self.covering(pid, |tables| tables.cover_again(pid));
+    }
+
+    fn covering(&mut self, pid: Pid, cover: impl FnOnce(&mut Tables) -> Option<Covered>) {
         let begin = std::time::Instant::now();
-        let covered = self.tables.cover(pid, v8);
+        let Some(covered) = cover(&mut self.tables) else { return };
         debug!("pid={pid} unwound by table: {covered:?} in {:?}", begin.elapsed());
         if covered.left_out > 0 {
             warn!("pid={pid} {} mapped files do not fit the unwind tables: stacks may end there", covered.left_out);

@@ -53,6 +53,7 @@ pub struct Symbols {
     pending: u64,
     /// Of which: about classes of work.
     pending_classes: u64,
+    grown: Receiver<Pid>,
     threads: [JoinHandle<()>; 2],
 }
 
@@ -66,13 +67,15 @@ impl Symbols {
         // What waits there is bounded by what is pending.
         let (questions, inbox) = channel();
         let (to_map, unmapped) = sync_channel(UNMAPPED_MAX);
+        let (to_cover, grown) = channel();
         let mapped = answers.clone();
         let start = |name: &str| std::thread::Builder::new().name(name.into());
         // Apart: reading a large map takes a while, and stacks must be named before the collector has moved what they point at.
         let given = source_maps.is_some();
         let maps = start("agent-maps").spawn(move || map_all(&unmapped, &mapped, source_maps.as_deref()))?;
-        let symbols = start("agent-symbols").spawn(move || answer_all(inbox, &answers, &to_map, given, collections))?;
-        Ok(Self { unsent: Vec::new(), questions, pending: 0, pending_classes: 0, threads: [symbols, maps] })
+        let to = Recipients { answers, to_map, to_cover };
+        let symbols = start("agent-symbols").spawn(move || answer_all(inbox, &to, given, collections))?;
+        Ok(Self { unsent: Vec::new(), questions, pending: 0, pending_classes: 0, grown, threads: [symbols, maps] })
     }
 
     /// Asks, with the next [`Self::send`]; a question too many is answered with nothing at once.
@@ -119,6 +122,11 @@ impl Symbols {
         if matches!(answer, Input::WorkClass { .. }) {
             self.pending_classes = self.pending_classes.saturating_sub(1);
         }
+    }
+
+    /// Processes that have mapped files since the last call: what was loaded later has to be unwound, too.
+    pub fn grown(&self) -> impl Iterator<Item = Pid> {
+        self.grown.try_iter()
     }
 
     #[must_use]
@@ -198,14 +206,16 @@ fn map_all(inbox: &Receiver<ToMap>, answers: &UnboundedSender<Vec<Input>>, direc
     }
 }
 
+/// To whom the thread that names stacks speaks.
+struct Recipients {
+    answers: UnboundedSender<Vec<Input>>,
+    to_map: SyncSender<ToMap>,
+    to_cover: Sender<Pid>,
+}
+
 /// Stacks are handed on to be put back into their sources, `are_mapped`, or once a script has said where its map is.
-fn answer_all(
-    inbox: Receiver<Vec<Question>>,
-    answers: &UnboundedSender<Vec<Input>>,
-    to_map: &SyncSender<ToMap>,
-    mut are_mapped: bool,
-    collections: Collections,
-) {
+fn answer_all(inbox: Receiver<Vec<Question>>, to: &Recipients, mut are_mapped: bool, collections: Collections) {
+    let Recipients { answers, to_map, to_cover } = to;
     // Made here, as it keeps what it reads to its own thread.
     let mut symbolizer = Symbolizer::new(Box::new(collections));
     let mut references = References::default();
@@ -249,8 +259,10 @@ fn answer_all(
                 Some(Input::WorkClass { pid, vtable, class: symbolizer.work_class(pid, vtable) })
             }
         };
+        // Before the answers, as who hears these looks here.
+        let mut is_heard = symbolizer.take_grown().into_iter().all(|pid| to_cover.send(pid).is_ok());
         let is_time = together.len() >= TOGETHER_MAX || (inbox.later.is_empty() && !together.is_empty());
-        let mut is_heard = answer.is_none_or(|answer| answers.send(vec![answer]).is_ok());
+        is_heard &= answer.is_none_or(|answer| answers.send(vec![answer]).is_ok());
         if is_time && are_mapped {
             is_heard &= to_map.send(ToMap::Stacks(std::mem::take(&mut together))).is_ok();
         } else if is_time {

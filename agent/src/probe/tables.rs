@@ -53,6 +53,13 @@ pub struct Tables {
     used: u32,
     stamp: u32,
     files: HashMap<FileIdentity, Rows>,
+    processes: HashMap<Pid, Process>,
+}
+
+/// What a process had mapped when it was looked at.
+struct Process {
+    keeps_frame_pointers: Option<FileIdentity>,
+    mappings: Vec<Mapping>,
 }
 
 impl Tables {
@@ -62,20 +69,42 @@ impl Tables {
         let regions =
             BpfHashMap::try_from(take("REGIONS")?).map_err(|source| MapsError::Access { name: "REGIONS", source })?;
         let Map::Array(rows) = take("UNWIND_ROWS")? else { return Err(MapsError::Missing("UNWIND_ROWS")) };
-        Ok(Self { regions, rows: SharedRows::of(rows)?, used: 0, stamp: 0, files: HashMap::new() })
+        Ok(Self {
+            regions,
+            rows: SharedRows::of(rows)?,
+            used: 0,
+            stamp: 0,
+            files: HashMap::new(),
+            processes: HashMap::new(),
+        })
     }
 
     /// Looks at what a process has mapped now, and tells the kernel half how to unwind it. Of the one file that keeps frame pointers,
     /// which is too large for a table, those functions count that do not. Takes the target's mmap lock for the time of one read.
     pub fn cover(&mut self, pid: Pid, keeps_frame_pointers: Option<FileIdentity>) -> Covered {
+        // A process that has gone has nothing to unwind.
+        let mappings = files_of(pid).unwrap_or_default();
+        let covered = self.tell(pid, keeps_frame_pointers, &mappings);
+        self.processes.insert(pid, Process { keeps_frame_pointers, mappings });
+        covered
+    }
+
+    /// The same, if a process has mapped anything since, and is known.
+    pub fn cover_again(&mut self, pid: Pid) -> Option<Covered> {
+        let mappings = files_of(pid)?;
+        let process = self.processes.get_mut(&pid).filter(|process| process.mappings != mappings)?;
+        process.mappings.clone_from(&mappings);
+        let keeps_frame_pointers = process.keeps_frame_pointers;
+        Some(self.tell(pid, keeps_frame_pointers, &mappings))
+    }
+
+    fn tell(&mut self, pid: Pid, keeps_frame_pointers: Option<FileIdentity>, mappings: &[Mapping]) -> Covered {
         let mut covered = Covered::default();
         let mut regions = Regions::new_zeroed();
         regions.low = u64::MAX;
         self.stamp += 1;
         regions.stamp = self.stamp;
-        // A process that has gone has nothing to unwind.
-        let mappings = procfs::executable_mappings(pid).unwrap_or_default();
-        for mapping in mappings.iter().filter(|mapping| mapping.is_file()) {
+        for mapping in mappings {
             let place = self.place(pid, mapping, keeps_frame_pointers, &mut covered);
             let Some((base, rows, identity)) = place else { continue };
             let (start, end) = (mapping.start.0, mapping.end.0);
@@ -107,6 +136,7 @@ impl Tables {
 
     /// Forgets a process.
     pub fn forget(&mut self, pid: Pid) {
+        self.processes.remove(&pid);
         let _ = self.regions.remove(&pid.0);
     }
 
@@ -140,6 +170,12 @@ impl Tables {
         let rows = *self.files.get(&identity)?;
         (rows.count > 0).then_some((base, rows, identity))
     }
+}
+
+fn files_of(pid: Pid) -> Option<Vec<Mapping>> {
+    let mut mappings = procfs::executable_mappings(pid).ok()?;
+    mappings.retain(Mapping::is_file);
+    Some(mappings)
 }
 
 /// The part of a mapping that rows are about, and what lies between it and the part of another mapping that belongs to it. Of V8's builtins

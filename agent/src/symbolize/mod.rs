@@ -17,7 +17,7 @@ mod user;
 pub mod v8;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -79,6 +79,8 @@ pub struct Named {
 /// Names addresses; keeps what it has read.
 pub struct Symbolizer {
     spaces: HashMap<Pid, Space>,
+    /// Those that were found to have mapped files since somebody asked.
+    grown: BTreeSet<Pid>,
     /// By device and inode.
     modules: HashMap<(u64, u64), Option<Module>>,
     kernel: Option<KernelSymbols>,
@@ -139,16 +141,19 @@ impl Space {
         self.mappings.iter().rev().any(|mapping| mapping.is_file() && addr < mapping.start.0)
     }
 
-    fn read_mappings(&mut self, pid: Pid) {
+    /// Whether there is a file among them that was not there before.
+    fn read_mappings(&mut self, pid: Pid) -> bool {
         self.read = Some(Instant::now());
         // A process that has gone keeps the maps that are known of it.
-        if let Ok(mut mappings) = procfs::executable_mappings(pid) {
-            mappings.sort_by_key(|mapping| mapping.start);
-            if mappings != self.mappings {
-                self.kept.clear();
-                self.mappings = mappings;
-            }
+        let Ok(mut mappings) = procfs::executable_mappings(pid) else { return false };
+        mappings.sort_by_key(|mapping| mapping.start);
+        if mappings == self.mappings {
+            return false;
         }
+        let has_grown = mappings.iter().any(|mapping| mapping.is_file() && !self.mappings.contains(mapping));
+        self.kept.clear();
+        self.mappings = mappings;
+        has_grown
     }
 }
 
@@ -164,6 +169,7 @@ impl Symbolizer {
     pub fn new(clock: Box<dyn GcClock>) -> Self {
         Self {
             spaces: HashMap::new(),
+            grown: BTreeSet::new(),
             modules: HashMap::new(),
             kernel: None,
             kernel_ahead: None,
@@ -262,6 +268,11 @@ impl Symbolizer {
         space.used = Some(Instant::now());
     }
 
+    /// Processes that were found to have mapped files since the last call, or to have them at all.
+    pub fn take_grown(&mut self) -> BTreeSet<Pid> {
+        std::mem::take(&mut self.grown)
+    }
+
     /// A process has gone, and no stack of it is asked about any more.
     pub fn forget(&mut self, pid: Pid) {
         self.spaces.remove(&pid);
@@ -289,8 +300,8 @@ impl Symbolizer {
         if let Some(mapping) = space.holding(addr) {
             return Some(mapping);
         }
-        if space.read.is_none_or(|read| read.elapsed() >= MAPS_PACE) {
-            space.read_mappings(pid);
+        if space.read.is_none_or(|read| read.elapsed() >= MAPS_PACE) && space.read_mappings(pid) {
+            self.grown.insert(pid);
         }
         space.holding(addr)
     }
@@ -307,7 +318,9 @@ impl Symbolizer {
         }
         space.hurried += 1;
         space.hurried_at.get_or_insert_with(Instant::now);
-        space.read_mappings(pid);
+        if space.read_mappings(pid) {
+            self.grown.insert(pid);
+        }
         space.holding(addr)
     }
 

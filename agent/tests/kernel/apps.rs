@@ -44,6 +44,15 @@ fn packages() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/apps").canonicalize().unwrap_or_default()
 }
 
+/// The packages of the applications; `None`, said aloud, where they were not installed.
+pub fn installed() -> Option<()> {
+    let is_there = packages().join("node_modules").is_dir();
+    if !is_there {
+        skip("packages in .cache/apps (cargo xtask setup test)");
+    }
+    is_there.then_some(())
+}
+
 /// Functions of a process by script: name, first and last line.
 struct Functions(BTreeMap<String, Vec<(String, u64, u64)>>);
 
@@ -220,10 +229,7 @@ fn run(bench: &Bench, app: &App, version: &str, command: &mut Command) {
 
 /// Runs an application on each version.
 fn each(app: &App, command: impl Fn(&Bench, &str) -> Command) {
-    let Some(bench) = bench() else { return };
-    if !packages().join("node_modules").is_dir() {
-        return skip("packages in .cache/apps (cargo xtask setup test)");
-    }
+    let (Some(bench), Some(())) = (bench(), installed()) else { return };
     for version in VERSIONS {
         run(&bench, app, version, &mut command(&bench, version));
     }

@@ -175,7 +175,7 @@ impl Diagnosis {
     fn only(&self, story: &Story, code: &str) -> &Value {
         let found = self.findings(story.server.pid());
         let codes: Vec<&str> = found.iter().map(|finding| text(finding, "code")).collect();
-        assert_eq!(codes, [code], "{}", story.name);
+        assert_eq!(codes, [code], "{}: requests cost {}", story.name, self.costs(story.server.pid()));
         assert_eq!(self.code, Some(FOUND));
         found[0]
     }
@@ -381,7 +381,7 @@ fn handles_that_stay_in_a_scope_or_open_are_found() {
         (handles(NEW, &["scope"], 400), None),
         (handles(OLD, &["watcher"], 200), Some(("fs_event", 1.0))),
         (handles(NEW, &["udp"], 200), Some(("udp", 1.0))),
-        (handles(NEW, &["socket"], 100), Some(("tcp", 2.0))),
+        (handles(NEW, &["socket"], 50), Some(("tcp", 2.0))),
     ];
     for plots in in_turn(&plots) {
         let mut stories = start(plots.iter().map(|(plot, _)| plot));

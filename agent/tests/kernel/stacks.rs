@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde_json::Value;
 
 use crate::{
+    apps::installed,
     harness::{VERSION, Workload, bench, close, patience, say, trace},
     records::{Records, list, number, text},
 };
@@ -50,10 +51,22 @@ fn check(script: &str, args: &[&str], missing_percent: f64, is_outermost: impl F
     close(&format!("samples whose stack is complete, of {all}"), 100.0, complete / all * 100.0, missing_percent);
 }
 
+/// Where a thread begins: in libc's clone, of which a stripped libc tells the place only.
+fn begins(name: &str) -> bool {
+    name == "_start" || name.starts_with("clone") || name.starts_with("libc.so.6+")
+}
+
 #[test]
 fn stacks_reach_down_to_where_the_thread_began() {
-    // A thread begins in libc's clone, of which a stripped libc tells the place only.
-    check("mixed.js", &[], 1.0, |name| name == "_start" || name.starts_with("clone") || name.starts_with("libc.so.6+"));
+    check("mixed.js", &[], 1.0, begins);
+}
+
+/// As most are where a process is traced from its start.
+#[test]
+fn an_addon_that_is_loaded_while_it_is_watched_is_unwound_like_any_other() {
+    if installed().is_some() {
+        check("addon.js", &[], 1.0, begins);
+    }
 }
 
 /// Where the verifier unrolls the walk there is no room for tables: what was in libc when it was sampled is cut, and in assembly code.
