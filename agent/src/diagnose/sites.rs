@@ -38,11 +38,19 @@ pub fn makers(process: &Process, kind: SiteKind) -> Vec<Maker> {
     makers
 }
 
+/// What is done, by the names of who does it. How JavaScript is run and calls out changes as it gets hot; what it does, does not.
 fn path(frames: &[std::sync::Arc<Frame>]) -> Vec<String> {
     // Where nothing is known of a frame, the walk went astray: what follows says nothing.
     let known = frames.iter().take_while(|frame| frame.kind != FrameKind::Unknown || frame.module.is_some());
-    // How JavaScript is run changes as it gets hot; what it does, does not.
-    known.filter(|frame| frame.kind != FrameKind::Builtin).take(PATH_FRAMES).map(|frame| frame.name.clone()).collect()
+    let known = known.filter(|frame| frame.kind != FrameKind::Builtin);
+    // What V8 itself does is that; later on it only stands between a caller and whom he calls.
+    let mut is_within = true;
+    let told = known.filter(|frame| {
+        let is_of_v8 = frame.kind == FrameKind::Native && frame.name.starts_with("v8::internal::");
+        is_within &= is_of_v8;
+        is_within || !is_of_v8
+    });
+    told.take(PATH_FRAMES).map(|frame| frame.name.clone()).collect()
 }
 
 /// The function outside of Node.js that is nearest to the top: whose code it is.
@@ -134,4 +142,47 @@ pub fn allocators(process: &Process, makers: &[Maker]) -> (Vec<Evidence>, Vec<St
         stack: Some(maker.stack),
     };
     (functions.iter().map(line).collect(), functions.into_iter().map(|(name, _)| name).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn path_of(frames: &[(FrameKind, &str)]) -> Vec<String> {
+        let frame =
+            |(kind, name): &(FrameKind, &str)| Frame { name: (*name).to_owned(), kind: *kind, ..Frame::default() };
+        path(&frames.iter().map(frame).map(Arc::new).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_path_is_the_same_however_hot_it_is() {
+        use FrameKind::{Builtin, Js, Native};
+        let cold = path_of(&[
+            (Native, "allocate"),
+            (Native, "v8impl::FunctionCallbackWrapper::Invoke"),
+            (Native, "v8::internal::FunctionCallbackArguments::Call"),
+            (Native, "v8::internal::Builtin_HandleApiCall"),
+            (Builtin, "CEntry_Return1_ArgvOnStack_BuiltinExit"),
+            (Js, "handler"),
+        ]);
+        let hot = path_of(&[
+            (Native, "allocate"),
+            (Native, "v8impl::FunctionCallbackWrapper::Invoke"),
+            (Builtin, "CallApiCallback"),
+            (Js, "handler"),
+        ]);
+        assert_eq!(cold, hot);
+        assert_eq!(cold.last().map(String::as_str), Some("handler"));
+    }
+
+    #[test]
+    fn what_v8_itself_does_is_told_apart() {
+        use FrameKind::{Js, Native};
+        let [parses, compiles] = ["v8::internal::ParseInfo::ParseInfo", "v8::internal::Compiler::Compile"]
+            .map(|name| path_of(&[(Native, name), (Native, "v8::internal::Runtime_X"), (Js, "load")]));
+        assert_ne!(parses, compiles);
+        assert_eq!(parses.len(), 3);
+    }
 }

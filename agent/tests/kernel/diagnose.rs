@@ -40,7 +40,7 @@ const SERVED: u32 = 500;
 
 /// Seconds to look at what grows with each request, where these may be fewer than were wanted.
 fn long(seconds: u32) -> u32 {
-    if slowness() > 1 { 2 * seconds } else { seconds }
+    if slowness() > 1 { 3 * seconds } else { seconds }
 }
 
 /// A server of one of the stories, under load.

@@ -172,7 +172,8 @@ impl Session {
             warn!("{group:?} probes: {error}");
             return;
         }
-        if group == Group::Allocations {
+        // Time counts while all of them are there.
+        if group == Group::Allocations && action == Action::Detach {
             self.allocations.mark(monotonic_ns(), action);
         }
         if group == Group::Pool && action == Action::Attach {
@@ -186,6 +187,9 @@ impl Session {
             }
             Action::Attach => self.files.iter().try_for_each(|file| file.attach(group, probes)),
         };
+        if group == Group::Allocations && action == Action::Attach {
+            self.allocations.mark(monotonic_ns(), action);
+        }
         if group == Group::Pool && action == Action::Detach {
             // What is in flight now would stay so for ever.
             self.maps.forget_works();
