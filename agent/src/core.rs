@@ -81,6 +81,7 @@ impl Core {
     /// Takes one input in.
     pub fn step(&mut self, input: Input) -> Vec<Output> {
         match input {
+            Input::Begin { since, clock } => self.begin(since, clock),
             Input::Target(facts) => self.target(*facts),
             Input::Cluster(facts) => self.cluster(&facts),
             Input::PgReading(reading) => self.clusters.read(*reading, &mut self.counters),
@@ -138,7 +139,7 @@ impl Core {
         self.out.push(Output::Record(Box::new(Record { schema_version: SCHEMA_VERSION, time, pid: pid.0, body })));
     }
 
-    /// The first thing that is traced begins the trace.
+    /// The first thing that is traced begins the trace, where it was not told to begin before there is any.
     fn begin(&mut self, since: MonoNs, clock: Clock) {
         if self.since.is_none() {
             self.since = Some(since);

@@ -391,3 +391,17 @@ fn stacks_that_say_the_same_are_one() {
     let samples: Vec<_> = profile.unwrap().stacks.iter().map(|place| (place.user_stack, place.samples)).collect();
     assert_eq!(samples, [(Some(StackId(77)), 2), (Some(StackId(79)), 1)]);
 }
+
+#[test]
+fn a_trace_without_anybody_to_trace_knows_what_time_it_is() {
+    let mut run = Run { core: Core::new(), records: Vec::new(), asked: Vec::new() };
+    run.step(Input::Begin { since: MonoNs(BEGIN), clock: facts().clock });
+    run.tick(&[], BEGIN + 1000 * MS);
+    let about_itself = run.records.iter().find_map(|record| match &record.body {
+        Body::Agent(own) => Some((record.time.as_str(), own.duration_ns)),
+        _ => None,
+    });
+    let (time, duration_ns) = about_itself.unwrap();
+    assert!(time.starts_with("2026-"), "{time}");
+    assert_eq!(duration_ns, 1000 * MS);
+}

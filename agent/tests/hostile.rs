@@ -87,6 +87,7 @@ fn input() -> impl Strategy<Value = Input> {
         8 => record(),
         2 => tick(),
         1 => Just(Input::Target(Box::new(facts()))),
+        1 => word().prop_map(|since| Input::Begin { since: MonoNs(since), clock: facts().clock }),
         1 => word().prop_map(|now| Input::TargetGone { pid: Pid(PID), now: MonoNs(now) }),
         1 => word().prop_map(|at| Input::WorkClass { pid: Pid(PID), vtable: UserAddr(at), class: Some("\u{1b}[2J<<>".into()) }),
         1 => (0u32..9, proptest::collection::vec(any::<u8>(), 0..200)).prop_map(|(family, bytes)| Input::Records { family, bytes: bytes.into() }),

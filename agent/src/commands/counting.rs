@@ -33,6 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The last ones, of all processes, are begun by then, or not at all.
 const LAST_WITHIN: Duration = Duration::from_secs(5);
 
+/// Beyond this the end of a trace does not wait for them: where others take all of the CPU, one may take minutes.
+pub const LAST_PATIENCE: Duration = LAST_WITHIN.saturating_add(PATIENCE);
+
 /// The last one tells little if the one before was just now.
 const LAST_AFTER: Duration = Duration::from_secs(2);
 
@@ -110,10 +113,10 @@ impl HeapWatch {
         }
     }
 
-    /// What was counted by the end of a window, which was then; at the end of all it is waited for.
-    pub fn counted(&mut self, looked: Instant, is_ending: bool) -> Option<HeapCount> {
+    /// What was counted by the end of a window, which was then.
+    pub fn counted(&mut self, looked: Instant) -> Option<HeapCount> {
         let counting = match std::mem::replace(&mut self.state, State::Refused) {
-            State::Counting(counting) if is_ending || counting.is_done() => counting,
+            State::Counting(counting) if counting.is_done() => counting,
             other => {
                 self.state = other;
                 return None;

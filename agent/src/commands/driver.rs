@@ -121,6 +121,10 @@ pub fn drive(
             let pods = Pods::start(&resident.config().kubernetes).await;
             resident.pods = pods.map_err(|error| DriverError::Output(error.to_string()))?;
         }
+        if driver.resident.is_some() {
+            // There may be nobody to trace for a long time, and what it costs to wait is told all the same.
+            driver.feed(Input::Begin { since: monotonic_ns(), clock: subject::clock() });
+        }
         driver.meet();
         if driver.resident.is_some() {
             say("agent: ready; SIGTERM ends it, SIGHUP has the configuration read again");

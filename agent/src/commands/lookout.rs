@@ -248,7 +248,7 @@ impl Lookout {
                 if !self.is_ending {
                     watched.objects.step(*pid, memory, session, &mut self.censuses);
                 }
-                memory.census = watched.objects.counted(looked, self.is_ending).map(Box::new);
+                memory.census = watched.objects.counted(looked).map(Box::new);
             }
         }
     }

@@ -18,6 +18,8 @@ use crate::{
 /// Everything that can happen.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Input {
+    /// The trace begins, though there may be nobody to trace yet.
+    Begin { since: MonoNs, clock: Clock },
     /// A process is traced from here on.
     Target(Box<TargetFacts>),
     /// A PostgreSQL cluster is traced from here on.

@@ -31,6 +31,8 @@ fn grown(
     let holds = trend.span_s >= thresholds.span_s
         && windows >= thresholds.windows
         && trend.gained() >= least
+        // A slope is not yet a gain: where windows are late, it may be that of a part of the time.
+        && trend.last - trend.first >= 0.5 * least
         && trend.r2 >= thresholds.r2
         && trend.goes_on(thresholds.still_growing);
     holds.then(|| Grown { trend, requests: process.requests_between(&series), series })

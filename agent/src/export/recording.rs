@@ -25,7 +25,7 @@ use crate::{
 const MAGIC: [u8; 8] = *b"AGENTREC";
 
 /// Rises whenever an input or a kernel record changes.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Why a recording cannot be read (on).
 #[derive(Debug, Error)]
@@ -59,6 +59,7 @@ mod tag {
     pub const MEMORY: u8 = 12;
     pub const AWAITS: u8 = 13;
     pub const PG_WAIT_EVENTS: u8 = 14;
+    pub const BEGIN: u8 = 15;
 }
 
 #[derive(Serialize, Deserialize)]
@@ -161,6 +162,7 @@ impl<W: Write> Writer<W> {
     pub fn write(&mut self, input: &Input) -> io::Result<()> {
         self.frame.clear();
         let tag = match input {
+            Input::Begin { since, clock } => self.json(tag::BEGIN, &(*since, *clock))?,
             Input::Target(facts) => self.json(tag::TARGET, facts.as_ref())?,
             Input::Cluster(facts) => self.json(tag::CLUSTER, facts.as_ref())?,
             Input::PgReading(reading) => self.json(tag::PG_READING, reading.as_ref())?,
@@ -314,6 +316,10 @@ fn json<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, &'static str> {
 
 fn parse(tag: u8, payload: Bytes) -> Result<Input, &'static str> {
     Ok(match tag {
+        tag::BEGIN => {
+            let (since, clock) = json(&payload)?;
+            Input::Begin { since, clock }
+        }
         tag::TARGET => Input::Target(Box::new(json::<TargetFacts>(&payload)?)),
         tag::CLUSTER => Input::Cluster(Box::new(json::<ClusterFacts>(&payload)?)),
         tag::PG_READING => Input::PgReading(Box::new(json::<Reading>(&payload)?)),

@@ -7,6 +7,7 @@ use tokio::{
 };
 
 use super::{Driver, Ending, Finished, GOVERN, Lookout, NAMES_PATIENCE, say};
+use crate::commands::counting::LAST_PATIENCE;
 use crate::{cli::exit, core::Input, probe::maps::monotonic_ns, report::model::EndReason};
 
 /// Signals that end a trace, or have a daemon read its configuration again. From the first moment that they are listened to none of them
@@ -29,16 +30,22 @@ impl Signals {
 
 impl Driver {
     /// Has live objects counted for the last time. The trace goes on meanwhile: without the probes on collections nobody would know of one
-    /// that moved objects while they were counted, and the last count is what a growth is measured by. A second Ctrl-C ends it.
+    /// that moved objects while they were counted, and the last count is what a growth is measured by. A second Ctrl-C ends it, and so
+    /// does [`LAST_PATIENCE`].
     pub(super) async fn count_objects_at_last(&mut self, end: &Ending, signals: &mut Signals) {
         let is_asked_to = matches!(end.reason, EndReason::Duration | EndReason::Interrupted) && self.resident.is_none();
         let (Some(lookout), true) = (&mut self.lookout, is_asked_to) else { return };
         lookout.count_objects_at_last(&self.session);
+        let patience = Instant::now() + LAST_PATIENCE;
         while self.lookout.as_ref().is_some_and(Lookout::is_counting) {
             self.govern();
             tokio::select! {
                 biased;
                 _ = signals.interrupt.recv() => return,
+                () = sleep_until(patience) => {
+                    warn!("live objects were not counted in time: the CPUs are busy");
+                    return;
+                }
                 () = sleep(GOVERN) => {}
                 Some(answers) = self.answers.recv() => self.answer_all(answers),
                 Some(batch) = self.session.batches.recv() => self.take(batch),
