@@ -81,7 +81,33 @@ pub fn test(series: Series, program: &Path, args: &[OsString], limit: Duration) 
     words.extend(variables);
     words.extend([root().join("scripts/kernel-guest").display().to_string(), program.display().to_string()]);
     words.extend(args.iter().map(|arg| arg.to_string_lossy().into_owned()));
-    pack(series, &image, &words)?;
+    pack(series, &image, &(mounts(series, READ_ONLY) + &format!("exec $B switch_root /host{}\n", quoted(&words))))?;
+    boot(series, &image, limit)
+}
+
+/// Runs the systemd unit in a guest whose first process is systemd; `agent` is the program.
+pub fn unit(series: Series, agent: &Path, limit: Duration) -> Result<(), Error> {
+    if which("systemctl").is_none() {
+        apt::install(&["systemd"])?;
+    }
+    let image = image(series)?;
+    let begins = format!(
+        "$B cat >/host/etc/systemd/system/check.service <<'END'
+[Unit]
+Description=what the guest is for
+[Service]
+Type=oneshot
+ExecStart={script} {agent}
+TTYPath=/dev/ttyS0
+StandardOutput=tty
+StandardError=tty
+END
+exec $B switch_root /host /lib/systemd/systemd --unit=check.service
+",
+        script = root().join("scripts/unit-guest").display(),
+        agent = agent.display(),
+    );
+    pack(series, &image, &(mounts(series, WRITABLE) + &begins))?;
     boot(series, &image, limit)
 }
 
@@ -169,12 +195,12 @@ fn find(below: &Path, head: &str) -> Option<PathBuf> {
     None
 }
 
-/// Makes the guest's first root: it loads the modules, changes over to the host's files and runs a command there.
-fn pack(series: Series, image: &Image, command: &[String]) -> Result<(), Error> {
+/// Makes the guest's first root, in which this script is the first process.
+fn pack(series: Series, image: &Image, init: &str) -> Result<(), Error> {
     let Image { place, .. } = image;
     let io = |error| Error::Io { path: place.clone(), error };
     let tree = place.join("root");
-    for directory in ["bin", "modules", "host", "repository", "proc", "sys", "dev"] {
+    for directory in ["bin", "modules", "host", "files", "over", "repository", "proc", "sys", "dev"] {
         fs::create_dir_all(tree.join(directory)).map_err(io)?;
     }
     fs::copy(BUSYBOX, tree.join("bin/busybox")).map_err(io)?;
@@ -182,20 +208,24 @@ fn pack(series: Series, image: &Image, command: &[String]) -> Result<(), Error> 
         let file = format!("{module}.ko");
         fs::copy(place.join("modules").join(&file), tree.join("modules").join(&file)).map_err(io)?;
     }
-    let init = tree.join("init");
-    fs::write(&init, init_script(series, command)).map_err(io)?;
-    run(Command::new("chmod").arg("755").arg(&init))?;
+    let first = tree.join("init");
+    fs::write(&first, init).map_err(io)?;
+    run(Command::new("chmod").arg("755").arg(&first))?;
     let pack = format!("find . | cpio --create --format=newc --quiet | gzip >'{}'", image.initrd().display());
     run(Command::new("sh").args(["-c", &pack]).current_dir(&tree))
 }
 
-fn init_script(series: Series, command: &[String]) -> String {
+/// The host's files as they are.
+const READ_ONLY: &str = "$B mount --bind /files /host";
+
+/// What is written lies in memory, over the host's files.
+const WRITABLE: &str = "$B mount -t tmpfs over /over
+$B mkdir /over/upper /over/work
+$B mount -t overlay overlay -o lowerdir=/files,upperdir=/over/upper,workdir=/over/work /host";
+
+/// The beginning of a script that loads the modules and has the host's files in `/host`, with a `/tmp` and a `/run` of its own.
+fn mounts(series: Series, host: &str) -> String {
     let modules = series.modules().join(" ");
-    let mut quoted = String::new();
-    for word in command {
-        // Writing to a string does not fail.
-        let _ = write!(quoted, " '{}'", word.replace('\'', "'\\''"));
-    }
     // A repository below /tmp is to be seen there, whatever else is not.
     format!(
         "#!/bin/busybox sh
@@ -205,19 +235,29 @@ $B mount -t sysfs sys /sys
 $B mount -t devtmpfs dev /dev
 for module in {modules}; do $B insmod /modules/$module.ko; done
 for try in 1 2 3 4 5; do
-    $B mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro host /host && break
+    $B mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro host /files && break
     $B sleep 1
 done
+{host}
 $B mount --bind '/host{root}' /repository
 $B mount -t tmpfs tmp /host/tmp
 $B mount -t tmpfs run /host/run
 $B mkdir -p '/host{root}'
 $B mount --move /repository '/host{root}'
 for place in proc sys dev; do $B mount --move /$place /host/$place; done
-exec $B switch_root /host{quoted}
 ",
         root = root().display()
     )
+}
+
+/// Words of a shell, each with a space before it.
+fn quoted(words: &[String]) -> String {
+    let mut quoted = String::new();
+    for word in words {
+        // Writing to a string does not fail.
+        let _ = write!(quoted, " '{}'", word.replace('\'', "'\\''"));
+    }
+    quoted
 }
 
 impl Image {

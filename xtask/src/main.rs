@@ -53,6 +53,9 @@ enum Command {
         /// On Debian's kernel of this line, in qemu: the tests against the kernel, whose program the arguments are for
         #[arg(long, value_enum)]
         kernel: Option<kernel::Series>,
+        /// There, instead: the systemd unit as an administrator installs it, under systemd
+        #[arg(long, requires = "kernel", conflicts_with = "args")]
+        unit: bool,
         /// Passed on to `cargo test`; with any, only the tests are run
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
@@ -67,8 +70,9 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Image(args) => image::image(&args),
         Command::Sbom(args) => sbom::sbom(&args),
-        Command::Test { kernel: Some(series), args } => test::on_kernel(series, &args),
-        Command::Test { kernel: None, args } => test::test(&args),
+        Command::Test { kernel: Some(series), unit: true, .. } => test::unit(series),
+        Command::Test { kernel: Some(series), args, .. } => test::on_kernel(series, &args),
+        Command::Test { kernel: None, args, .. } => test::test(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

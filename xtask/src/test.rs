@@ -52,6 +52,7 @@ pub fn test(args: &[OsString]) -> Result<(), Error> {
     if args.is_empty() {
         let args: Vec<OsString> = ["--exact"].into_iter().chain(ON_OLDER).map(OsString::from).collect();
         kernel::test(OLDER, &program()?, &args, ON_OLDER_LIMIT)?;
+        unit(OLDER)?;
     }
     Ok(())
 }
@@ -76,6 +77,16 @@ fn dependencies() -> Result<(), Error> {
 pub fn on_kernel(series: Series, args: &[OsString]) -> Result<(), Error> {
     object()?;
     kernel::test(series, &program()?, args, LIMIT)
+}
+
+/// The systemd unit, on another kernel.
+pub fn unit(series: Series) -> Result<(), Error> {
+    object()?;
+    let program = program()?;
+    // Beside the directory of the tests' programs.
+    let agent = program.ancestors().nth(2).map(|directory| directory.join("agent"));
+    let agent = agent.ok_or_else(|| Error::Missing { what: "the agent".into(), so: "cargo built none".into() })?;
+    kernel::unit(series, &agent, ON_OLDER_LIMIT)
 }
 
 /// Builds the program of the tests against the kernel, as `cargo test` would.
