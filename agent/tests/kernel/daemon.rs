@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use crate::{
     event_loop::check_utilization,
-    harness::{Bench, Process, VERSION, Workload, agent_command, bench, node, read, say, script},
+    harness::{Bench, Process, VERSION, Workload, agent_command, bench, node, patience, read, say, script},
     records::Records,
     resident::{Daemon, LIMIT, config},
 };
@@ -143,6 +143,21 @@ fn a_bad_configuration_is_refused_and_a_good_one_is_in_force() {
     daemon.process.signal(Signal::HUP);
     daemon.await_line(workload.pid(), "target", 2);
     daemon.await_line(workload.pid(), "window", windows + 1);
+}
+
+#[test]
+fn a_daemon_that_nobody_has_come_to_tells_of_itself_at_the_right_time() {
+    let Some(bench) = bench() else { return };
+    let hour =
+        || String::from_utf8(Command::new("date").args(["-u", "+%Y-%m-%dT%H:"]).output().unwrap().stdout).unwrap();
+    let before = hour();
+    let daemon = Daemon::start(&bench, "alone");
+    daemon.await_line(0, "agent", 1);
+    let told = daemon.lines().into_iter().find(|line| line["type"] == "agent").unwrap();
+    let time = told["time"].as_str().unwrap();
+    assert!([before, hour()].iter().any(|hour| time.starts_with(hour.trim())), "{time}");
+    let duration_s = told["duration_ns"].as_f64().unwrap() / 1e9;
+    assert!(duration_s < patience(LIMIT).as_secs_f64(), "{duration_s} s");
 }
 
 #[test]
