@@ -150,8 +150,11 @@ pub const KERNEL_SYMBOLS_MAX: usize = 1 << 20;
 /// Bytes of one file's `.eh_frame`: the `postgres` server has 800 KiB, Chromium 20 MiB.
 pub const FRAME_TABLE_BYTES_MAX: u64 = 32 << 20;
 
-/// Rows of one file's unwind table: `postgres` has 81 000.
-pub const UNWIND_FILE_ROWS_MAX: usize = 1 << 17;
+/// Rows of one file's unwind table: as many as the kernel half searches.
+pub const UNWIND_FILE_ROWS_MAX: usize = agent_ebpf::state::UNWIND_FILE_ROWS_MAX as usize;
+
+/// Files whose unwind table is known by which file it is: 24 B each.
+pub const UNWIND_FILES_KNOWN_MAX: usize = 4096;
 
 /// Reads of a V8 heap that one frame is worth: a function that is met for the first time takes about forty, with its script's source
 /// in chunks and a dozen inlined functions some hundreds.

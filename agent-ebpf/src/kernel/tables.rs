@@ -1,11 +1,11 @@
 //! Unwinding code that keeps no frame pointers, by rows that user space made of the files' `.eh_frame`.
 
-use agent_ebpf::state::{REGIONS_MAX, Region, Regions, UNWIND_ROWS_MAX, UnwindRow, cfa};
+use agent_ebpf::state::{REGIONS_MAX, Region, Regions, UNWIND_FILE_ROWS_MAX, UnwindRow, cfa};
 
 use super::maps;
 
-/// Halvings that find any row.
-const HALVINGS: u32 = UNWIND_ROWS_MAX.ilog2() + 1;
+/// Halvings that find any row of a table.
+const HALVINGS: u32 = UNWIND_FILE_ROWS_MAX.ilog2() + 1;
 
 /// Looked up before: the frames that a thread was called through are the same in each of its stacks, and to find one row takes
 /// eighteen looks into megabytes that nobody else uses.

@@ -5,8 +5,11 @@ use crate::abi::record;
 /// Mapped files of a process that code without frame pointers is unwound in by table.
 pub const REGIONS_MAX: usize = 24;
 
-/// Rows of all tables: libc has 12 000, PostgreSQL 60 000; 8 B each.
-pub const UNWIND_ROWS_MAX: u32 = 1 << 18;
+/// Rows of all tables, 8 B each: what one image of Node.js maps has 80 000, PostgreSQL 60 000.
+pub const UNWIND_ROWS_MAX: u32 = 1 << 20;
+
+/// Rows of one of them: `postgres` has 81 000.
+pub const UNWIND_FILE_ROWS_MAX: u32 = 1 << 17;
 
 record! {
     /// A part of a process's address space whose code is unwound by rows of the table.

@@ -13,8 +13,13 @@ use log::debug;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{attach::Probes, maps::MapsError};
+use super::{
+    allotment::{Allotment, Content, Rows},
+    attach::Probes,
+    maps::MapsError,
+};
 use crate::{
+    limits::UNWIND_FILES_KNOWN_MAX,
     target::{
         elf::ElfFile,
         procfs::{self, FileIdentity, Mapping},
@@ -25,15 +30,6 @@ use crate::{
 
 const REGIONS: usize = size_of::<Regions>();
 const ROWS_BYTES: usize = UNWIND_ROWS_MAX as usize * size_of::<UnwindRow>();
-
-/// Where a file's rows are in the table, and from where to where they go by its own addresses.
-#[derive(Clone, Copy)]
-struct Rows {
-    first: u32,
-    count: u32,
-    from: u32,
-    to: u32,
-}
 
 /// What of a process is unwound by table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,9 +46,10 @@ pub struct Covered {
 pub struct Tables {
     regions: BpfHashMap<MapData, u32, [u8; REGIONS]>,
     rows: SharedRows,
-    used: u32,
     stamp: u32,
-    files: HashMap<FileIdentity, Rows>,
+    allotment: Allotment,
+    /// What is in files that were read.
+    contents: HashMap<FileIdentity, Content>,
     processes: HashMap<Pid, Process>,
 }
 
@@ -60,6 +57,8 @@ pub struct Tables {
 struct Process {
     keeps_frame_pointers: Option<FileIdentity>,
     mappings: Vec<Mapping>,
+    /// By which it is unwound.
+    tables: Vec<Content>,
 }
 
 impl Tables {
@@ -72,9 +71,9 @@ impl Tables {
         Ok(Self {
             regions,
             rows: SharedRows::of(rows)?,
-            used: 0,
             stamp: 0,
-            files: HashMap::new(),
+            allotment: Allotment::new(UNWIND_ROWS_MAX),
+            contents: HashMap::new(),
             processes: HashMap::new(),
         })
     }
@@ -84,28 +83,26 @@ impl Tables {
     pub fn cover(&mut self, pid: Pid, keeps_frame_pointers: Option<FileIdentity>) -> Covered {
         // A process that has gone has nothing to unwind.
         let mappings = files_of(pid).unwrap_or_default();
-        let covered = self.tell(pid, keeps_frame_pointers, &mappings);
-        self.processes.insert(pid, Process { keeps_frame_pointers, mappings });
-        covered
+        self.tell(pid, keeps_frame_pointers, mappings)
     }
 
     /// The same, if a process has mapped anything since, and is known.
     pub fn cover_again(&mut self, pid: Pid) -> Option<Covered> {
         let mappings = files_of(pid)?;
-        let process = self.processes.get_mut(&pid).filter(|process| process.mappings != mappings)?;
-        process.mappings.clone_from(&mappings);
+        let process = self.processes.get(&pid).filter(|process| process.mappings != mappings)?;
         let keeps_frame_pointers = process.keeps_frame_pointers;
-        Some(self.tell(pid, keeps_frame_pointers, &mappings))
+        Some(self.tell(pid, keeps_frame_pointers, mappings))
     }
 
-    fn tell(&mut self, pid: Pid, keeps_frame_pointers: Option<FileIdentity>, mappings: &[Mapping]) -> Covered {
+    fn tell(&mut self, pid: Pid, keeps_frame_pointers: Option<FileIdentity>, mappings: Vec<Mapping>) -> Covered {
         let mut covered = Covered::default();
         let mut regions = Regions::new_zeroed();
         regions.low = u64::MAX;
         self.stamp += 1;
         regions.stamp = self.stamp;
-        for mapping in mappings {
-            let place = self.place(pid, mapping, keeps_frame_pointers, &mut covered);
+        let mut tables = Vec::new();
+        for mapping in &mappings {
+            let place = self.place(pid, mapping, keeps_frame_pointers, &mut tables, &mut covered);
             let Some((base, rows, identity)) = place else { continue };
             let (start, end) = (mapping.start.0, mapping.end.0);
             let region = Region { start, end, base, first_row: rows.first, rows: rows.count };
@@ -131,6 +128,7 @@ impl Tables {
         if let Err(error) = self.regions.insert(&pid.0, &value, 0) {
             debug!("pid={pid} is unwound by frame pointers only: {error}");
         }
+        self.processes.insert(pid, Process { keeps_frame_pointers, mappings, tables });
         covered
     }
 
@@ -146,6 +144,7 @@ impl Tables {
         pid: Pid,
         mapping: &Mapping,
         keeps_frame_pointers: Option<FileIdentity>,
+        tables: &mut Vec<Content>,
         covered: &mut Covered,
     ) -> Option<(u64, Rows, FileIdentity)> {
         let (file, path) = procfs::open_mapped(pid, mapping).map_err(|error| debug!("{error}")).ok()?;
@@ -153,22 +152,46 @@ impl Tables {
         let identity = FileIdentity { device: metadata.dev(), inode: metadata.ino() };
         let elf = ElfFile::from_file(file, &path).map_err(|error| debug!("{error}")).ok()?;
         let base = elf.bias(mapping.start.0, mapping.offset)?;
-        if !self.files.contains_key(&identity) {
-            let keeps = Some(identity) == keeps_frame_pointers;
-            let rows = if keeps { unwind::exceptions(&elf) } else { unwind::rows(&elf) };
-            let count = u32::try_from(rows.len()).ok()?;
-            if self.used.checked_add(count).is_none_or(|end| end > UNWIND_ROWS_MAX) {
-                covered.left_out += 1;
-                return None;
-            }
-            self.rows.write(self.used, &rows);
-            let start = |row: Option<&UnwindRow>| row.map_or(0, |row| row.start);
-            let rows = Rows { first: self.used, count, from: start(rows.first()), to: start(rows.last()) };
-            self.files.insert(identity, rows);
-            self.used += count;
-        }
-        let rows = *self.files.get(&identity)?;
+        let known = self.contents.get(&identity).and_then(|content| Some((*content, self.allotment.get(*content)?)));
+        let (content, rows) = match known {
+            Some(known) => known,
+            None => self.read(&elf, identity, Some(identity) == keeps_frame_pointers, tables, covered)?,
+        };
+        tables.push(content);
         (rows.count > 0).then_some((base, rows, identity))
+    }
+
+    /// The table of a file that was not met before; `None` if it has none, or there is no room.
+    fn read(
+        &mut self,
+        elf: &ElfFile,
+        identity: FileIdentity,
+        keeps_frame_pointers: bool,
+        tables: &[Content],
+        covered: &mut Covered,
+    ) -> Option<(Content, Rows)> {
+        let (addr, bytes) = elf.frames()?;
+        let content = self.allotment.content(addr.0, &bytes, keeps_frame_pointers);
+        if self.contents.len() >= UNWIND_FILES_KNOWN_MAX {
+            self.contents.clear();
+        }
+        self.contents.insert(identity, content);
+        if let Some(rows) = self.allotment.get(content) {
+            return Some((content, rows));
+        }
+        let made = if keeps_frame_pointers { unwind::exceptions_of } else { unwind::rows_of }(addr.0, &bytes);
+        let start = |row: Option<&UnwindRow>| row.map_or(0, |row| row.start);
+        let count = u32::try_from(made.len()).ok()?;
+        let rows = Rows { first: 0, count, from: start(made.first()), to: start(made.last()) };
+        let processes = &self.processes;
+        let is_used =
+            |content| tables.contains(&content) || processes.values().any(|process| process.tables.contains(&content));
+        let Some(rows) = self.allotment.add(content, rows, is_used) else {
+            covered.left_out += 1;
+            return None;
+        };
+        self.rows.write(rows.first, &made);
+        Some((content, rows))
     }
 }
 

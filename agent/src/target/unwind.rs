@@ -9,7 +9,6 @@ use gimli::{
     Register, RegisterRule, UnwindContext, UnwindExpression, UnwindSection, UnwindTableRow, X86_64,
 };
 
-use super::elf::ElfFile;
 use crate::limits::UNWIND_FILE_ROWS_MAX;
 
 const WORD_BYTES: i64 = 8;
@@ -17,15 +16,9 @@ const WORD_BYTES: i64 = 8;
 type Slice<'a> = gimli::EndianSlice<'a, LittleEndian>;
 type Entry<'a> = FrameDescriptionEntry<Slice<'a>>;
 
-/// The rows of a file, sorted by its own addresses; empty if it has none, or none that can be read.
+/// The rows of an `.eh_frame` section at an address, sorted by the file's own addresses; empty if none can be read.
 ///
 /// A damaged entry costs itself.
-#[must_use]
-pub fn rows(elf: &ElfFile) -> Vec<UnwindRow> {
-    elf.frames().map(|(addr, bytes)| rows_of(addr.0, &bytes)).unwrap_or_default()
-}
-
-/// The rows of an `.eh_frame` section at an address.
 #[must_use]
 pub fn rows_of(addr: u64, bytes: &[u8]) -> Vec<UnwindRow> {
     let mut table = Table::of(addr, bytes, cfa::UNKNOWN);
@@ -35,12 +28,6 @@ pub fn rows_of(addr: u64, bytes: &[u8]) -> Vec<UnwindRow> {
 
 /// The same of a file that keeps frame pointers, but for some functions: those that use the frame pointer's register for something
 /// else, as OpenSSL's assembly code does, and what they may call near by. Everywhere else a row says to follow frame pointers.
-#[must_use]
-pub fn exceptions(elf: &ElfFile) -> Vec<UnwindRow> {
-    elf.frames().map(|(addr, bytes)| exceptions_of(addr.0, &bytes)).unwrap_or_default()
-}
-
-/// As [`exceptions`], of an `.eh_frame` section at an address.
 #[must_use]
 pub fn exceptions_of(addr: u64, bytes: &[u8]) -> Vec<UnwindRow> {
     /// What assembly code calls of its own is in the same file of the linker's, which is not larger than this.
@@ -264,6 +251,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::target::elf::ElfFile;
     use crate::{target::procfs, units::Pid};
 
     fn libc() -> ElfFile {
@@ -314,7 +302,8 @@ mod tests {
     #[test]
     fn rows_of_libc_are_what_readelf_says() {
         let elf = libc();
-        let rows = rows(&elf);
+        let (addr, bytes) = elf.frames().unwrap();
+        let rows = rows_of(addr.0, &bytes);
         let truth = truth(&elf);
         assert!(truth.len() > 10_000, "readelf found {} rows", truth.len());
         let mut compared = 0;
@@ -335,7 +324,8 @@ mod tests {
     #[test]
     fn exceptions_are_the_same_rows_as_those_of_the_whole_file() {
         let elf = libc();
-        let (all, exceptions) = (rows(&elf), exceptions(&elf));
+        let (addr, bytes) = elf.frames().unwrap();
+        let (all, exceptions) = (rows_of(addr.0, &bytes), exceptions_of(addr.0, &bytes));
         let told = exceptions.iter().filter(|row| row.cfa != cfa::FRAME_POINTERS);
         let mut compared = 0;
         for row in told {
