@@ -10,9 +10,12 @@ mod duty;
 mod level;
 mod price;
 mod suspicion;
+mod toll;
 
 pub use budget::{Budget, SHARE, STACKS_ASSURED, assured};
 pub use duty::{Action, Duty};
 pub use level::Level;
-pub use price::{Passed, Prices, hits_of};
+use price::hits_of;
+pub use price::{Passed, Prices};
 pub use suspicion::{Suspicion, Watch};
+pub use toll::Tolls;

@@ -6,7 +6,7 @@ use agent_ebpf::spec::Group;
 
 use super::session::{PhasesWanted, SwitchesWanted};
 use crate::{
-    govern::{Action, Budget, Duty, Level, Passed, Prices, STACKS_ASSURED, assured, hits_of},
+    govern::{Action, Budget, Duty, Level, Passed, Prices, STACKS_ASSURED, Tolls, assured},
     units::{MonoNs, nanoseconds},
 };
 
@@ -65,13 +65,6 @@ impl There {
     }
 }
 
-/// CPUs that a group may take which is attached on suspicion. One that takes more comes off when it has taken so much in all, which is
-/// some seconds to see who it is, or at once if it takes far more; then it is not attached again for a while.
-const SUSPICION_MOST: f64 = 0.05;
-const SUSPICION_AT_ONCE: f64 = 0.25;
-const SUSPICION_SPENT: Duration = Duration::from_millis(300);
-const REFUSED: Duration = Duration::from_mins(1);
-
 /// One group.
 #[derive(Debug)]
 struct Governed {
@@ -105,12 +98,8 @@ pub struct Governor {
     cuts_down: bool,
     /// What was passed by the last look.
     passed: Passed,
-    /// When it was last looked at what is on suspicion, and what was passed by then.
-    last: (MonoNs, Passed),
-    /// What groups on suspicion have taken since they were attached.
-    spent: Vec<(Group, Duration)>,
-    /// Groups that were too dear, and since when.
-    refused: Vec<(Group, MonoNs)>,
+    /// What is taken by groups on suspicion.
+    tolls: Tolls,
 }
 
 impl Governor {
@@ -146,9 +135,7 @@ impl Governor {
             budgeted: (now, Duration::ZERO),
             cuts_down: switches == SwitchesWanted::Auto,
             passed: Passed::default(),
-            last: (now, Passed::default()),
-            spent: Vec::new(),
-            refused: Vec::new(),
+            tolls: Tolls::new(now),
         }
     }
 
@@ -302,38 +289,14 @@ impl Governor {
         if self.cuts_down { self.own.times_after_first() } else { 1 }
     }
 
-    /// Of groups that are attached on suspicion, for seconds, those that cost too much even so, as of the last look. What makes handles
-    /// and what frees them is of use together only.
+    /// Of groups that are attached on suspicion, for seconds, those that cost too much even so, as of the last look.
     pub fn too_dear(&mut self, now: MonoNs, demanded: &[Group]) -> Vec<Group> {
-        let (before, then) = std::mem::replace(&mut self.last, (now, self.passed.clone()));
-        let span = Duration::from_nanos(now.since(before).0).as_secs_f64();
-        let new = self.passed.since(&then);
-        let cost = |group: &Group| {
-            let groups: &[Group] = match group {
-                Group::Makers | Group::Takers => &[Group::Makers, Group::Takers],
-                other => std::slice::from_ref(other),
-            };
-            let hits = groups.iter().map(|group| hits_of(*group, &new)).fold(0, u64::saturating_add);
-            Duration::from_nanos(self.prices.of_hits(hits))
-        };
-        let before =
-            |group: &Group| self.spent.iter().find(|(of, _)| of == group).map_or(Duration::ZERO, |(_, spent)| *spent);
-        let spent: Vec<(Group, Duration)> =
-            demanded.iter().map(|group| (*group, before(group) + cost(group))).collect();
-        let is_dear = |(group, spent): &&(Group, Duration)| {
-            let share = cost(group).as_secs_f64() / span;
-            span > 0.0 && (share > SUSPICION_AT_ONCE || share > SUSPICION_MOST && *spent > SUSPICION_SPENT)
-        };
-        let dear: Vec<Group> = spent.iter().filter(is_dear).map(|(group, _)| *group).collect();
-        self.spent = spent;
-        self.refused.extend(dear.iter().map(|group| (*group, now)));
-        dear
+        self.tolls.collect(now, &self.passed, self.prices, demanded)
     }
 
     /// A group was not too dear of late.
     pub fn allows(&mut self, group: Group, now: MonoNs) -> bool {
-        self.refused.retain(|(_, since)| now.since(*since).0 < REFUSED.as_nanos().try_into().unwrap_or(u64::MAX));
-        self.refused.iter().all(|(refused, _)| *refused != group)
+        self.tolls.allows(group, now)
     }
 
     /// A group is attached for the first time, or again for the first: it has cost nothing yet.

@@ -119,12 +119,24 @@ impl Drop for Probes {
     }
 }
 
-fn detach_all(links: Vec<Link>) {
+/// So many links wait side by side, where each probe has one of its own.
+const DETACHING_MAX: usize = 32;
+
+/// Where no thread is to be had, they wait one after another: what is not given to one is dropped here.
+fn detach_all(mut links: Vec<Link>) {
+    let share = links.len().div_ceil(DETACHING_MAX);
     std::thread::scope(|scope| {
-        for link in links {
-            scope.spawn(move || drop(link));
+        while links.len() > share {
+            let some = links.split_off(links.len() - share);
+            let _ = std::thread::Builder::new().spawn_scoped(scope, move || drop(some));
         }
+        drop(links);
     });
+}
+
+/// Nobody waits for it, unless no thread is to be had.
+fn detach_aside(links: Vec<Link>) {
+    let _ = std::thread::Builder::new().spawn(move || detach_all(links));
 }
 
 impl Probes {
@@ -295,10 +307,8 @@ impl Probes {
 
     /// Detaches the tracepoints with these programs. Nobody waits for it: the kernel takes its time over it.
     pub fn detach_tracepoints(&mut self, programs: &[&str]) {
-        let (off, on) = self.tracepoints.drain(..).partition(|(name, _)| programs.contains(name));
-        self.tracepoints = on;
-        let off: Vec<(&str, Link)> = off;
-        std::thread::spawn(move || drop(off));
+        let off = self.tracepoints.extract_if(.., |(name, _)| programs.contains(name));
+        detach_aside(off.map(|(_, link)| link).collect());
     }
 
     fn attach_tracepoint(&mut self, tracepoint: &'static Tracepoint) -> Result<(), String> {
@@ -365,7 +375,7 @@ impl Probes {
         for links in self.uprobes.values_mut() {
             off.extend(links.extract_if(.., |(on, _)| *on == key).map(|(_, link)| link));
         }
-        std::thread::spawn(move || detach_all(off));
+        detach_aside(off);
     }
 }
 

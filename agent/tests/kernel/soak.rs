@@ -102,24 +102,28 @@ fn thousands_of_short_lived_processes_cost_nothing_lasting() {
         }
         begun
     };
-    storm(1);
-    let (memory, descriptors) = (daemon.status("VmRSS"), daemon.descriptors());
+    // Among them, Node.js: those that live on are met, however many are around them.
+    let meet = || {
+        let workload = Workload::with(Command::new(node(VERSION)).arg(script("mixed.js")));
+        storm(1);
+        let pid = workload.pid();
+        daemon.await_line(pid, "window", 1);
+        drop(workload);
+        daemon.await_end(pid);
+        // The last window is closed.
+        thread::sleep(Duration::from_millis(1200));
+        (daemon.status("VmRSS"), daemon.descriptors())
+    };
+    // Once before it counts: what is known of the program, and the probes in its file, stay for the next one that runs it.
+    let (memory, descriptors) = meet();
     let begun = storm(7);
-    // Of some, Node.js: those that live on are met, however many are around them.
-    let workload = Workload::with(Command::new(node(VERSION)).arg(script("mixed.js")));
-    storm(1);
-    daemon.await_line(workload.pid(), "window", 1);
-    let pid = workload.pid();
-    drop(workload);
-    daemon.await_end(pid);
-    thread::sleep(Duration::from_millis(1200));
-    let (memory_after, descriptors_after) = (daemon.status("VmRSS"), daemon.descriptors());
+    let (memory_after, descriptors_after) = meet();
     say(&format!(
         "measured daemon: {begun} programs in 7 s; {memory} kB before, {memory_after} kB after; {descriptors} descriptors, then {descriptors_after}"
     ));
-    // A process was traced meanwhile: the tables of its program and the two links of its file stay for the next one.
-    assert!(memory_after < memory + 60_000, "{memory} kB grew to {memory_after} kB");
-    assert!(descriptors_after <= descriptors + 12, "{descriptors} grew to {descriptors_after}");
+    assert!(memory_after < memory + 20_000, "{memory} kB grew to {memory_after} kB");
+    // A library stays open in which a stack was seen; that may be for the first time.
+    assert!(descriptors_after <= descriptors + 6, "{descriptors} grew to {descriptors_after}");
     let mut daemon = daemon;
     daemon.process.signal(Signal::TERM);
     assert!(daemon.process.wait(LIMIT).success());
@@ -131,7 +135,7 @@ fn thousands_of_short_lived_processes_cost_nothing_lasting() {
 const HELD: [&str; 7] = ["kB of memory", "descriptors", "BPF maps", "BPF programs", "BPF links", "threads", "series"];
 
 /// What each may grow by from the middle to the end, where nothing leaks: what differs from one look to the next. Memory is the
-/// allocator's, and has caches that fill; links come and go with what is affordable; two processes more are three hundred series.
+/// allocator's, and has caches that fill; two processes more are three hundred series.
 const GROWTH_MAX: [f64; HELD.len()] = [3_000.0, 4.0, 0.0, 1.0, 4.0, 2.0, 300.0];
 /// Beside that, in a short run, each process may leave so many kB: ten minutes of it would show it.
 const MEMORY_A_PROCESS_MAX: f64 = 20.0;
@@ -160,6 +164,10 @@ fn series(metrics: SocketAddr) -> usize {
     let text = get(metrics, "/metrics").expect("metrics");
     text.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase())).count()
 }
+
+/// Figures that come and go: with what is affordable and suspected, links, and for a moment threads that take them off. Each probe has a
+/// link of its own on kernels before 6.6.
+const SWINGS: [usize; 2] = [4, 5];
 
 /// When it was, in seconds, and what was held then.
 type Look = (f64, [f64; HELD.len()]);
@@ -233,6 +241,10 @@ fn a_host_where_processes_come_and_go_leaves_nothing_in_the_daemon() {
     // Memory grows by a step where the symbols of one more program are read, late on a busy machine. What leaks does so in either half.
     let (early, late) = looks.split_at(looks.len() / 2);
     grown[0] = 2.0 * growth(early, 0).min(growth(late, 0));
+    let floor = |looks: &[Look], figure: usize| looks.iter().map(|look| look.1[figure]).fold(f64::INFINITY, f64::min);
+    for figure in SWINGS {
+        grown[figure] = floor(late, figure) - floor(early, figure);
+    }
     say(&format!("measured soak: {} processes in {seconds} s, {} looks from the middle on", pids.len(), looks.len()));
     let mut too_much = Vec::new();
     for (figure, name) in HELD.into_iter().enumerate() {
