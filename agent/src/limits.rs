@@ -117,8 +117,12 @@ pub const SYMBOL_NAME_BYTES_MAX: u64 = 4096;
 /// Functions of one file whose names are kept as they are shown: some thousand are ever on a stack, 200 B each.
 pub const FUNCTION_NAMES_MAX: usize = 8192;
 
-/// Files whose functions are kept: 3 MiB for a Node.js binary, far less for others.
-pub const SYMBOL_FILES_MAX: usize = 64;
+/// Files whose functions are kept: an open file each, and what was named in it. Fifty containers have a dozen each.
+pub const SYMBOL_FILES_MAX: usize = 768;
+
+/// Bytes that their symbols take, beyond which those make room that were not needed for long: 5 MiB for a Node.js binary, once for all
+/// files that hold the same, far less for others.
+pub const SYMBOL_BYTES_MAX: usize = 64 << 20;
 
 /// Files whose symbols' hashes are kept while nobody has them open: 4 MiB for a Node.js binary, some KiB for others.
 pub const SYMBOL_INDEXES_KEPT_MAX: usize = 8;

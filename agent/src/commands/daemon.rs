@@ -18,7 +18,7 @@ use crate::{
     diagnose::Diagnosis,
     probe::attach::Settings,
     report::model::TraceConfig,
-    target::postgres::StatementText,
+    target::{host, postgres::StatementText},
     units::nanoseconds,
 };
 
@@ -50,6 +50,7 @@ fn config(args: &DaemonArgs) -> Result<Config, ConfigError> {
 }
 
 fn stay(args: &DaemonArgs, config: Config) -> Result<u8, DriverError> {
+    host::allow_descriptors();
     let types = TypesAhead::read();
     let text = match config.trace.statements {
         Statements::None => StatementText::None,

@@ -1,13 +1,8 @@
 //! Which rows of the shared array are whose: each unwind table is there once, however many files hold it.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher, RandomState},
-};
+use std::collections::HashMap;
 
-/// What a table is made of. Containers of one image each have a file of their own as far as the kernel says, with the same bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Content(u64);
+use crate::target::content::Content;
 
 /// Where a table's rows are in the array, and from where to where they go by the file's own addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,20 +17,12 @@ pub struct Rows {
 pub struct Allotment {
     most: u32,
     tables: HashMap<Content, Rows>,
-    /// Nobody who makes files can know what collides.
-    hasher: RandomState,
 }
 
 impl Allotment {
     #[must_use]
     pub fn new(most: u32) -> Self {
-        Self { most, tables: HashMap::new(), hasher: RandomState::new() }
-    }
-
-    /// Of an `.eh_frame` section at an address, and how rows are made of it.
-    #[must_use]
-    pub fn content(&self, addr: u64, bytes: &[u8], is_exceptions: bool) -> Content {
-        Content(self.hasher.hash_one((addr, is_exceptions, bytes)))
+        Self { most, tables: HashMap::new() }
     }
 
     #[must_use]
@@ -82,7 +69,7 @@ mod tests {
     #[test]
     fn what_nobody_uses_makes_room_and_nothing_else_moves() {
         let mut allotment = Allotment::new(100);
-        let [one, two, three, four, five] = [1, 2, 3, 4, 5].map(|addr| allotment.content(addr, b"", false));
+        let [one, two, three, four, five] = [1, 2, 3, 4, 5].map(Content::of);
         assert_eq!(add(&mut allotment, one, 40, &[]), Some(0));
         assert_eq!(add(&mut allotment, two, 40, &[one]), Some(40));
         // As long as there is room, what was used stays for who comes next.
@@ -93,14 +80,5 @@ mod tests {
         assert_eq!(allotment.get(one), None);
         assert_eq!(allotment.get(two).map(|rows| rows.first), Some(40));
         assert_eq!(add(&mut allotment, five, 10, &[two, three, four]), Some(30));
-    }
-
-    #[test]
-    fn the_same_bytes_are_the_same_table() {
-        let allotment = Allotment::new(1);
-        let content = |addr, bytes: &[u8], is_exceptions| allotment.content(addr, bytes, is_exceptions);
-        assert_eq!(content(1, b"frames", false), content(1, b"frames", false));
-        let others = [content(2, b"frames", false), content(1, b"frame", false), content(1, b"frames", true)];
-        assert!(!others.contains(&content(1, b"frames", false)));
     }
 }

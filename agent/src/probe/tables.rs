@@ -14,13 +14,14 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{
-    allotment::{Allotment, Content, Rows},
+    allotment::{Allotment, Rows},
     attach::Probes,
     maps::MapsError,
 };
 use crate::{
     limits::UNWIND_FILES_KNOWN_MAX,
     target::{
+        content::Content,
         elf::ElfFile,
         procfs::{self, FileIdentity, Mapping},
         unwind,
@@ -171,7 +172,7 @@ impl Tables {
         covered: &mut Covered,
     ) -> Option<(Content, Rows)> {
         let (addr, bytes) = elf.frames()?;
-        let content = self.allotment.content(addr.0, &bytes, keeps_frame_pointers);
+        let content = Content::of((addr, keeps_frame_pointers, &bytes));
         if self.contents.len() >= UNWIND_FILES_KNOWN_MAX {
             self.contents.clear();
         }

@@ -68,7 +68,7 @@ impl Symbolizer {
             self.v8(pid)?.code_start(pc, mapping.start)?
         } else {
             let offset = pc.wrapping_sub(mapping.start.0).wrapping_add(mapping.offset);
-            let (module, _) = self.module_and_lines(pid, mapping)?;
+            let (module, _) = self.modules.get(pid, mapping)?;
             pc.checked_sub(module.bytes_into_function(offset)?)?
         };
         let memory = &self.v8(pid)?.heap.memory;

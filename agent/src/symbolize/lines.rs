@@ -3,7 +3,12 @@
 //! Official builds of Node.js have it of libuv and some other C code only. blazesym maps the file, and to name an address that
 //! line information does not know, it reads all symbols: so it is asked for nothing else.
 
-use std::{fs::File, os::fd::AsRawFd, path::PathBuf};
+use std::{
+    fs::File,
+    os::fd::AsRawFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use blazesym::symbolize::{
     CodeInfo, Input, Sym, Symbolized, Symbolizer,
@@ -12,7 +17,10 @@ use blazesym::symbolize::{
 
 use crate::{
     limits::DEBUG_RANGES_MAX,
-    target::elf::{ElfFile, FileAddr},
+    target::{
+        content::{Content, Shared},
+        elf::{ElfFile, FileAddr},
+    },
 };
 
 /// The line information of one file.
@@ -30,13 +38,23 @@ pub struct Place {
     pub line: Option<u32>,
 }
 
+/// Those that are open, by the symbols and the line information of their files.
+static KNOWN: Mutex<Shared<(usize, Content), Lines>> = Mutex::new(Shared::EMPTY);
+
 impl Lines {
-    /// `None` if the file has none, or too much.
-    pub fn of(elf: &ElfFile, file: &File) -> Option<Self> {
+    /// `None` if the file has none, or too much. Files that have the same share what is read of it, as long as one of them is open.
+    pub fn of(elf: &ElfFile, file: &File) -> Option<Arc<Self>> {
         if !elf.has_debug_info() {
             return None;
         }
-        Some(Self { file: file.try_clone().ok()?, ranges: elf.debug_ranges().map(|bytes| parse_debug_ranges(&bytes)) })
+        let file = file.try_clone().ok()?;
+        let read = || Self { file, ranges: elf.debug_ranges().map(|bytes| parse_debug_ranges(&bytes)) };
+        match elf.symbols_held().zip(elf.debug_content()) {
+            Some(((symbols, _), content)) => {
+                Some(KNOWN.lock().unwrap_or_else(PoisonError::into_inner).get((symbols, content), read))
+            }
+            None => Some(Arc::new(read())),
+        }
     }
 
     /// Functions at an address, innermost first: all but the last are inlined. Empty if the address is not known.

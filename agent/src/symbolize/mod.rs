@@ -1,8 +1,8 @@
 //! From addresses to names.
 //!
 //! Symbol tables of a Node.js binary hold 170 000 functions; they are kept as sorted addresses, and a name is read from the file when
-//! it is asked for, so the whole costs three megabytes and no mapped file. Where a file has line information, blazesym says
-//! which functions were inlined.
+//! it is asked for, so the whole costs three megabytes and no mapped file, once for all files that hold the same. Where a file has line
+//! information, blazesym says which functions were inlined.
 
 mod demangle;
 mod jit;
@@ -11,6 +11,7 @@ mod kernel;
 mod leaf;
 mod lines;
 mod module;
+mod modules;
 pub mod scripts;
 pub mod source_map;
 mod user;
@@ -24,7 +25,7 @@ use std::{
 
 use crate::{
     decode::{Frames, UserFrames},
-    limits::{SYMBOL_FILES_MAX, SYMBOL_SPACES_MAX, V8_LAYOUTS_MAX},
+    limits::{SYMBOL_SPACES_MAX, V8_LAYOUTS_MAX},
     report::model::{Frame, FrameKind, Truncated},
     target::{
         memory::LiveMemory,
@@ -39,7 +40,7 @@ use agent_ebpf::spec::Component;
 use kept::{Kept, OwnNames};
 use kernel::KernelSymbols;
 use log::debug;
-use module::Module;
+use modules::Modules;
 use v8::{V8, layout::Layout, suspended::Suspended};
 
 pub use demangle::readable;
@@ -81,11 +82,9 @@ pub struct Symbolizer {
     spaces: HashMap<Pid, Space>,
     /// Those that were found to have mapped files since somebody asked.
     grown: BTreeSet<Pid>,
-    /// By device and inode.
-    modules: HashMap<(u64, u64), Option<Module>>,
+    modules: Modules,
     kernel: Option<KernelSymbols>,
     kernel_ahead: Option<KernelAhead>,
-    lines: blazesym::symbolize::Symbolizer,
     /// How the V8 of a file lays out its heap; `None` if that is not known.
     layouts: HashMap<FileIdentity, Option<Layout>>,
     clock: Box<dyn GcClock>,
@@ -170,10 +169,9 @@ impl Symbolizer {
         Self {
             spaces: HashMap::new(),
             grown: BTreeSet::new(),
-            modules: HashMap::new(),
+            modules: Modules::default(),
             kernel: None,
             kernel_ahead: None,
-            lines: inlined_functions(),
             layouts: HashMap::new(),
             clock,
             awaits: Arc::new(Frame { name: "async".to_owned(), kind: FrameKind::Async, ..Frame::default() }),
@@ -230,7 +228,7 @@ impl Symbolizer {
         let below = mappings.iter().rev().filter(|mapping| mapping.is_file() && mapping.start <= vtable);
         let below: Vec<Mapping> = below.take(CLASS_FILES_MAX).cloned().collect();
         below.iter().find_map(|mapping| {
-            let (module, _) = self.module_and_lines(pid, mapping)?;
+            let (module, _) = self.modules.get(pid, mapping)?;
             module.class_of_vptr(mapping, vtable)
         })
     }
@@ -323,23 +321,6 @@ impl Symbolizer {
         }
         space.holding(addr)
     }
-
-    fn module_and_lines(&mut self, pid: Pid, mapping: &Mapping) -> Option<(&Module, &blazesym::symbolize::Symbolizer)> {
-        let identity = (mapping.device, mapping.inode);
-        if !self.modules.contains_key(&identity) {
-            if self.modules.len() >= SYMBOL_FILES_MAX {
-                self.modules.clear();
-                self.lines = inlined_functions();
-            }
-            let module = Module::open(pid, mapping);
-            if module.is_none() && !procfs::is_alive(pid) {
-                // Nobody can open what only it had; another process may have the same file.
-                return None;
-            }
-            self.modules.insert(identity, module);
-        }
-        self.modules.get(&identity)?.as_ref().map(|module| (module, &self.lines))
-    }
 }
 
 /// What was found, and how many collections there had been before.
@@ -365,11 +346,6 @@ fn layout_of(pid: Pid, layouts: &mut HashMap<FileIdentity, Option<Layout>>) -> O
         Layout::of_file([major, minor, build], &file.elf).map_err(|error| debug!("no JavaScript names: {error}")).ok()
     };
     layouts.entry(file.identity).or_insert_with(read).clone().map(|layout| (file.identity, layout))
-}
-
-/// Names are made readable here, whichever table they come from.
-fn inlined_functions() -> blazesym::symbolize::Symbolizer {
-    blazesym::symbolize::Symbolizer::builder().enable_demangling(false).build()
 }
 
 /// Code that is in no file: in anonymous memory, named (`[anon:v8]`, prctl(2) `PR_SET_VMA`) or not, or in a file that only memory

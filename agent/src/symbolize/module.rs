@@ -1,6 +1,6 @@
 //! The functions of one mapped file.
 
-use std::{cell::RefCell, collections::HashMap};
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
 use blazesym::symbolize::Symbolizer;
 use log::debug;
@@ -13,7 +13,7 @@ use crate::{
     limits::FUNCTION_NAMES_MAX,
     report::model::{Frame, FrameKind},
     target::{
-        elf::{ElfFile, FileAddr, FunctionSymbol},
+        elf::{ElfFile, FileAddr, SymbolRange},
         procfs::{self, Mapping},
     },
     units::{Pid, UserAddr},
@@ -26,8 +26,7 @@ const BUILTIN: &str = "Builtins_";
 pub struct Module {
     name: String,
     elf: ElfFile,
-    lines: Option<Lines>,
-    functions: Vec<FunctionSymbol>,
+    lines: Option<Arc<Lines>>,
     /// What functions are called, by where they begin: an innermost frame is hardly ever at the same address twice, and often in the
     /// same function. To read and to demangle a name takes tens of microseconds.
     named: RefCell<HashMap<FileAddr, Frame>>,
@@ -39,10 +38,14 @@ impl Module {
         let (file, path) = procfs::open_mapped(pid, mapping).map_err(|error| debug!("{error}")).ok()?;
         let kept = file.try_clone().map_err(|error| debug!("{error}")).ok()?;
         let elf = ElfFile::from_file(file, &path).map_err(|error| debug!("{error}")).ok()?;
-        let functions = elf.functions().map_err(|error| debug!("{error}")).unwrap_or_default();
         let name = super::file_name(mapping).unwrap_or_default();
         let lines = Lines::of(&elf, &kept);
-        Some(Self { name, elf, lines, functions, named: RefCell::default() })
+        Some(Self { name, elf, lines, named: RefCell::default() })
+    }
+
+    /// Bytes of memory that its symbols take, and by what to tell those: files that hold the same share them.
+    pub fn held(&self) -> Option<(usize, usize)> {
+        self.elf.symbols_held()
     }
 
     /// Names the code at a file offset: the functions inlined there, innermost first, and the one that holds them.
@@ -79,9 +82,10 @@ impl Module {
         Frame { name, kind, module: Some(self.name.clone()), ..Frame::default() }
     }
 
-    fn function(&self, addr: FileAddr) -> Option<&FunctionSymbol> {
-        let next = self.functions.partition_point(|function| function.addr <= addr);
-        let function = self.functions.get(next.checked_sub(1)?)?;
+    fn function(&self, addr: FileAddr) -> Option<&SymbolRange> {
+        let functions = self.elf.functions();
+        let next = functions.partition_point(|function| function.addr <= addr);
+        let function = functions.get(next.checked_sub(1)?)?;
         // Hand-written assembly has no size: there, up to the next function.
         let within = addr.0 - function.addr.0;
         (function.size == 0 || within < u64::from(function.size)).then_some(function)

@@ -217,7 +217,7 @@ impl Symbolizer {
         }
         let offset = at.wrapping_sub(mapping.start.0).wrapping_add(mapping.offset);
         let mut frames = Vec::new();
-        if let Some((module, lines)) = self.module_and_lines(pid, mapping) {
+        if let Some((module, lines)) = self.modules.get(pid, mapping) {
             module.frames(offset, lines, &mut frames);
         }
         match frames.as_slice() {

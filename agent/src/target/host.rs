@@ -2,6 +2,9 @@
 
 use std::{fs, path::Path};
 
+use log::debug;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 /// Capabilities that buy something, by number.
 const CAPABILITIES: [(&str, u32, &str); 7] = [
     ("CAP_BPF", 39, "load BPF programs and maps"),
@@ -105,8 +108,16 @@ fn sysctl<T: std::str::FromStr>(name: &str) -> Option<T> {
     fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?.trim().parse().ok()
 }
 
+/// Has this process open as many files as it may at all. Shells and services give 1024 so that select(2) works, of which fifty programs
+/// take more where each of their probes has a link of its own.
+pub fn allow_descriptors() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        debug!("as many files as before may be open: {error}");
+    }
+}
+
 fn can_raise_memlock() -> bool {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let now = getrlimit(Resource::Memlock);
     if now.current.is_none() {
         return true;

@@ -3,6 +3,7 @@
 
 pub mod address_map;
 pub mod container;
+pub mod content;
 pub mod declared;
 pub mod disasm;
 pub mod elf;

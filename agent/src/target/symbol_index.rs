@@ -2,17 +2,20 @@
 //!
 //! Node.js has two hundred thousand symbols, and is asked for some of them by the plan of probes, by the heap's reader, by the names of
 //! stacks. The first question reads the names once and keeps a hash of each; the others read but the names whose hash fits.
-//! Files that are opened again share it, and the last few files keep it while nobody has them open: of a program that is started fifty
-//! times, each start would read it anew.
+//! Files that are opened again share it, as do other files with the same table, and the last few files keep it while nobody has them
+//! open: of a program that is started fifty times, or in fifty containers, each would read it anew.
 
 use std::{
     collections::VecDeque,
     fs::Metadata,
     os::unix::fs::MetadataExt,
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use super::elf::FileAddr;
+use super::{
+    content::{Content, Shared},
+    elf::{FileAddr, SymbolRange},
+};
 use crate::limits::SYMBOL_INDEXES_KEPT_MAX;
 
 /// Symbols of one table by the hash of their stem: 8 bytes a symbol.
@@ -48,25 +51,61 @@ pub fn hash(name: &[u8]) -> u32 {
     stem.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
+/// What a symbol table tells, each part once it is asked for.
+#[derive(Debug, Default)]
+pub struct Symbols {
+    pub names: OnceLock<SymbolIndex>,
+    /// By address; of several at one address, one.
+    pub functions: OnceLock<Vec<SymbolRange>>,
+    pub variables: OnceLock<Vec<SymbolRange>>,
+}
+
+impl Symbols {
+    /// Bytes of memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let ranges =
+            [&self.functions, &self.variables].into_iter().filter_map(OnceLock::get).map(Vec::len).sum::<usize>();
+        let names = self.names.get().map_or(0, |index| index.entries.len());
+        ranges * size_of::<SymbolRange>() + names * size_of::<(u32, u32)>()
+    }
+}
+
 /// What is found out about a file once, when it is first asked for.
 #[derive(Debug, Default)]
 pub struct Indexes {
-    /// One a table.
-    pub symbols: [OnceLock<SymbolIndex>; TABLES_MAX],
+    /// One a table, which all files share that have the same.
+    pub symbols: [OnceLock<Arc<Symbols>>; TABLES_MAX],
     /// Where functions begin, sorted.
-    pub starts: OnceLock<Vec<FileAddr>>,
+    pub starts: OnceLock<Arc<OnceLock<Vec<FileAddr>>>>,
 }
 
 impl Indexes {
     fn is_large(&self) -> bool {
         /// Fewer are read within some milliseconds.
-        const MANY: usize = 1 << 14;
-        self.symbols.iter().filter_map(OnceLock::get).any(|index| index.entries.len() >= MANY)
+        const MANY_BYTES: usize = size_of::<(u32, u32)>() << 14;
+        self.symbols.iter().filter_map(OnceLock::get).any(|symbols| symbols.bytes() >= MANY_BYTES)
     }
 }
 
 /// Symbol tables of a file that are looked at: `.symtab` and `.dynsym`.
 pub const TABLES_MAX: usize = 2;
+
+/// What is known of tables that somebody has open.
+static SYMBOLS: Mutex<Shared<Content, Symbols>> = Mutex::new(Shared::EMPTY);
+static STARTS: Mutex<Shared<Content, OnceLock<Vec<FileAddr>>>> = Mutex::new(Shared::EMPTY);
+
+/// What is known of a symbol table, which all share that have the same.
+#[must_use]
+pub fn symbols_of(content: Content) -> Arc<Symbols> {
+    SYMBOLS.lock().unwrap_or_else(PoisonError::into_inner).get(content, Default::default)
+}
+
+/// Where functions begin by an unwind index, which all share that have the same.
+#[must_use]
+pub fn starts_of(content: Content) -> Arc<OnceLock<Vec<FileAddr>>> {
+    STARTS.lock().unwrap_or_else(PoisonError::into_inner).get(content, Default::default)
+}
 
 /// What tells one state of one file from all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,11 +118,11 @@ struct Identity {
 }
 
 /// Indexes of files that are open somewhere in this process, and of the last few that were.
-static KNOWN: Mutex<Known> = Mutex::new(Known { all: Vec::new(), last: VecDeque::new() });
+static KNOWN: Mutex<Known> = Mutex::new(Known { all: Shared::EMPTY, last: VecDeque::new() });
 
 #[derive(Debug)]
 struct Known {
-    all: Vec<(Identity, Weak<Indexes>)>,
+    all: Shared<Identity, Indexes>,
     /// The last one that was asked for comes last.
     last: VecDeque<Arc<Indexes>>,
 }
@@ -99,14 +138,8 @@ pub fn of_file(metadata: &Metadata) -> Arc<Indexes> {
         changed: (metadata.ctime(), metadata.ctime_nsec()),
     };
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let Known { all, last } = &mut *known;
-    all.retain(|(_, indexes)| indexes.strong_count() > 0);
-    let found = all.iter().find(|(known, _)| *known == identity).and_then(|(_, indexes)| indexes.upgrade());
-    let indexes = found.unwrap_or_else(|| {
-        let indexes = Arc::default();
-        all.push((identity, Arc::downgrade(&indexes)));
-        indexes
-    });
+    let indexes = known.all.get(identity, Indexes::default);
+    let last = &mut known.last;
     // Only those take a place that were much work: every other program's dozen libraries are looked into, too.
     last.retain(|kept| !Arc::ptr_eq(kept, &indexes) && kept.is_large());
     if last.len() >= SYMBOL_INDEXES_KEPT_MAX {
@@ -136,9 +169,12 @@ mod tests {
             .unwrap_or_else(|error| panic!("{error}"));
         let first = of_file(&file);
         assert!(Arc::ptr_eq(&first, &of_file(&file)));
-        assert!(first.symbols[0].set(SymbolIndex::new(vec![(0, 0); 1 << 14])).is_ok());
+        let symbols = symbols_of(Content::of("a table"));
+        assert!(symbols.names.set(SymbolIndex::new(vec![(0, 0); 1 << 14])).is_ok());
+        assert!(first.symbols[0].set(symbols).is_ok());
         drop(first);
         assert!(of_file(&file).symbols[0].get().is_some(), "it is kept while nobody has it open");
+        assert!(symbols_of(Content::of("a table")).names.get().is_some(), "and another file with this table has it");
         let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         assert!(known.last.len() <= SYMBOL_INDEXES_KEPT_MAX);
     }

@@ -534,44 +534,6 @@ fn a_shared_and_stripped_libuv_is_traced_like_any_other() {
 }
 
 /// A phase's time on CPU on the main thread.
-/// As two containers of one image see the file: by a device each, which the kernel does not know.
-fn in_overlay(bench: &Bench, name: &str) -> Process {
-    const ASKS: &str = "process.stdin.on('end', () => process.exit()).resume(); console.log('READY'); \
-                        setInterval(() => require('fs').stat('/', () => {}), 10)";
-    let dir = bench.dir.path();
-    for part in ["upper", "work", "root"] {
-        fs::create_dir_all(dir.join(name).join(part)).unwrap();
-    }
-    let mount =
-        format!("mount -t overlay overlay -o lowerdir=image,upperdir={name}/upper,workdir={name}/work {name}/root");
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c"]).arg(format!("{mount} && exec {name}/root/node -e \"$0\"")).arg(ASKS);
-    let mut process = Process::spawn(command.current_dir(dir));
-    process.wait_out("READY");
-    process
-}
-
-#[test]
-fn a_file_that_containers_share_is_probed_once() {
-    let Some(bench) = bench() else { return };
-    fs::create_dir(bench.dir.path().join("image")).unwrap();
-    fs::copy(node(VERSION), bench.dir.path().join("image/node")).unwrap();
-    let containers = [in_overlay(&bench, "one"), in_overlay(&bench, "other")];
-    let ndjson = bench.dir.path().join("trace.ndjson");
-    let pids = containers.each_ref().map(|container| container.pid().to_string());
-    let [one, other] = &pids;
-    let args = ["diagnose", "--pid", one, "--pid", other, "--duration", "4s", "--ndjson", ndjson.to_str().unwrap()];
-    let mut agent = Process::spawn(&mut agent_command(&args));
-    assert_eq!(agent.wait(FAIL_LIMIT).code(), Some(0), "{}", agent.err_text());
-    let records = Records::read(&ndjson);
-    let windows = records.of_type("window").filter_map(|window| window.get("thread_pool"));
-    let items: f64 = windows.flat_map(|pool| list(pool, "work")).map(|work| number(work, "count")).sum();
-    let probes = records.of_type("agent").flat_map(|agent| list(agent, "probes"));
-    let hits: f64 = probes.filter(|probe| text(probe, "probe") == "fs_done").map(|probe| number(probe, "hits")).sum();
-    assert!(items > 100.0, "{items}");
-    close("hits of the probe at an item's end", items, hits, within(items, 0.2, 0.0));
-}
-
 fn phase_ms(records: &Records, phase: &str) -> f64 {
     let windows = records.loop_windows("main");
     windows.iter().map(|window| number(get(window, "on_cpu_by_phase_ns"), phase)).sum::<f64>() / 1e6

@@ -36,6 +36,7 @@ mod manifests;
 mod otlp;
 #[path = "../otlp_profiles/mod.rs"]
 mod otlp_profiles;
+mod overlay;
 mod peer;
 mod postgres;
 mod postgres_waits;

@@ -17,10 +17,13 @@ use std::{
 use object::elf;
 use source::{OpenFile, ReadAt};
 use symbols::Table;
-pub use symbols::{FunctionSymbol, Lookup, Symbol, Via};
+pub use symbols::{Lookup, Symbol, SymbolRange, Via};
 use thiserror::Error;
 
-use super::symbol_index::{self, Indexes, TABLES_MAX};
+use super::{
+    content::{Content, Parts},
+    symbol_index::{self, Indexes, TABLES_MAX},
+};
 use crate::{
     limits::{
         CONSTANTS_BYTES_MAX, DEBUG_INFO_BYTES_MAX, ELF_HEADERS_MAX, ELF_NOTE_BYTES_MAX, FRAME_TABLE_BYTES_MAX,
@@ -90,9 +93,10 @@ pub struct ElfFile {
     position_independent: bool,
     frame_index: Option<Segment>,
     indexes: Arc<Indexes>,
-    variables: OnceLock<Vec<FunctionSymbol>>,
     has_debug_info: bool,
     debug_ranges: Option<Range>,
+    /// All that blazesym may read for it.
+    debug: Vec<Range>,
     /// `.eh_frame` and its address.
     frames: Option<(FileAddr, Range)>,
 }
@@ -154,9 +158,9 @@ impl ElfFile {
             position_independent: field(16)? == elf::ET_DYN,
             frame_index: None,
             indexes,
-            variables: OnceLock::new(),
             has_debug_info: false,
             debug_ranges: None,
+            debug: Vec::new(),
             frames: None,
         };
         let programs = u64_at(&header, 32).ok_or_else(not_elf)?;
@@ -182,6 +186,25 @@ impl ElfFile {
             .read_exact_at(&mut buffer, range.offset)
             .map_err(|source| ElfError::Read { path: self.path.clone(), source })?;
         Ok(buffer)
+    }
+
+    /// What ranges hold; `None` if they are too large or cannot be read.
+    fn content(&self, ranges: &[Range]) -> Option<Content> {
+        const PIECE_BYTES: u64 = 1 << 18;
+        if ranges.iter().fold(0, |sum: u64, range| sum.saturating_add(range.bytes)) > SYMBOL_TABLE_BYTES_MAX {
+            return None;
+        }
+        let mut parts = Parts::default();
+        for range in ranges {
+            // The end of one is not the begin of the next.
+            parts.add(&range.bytes.to_le_bytes());
+            let mut at = 0;
+            while at < range.bytes {
+                parts.add(&self.read(range.part(at, PIECE_BYTES), PIECE_BYTES, "content").ok()?);
+                at += PIECE_BYTES;
+            }
+        }
+        Some(parts.end())
     }
 
     fn read_segments(&mut self, offset: u64, count: u64) -> Result<(), ElfError> {
@@ -242,16 +265,19 @@ impl ElfFile {
         let names = sections.get(names_index).and_then(|entry| range(entry));
         let names =
             names.and_then(|names| self.read(names, ELF_NOTE_BYTES_MAX, "section names").ok()).unwrap_or_default();
+        let name = |entry: &[u8]| {
+            let name = u32_at(entry, 0).and_then(|at| names.get(usize::try_from(at).ok()?..));
+            name.and_then(|name| name.split(|byte| *byte == 0).next()).unwrap_or_default()
+        };
         let section = |wanted: &[u8]| {
-            let found = sections.iter().find(|entry| {
-                let name = u32_at(entry, 0).and_then(|at| names.get(usize::try_from(at).ok()?..));
-                name.and_then(|name| name.split(|byte| *byte == 0).next()) == Some(wanted)
-            });
+            let found = sections.iter().find(|entry| name(entry) == wanted);
             found.and_then(|entry| Some((FileAddr(u64_at(entry, 16)?), range(entry)?)))
         };
         self.has_debug_info = section(b".debug_info").is_some_and(|(_, range)| range.bytes <= DEBUG_INFO_BYTES_MAX);
         self.debug_ranges = section(b".debug_aranges").map(|(_, range)| range);
         self.frames = section(b".eh_frame");
+        let debug = sections.iter().filter(|entry| name(entry).starts_with(b".debug_"));
+        self.debug = debug.filter_map(|entry| range(entry)).collect();
         Ok(())
     }
 
@@ -373,6 +399,12 @@ impl ElfFile {
         self.read(self.debug_ranges?, DEBUG_INFO_BYTES_MAX, "address ranges").ok()
     }
 
+    /// What line information there is; `None` if it cannot be read, or is too much.
+    #[must_use]
+    pub fn debug_content(&self) -> Option<Content> {
+        self.content(&self.debug)
+    }
+
     /// `.eh_frame`, by which code without frame pointers is unwound, and its address; `None` if there is none, or too much.
     #[must_use]
     pub fn frames(&self) -> Option<(FileAddr, Vec<u8>)> {
@@ -394,7 +426,8 @@ impl ElfFile {
     /// function begins there.
     #[must_use]
     pub fn function_bytes(&self, start: FileAddr) -> Option<u64> {
-        let starts = self.indexes.starts.get_or_init(|| self.read_frame_index().unwrap_or_default());
+        let starts = self.indexes.starts.get_or_init(|| self.starts());
+        let starts = starts.get_or_init(|| self.read_frame_index().unwrap_or_default());
         let at = starts.binary_search(&start).ok()?;
         let end = match starts.get(at + 1) {
             Some(next) => next.0,
@@ -405,6 +438,14 @@ impl ElfFile {
                 .map(|code| code.addr.saturating_add(code.file_bytes))?,
         };
         end.checked_sub(start.0).filter(|_| self.is_code(start))
+    }
+
+    /// Those of all files that have the same index.
+    fn starts(&self) -> Arc<OnceLock<Vec<FileAddr>>> {
+        let content = self.frame_index.and_then(|Segment { offset, file_bytes: bytes, addr, .. }| {
+            Some(Content::of((addr, self.content(&[Range { offset, bytes }])?)))
+        });
+        content.map_or_else(Arc::default, symbol_index::starts_of)
     }
 
     /// Starts of functions, sorted, from the binary search table of `.eh_frame_hdr` (Linux Standard Base, 10.6.2), in the only form

@@ -1,13 +1,16 @@
 //! Names of functions and variables, in `.symtab` and `.dynsym`.
 
-use std::{collections::BTreeMap, sync::OnceLock};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 
 use object::elf;
 
 use super::{ElfError, ElfFile, FileAddr, Range, u16_at, u32_at, u64_at};
 use crate::{
     limits::{ELF_FUNCTIONS_MAX, SYMBOL_NAME_BYTES_MAX, SYMBOL_TABLE_BYTES_MAX},
-    target::symbol_index::{self, HASHED_BYTES_MAX, SymbolIndex},
+    target::symbol_index::{self, HASHED_BYTES_MAX, SymbolIndex, Symbols},
 };
 
 pub(super) const SYMBOL_BYTES: usize = 24;
@@ -111,16 +114,25 @@ impl ElfFile {
         is_asked: impl Fn(Via) -> bool,
     ) -> Result<BTreeMap<&'a str, Lookup>, ElfError> {
         let mut found: BTreeMap<&str, Lookup> = wanted.into_iter().map(|name| (name, Lookup::Absent)).collect();
-        for (table, index) in
-            self.tables.iter().zip(self.indexes.symbols.iter()).filter(|(table, _)| is_asked(table.via))
-        {
+        for (table, symbols) in self.tables.iter().zip(&self.indexes.symbols).filter(|(table, _)| is_asked(table.via)) {
+            let symbols = self.symbols(table, symbols);
             for (name, lookup) in &mut found {
                 if matches!(lookup, Lookup::Absent | Lookup::CloneOnly { .. }) {
-                    self.look_up(table, index, name, lookup)?;
+                    self.look_up(table, &symbols.names, name, lookup)?;
                 }
             }
         }
         Ok(found)
+    }
+
+    /// What is known of a table. Only a large one is looked for among those of other files: that takes to read it once.
+    fn symbols<'a>(&self, table: &Table, known: &'a OnceLock<Arc<Symbols>>) -> &'a Symbols {
+        const LARGE_BYTES: u64 = (SYMBOL_BYTES as u64) << 14;
+        known.get_or_init(|| {
+            let is_large = (LARGE_BYTES..SYMBOL_TABLE_BYTES_MAX).contains(&table.symbols.bytes);
+            let content = is_large.then(|| self.content(&[table.symbols, table.names])).flatten();
+            content.map_or_else(Arc::default, symbol_index::symbols_of)
+        })
     }
 
     fn look_up(
@@ -182,36 +194,55 @@ impl ElfFile {
         Ok(SymbolIndex::new(names))
     }
 
-    /// The functions of the fullest symbol table, by address; of several at one address, one.
-    pub fn functions(&self) -> Result<Vec<FunctionSymbol>, ElfError> {
-        self.symbols_of(&[elf::STT_FUNC, elf::STT_GNU_IFUNC])
+    /// The functions of the fullest symbol table, by address; of several at one address, one. Of a damaged table, none.
+    #[must_use]
+    pub fn functions(&self) -> &[SymbolRange] {
+        let Some(symbols) = self.fullest() else { return &[] };
+        symbols.functions.get_or_init(|| self.ranges_of(&[elf::STT_FUNC, elf::STT_GNU_IFUNC]))
     }
 
-    fn symbols_of(&self, kinds: &[u8]) -> Result<Vec<FunctionSymbol>, ElfError> {
-        let Some(table) = self.tables.first() else { return Ok(Vec::new()) };
-        let symbols = self.read(table.symbols, SYMBOL_TABLE_BYTES_MAX, "symbol table")?;
+    fn variables(&self) -> &[SymbolRange] {
+        let Some(symbols) = self.fullest() else { return &[] };
+        symbols.variables.get_or_init(|| self.ranges_of(&[elf::STT_OBJECT]))
+    }
+
+    fn fullest(&self) -> Option<&Symbols> {
+        Some(self.symbols(self.tables.first()?, self.indexes.symbols.first()?))
+    }
+
+    /// Bytes of memory that functions and variables take, which files share that have the same, and by what to tell those.
+    #[must_use]
+    pub fn symbols_held(&self) -> Option<(usize, usize)> {
+        let symbols = self.fullest()?;
+        Some((std::ptr::from_ref(symbols).addr(), symbols.bytes()))
+    }
+
+    fn ranges_of(&self, kinds: &[u8]) -> Vec<SymbolRange> {
+        let Some(table) = self.tables.first() else { return Vec::new() };
+        // A damaged table costs names, nothing else.
+        let symbols = self.read(table.symbols, SYMBOL_TABLE_BYTES_MAX, "symbol table").unwrap_or_default();
         let defined = symbols
             .chunks_exact(SYMBOL_BYTES)
             .filter_map(RawSymbol::parse)
             .filter(|symbol| kinds.contains(&symbol.kind) && symbol.section != elf::SHN_UNDEF && symbol.value != 0);
-        let mut functions: Vec<FunctionSymbol> = defined
+        let mut ranges: Vec<SymbolRange> = defined
             .take(ELF_FUNCTIONS_MAX)
-            .map(|symbol| FunctionSymbol {
+            .map(|symbol| SymbolRange {
                 addr: FileAddr(symbol.value),
                 size: u32::try_from(symbol.size).unwrap_or(u32::MAX),
                 name: symbol.name,
             })
             .collect();
         // The largest of several at one address is the function; the others are marks in it.
-        functions.sort_by_key(|function| (function.addr, std::cmp::Reverse(function.size)));
-        functions.dedup_by_key(|function| function.addr);
-        functions.shrink_to_fit();
-        Ok(functions)
+        ranges.sort_by_key(|range| (range.addr, std::cmp::Reverse(range.size)));
+        ranges.dedup_by_key(|range| range.addr);
+        ranges.shrink_to_fit();
+        ranges
     }
 
     /// The name of a function that [`Self::functions`] gave, as far as it is text.
     #[must_use]
-    pub fn name_of(&self, function: &FunctionSymbol) -> Option<String> {
+    pub fn name_of(&self, function: &SymbolRange) -> Option<String> {
         let names = self.tables.first()?.names;
         let left = names.bytes.checked_sub(u64::from(function.name))?;
         let offset = names.offset.checked_add(u64::from(function.name))?;
@@ -225,8 +256,7 @@ impl ElfFile {
     /// (offset to top, type info) behind the symbol, those of further bases lie further behind.
     #[must_use]
     pub fn class_of_vptr(&self, vptr: FileAddr) -> Option<String> {
-        // A damaged table costs the names of classes, nothing else.
-        let table = self.variables.get_or_init(|| self.symbols_of(&[elf::STT_OBJECT]).unwrap_or_default());
+        let table = self.variables();
         let next = table.partition_point(|variable| variable.addr <= vptr);
         let variable = table.get(next.checked_sub(1)?)?;
         (vptr.0 - variable.addr.0 < u64::from(variable.size.max(24))).then_some(())?;
@@ -236,7 +266,7 @@ impl ElfFile {
 
 /// A function or variable of a symbol table; the name stays in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FunctionSymbol {
+pub struct SymbolRange {
     pub addr: FileAddr,
     /// Bytes; 0 where the table does not say.
     pub size: u32,
