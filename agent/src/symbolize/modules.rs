@@ -17,6 +17,7 @@ pub struct Modules {
     inlined: Inlined,
     /// How often one was asked for.
     asked: u64,
+    files_max: usize,
 }
 
 struct Known {
@@ -27,11 +28,15 @@ struct Known {
 
 impl Default for Modules {
     fn default() -> Self {
-        Self { all: HashMap::new(), inlined: inlined(), asked: 0 }
+        Self::at_most(SYMBOL_FILES_MAX)
     }
 }
 
 impl Modules {
+    fn at_most(files_max: usize) -> Self {
+        Self { all: HashMap::new(), inlined: inlined(), asked: 0, files_max }
+    }
+
     /// The file that is mapped there, and who knows what was inlined in it.
     pub fn get(&mut self, pid: Pid, mapping: &Mapping) -> Option<(&Module, &Inlined)> {
         let identity = (mapping.device, mapping.inode);
@@ -54,12 +59,12 @@ impl Modules {
     fn make_room(&mut self) {
         let held = self.all.values().filter_map(|known| known.module.as_ref()?.held());
         let bytes: usize = held.collect::<HashMap<usize, usize>>().into_values().sum();
-        if self.all.len() < SYMBOL_FILES_MAX && bytes < SYMBOL_BYTES_MAX {
+        if self.all.len() < self.files_max && bytes < SYMBOL_BYTES_MAX {
             return;
         }
         let mut asked: Vec<u64> = self.all.values().map(|known| known.last).collect();
         asked.sort_unstable();
-        let middle = asked.get(asked.len() / 2).copied().unwrap_or_default();
+        let middle = asked.get(asked.len().saturating_sub(1) / 2).copied().unwrap_or_default();
         self.all.retain(|_, known| known.last > middle);
         // It knows files by the numbers of their descriptors, which others get now.
         self.inlined = inlined();
@@ -69,4 +74,28 @@ impl Modules {
 /// Names are made readable elsewhere, whichever table they come from.
 fn inlined() -> Inlined {
     Inlined::builder().enable_demangling(false).build()
+}
+
+#[cfg(test)]
+#[expect(clippy::expect_used, reason = "tests")]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn files_that_nobody_asks_for_make_room_for_others() {
+        let own = Pid(std::process::id());
+        let mappings = procfs::executable_mappings(own).expect("maps of this process").into_iter();
+        let files: BTreeMap<u64, Mapping> =
+            mappings.filter(Mapping::is_file).map(|mapping| (mapping.inode, mapping)).collect();
+        let files: Vec<Mapping> = files.into_values().collect();
+        let [one, two, three, ..] = files.as_slice() else { panic!("this program has some libraries: {files:?}") };
+        let mut modules = Modules::at_most(2);
+        for file in [one, two, one, three] {
+            assert!(modules.get(own, file).is_some(), "{file:?}");
+        }
+        let kept = |file: &Mapping| modules.all.contains_key(&(file.device, file.inode));
+        assert_eq!([one, two, three].map(kept), [true, false, true]);
+    }
 }
