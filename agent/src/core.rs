@@ -82,6 +82,7 @@ impl Core {
     pub fn step(&mut self, input: Input) -> Vec<Output> {
         match input {
             Input::Begin { since, clock } => self.begin(since, clock),
+            Input::ClockSet(clock) => self.clock = clock,
             Input::Target(facts) => self.target(*facts),
             Input::Cluster(facts) => self.cluster(&facts),
             Input::PgReading(reading) => self.clusters.read(*reading, &mut self.counters),

@@ -65,7 +65,7 @@ impl MonoNs {
     }
 }
 
-/// From `CLOCK_MONOTONIC` to wall time, by the offset that was measured when the trace began.
+/// From `CLOCK_MONOTONIC` to wall time, by the offset that was measured last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clock {
     /// Nanoseconds that `CLOCK_REALTIME` is ahead of `CLOCK_MONOTONIC`.

@@ -15,7 +15,7 @@ use agent::{
         model::{EndReason, Frame, LoopWindow, Process, StackId, Window},
         summary::Summary,
     },
-    units::{MonoNs, Pid},
+    units::{Clock, MonoNs, Pid},
 };
 use agent_ebpf::{
     abi::{event_loop::phase, family, sched::reason},
@@ -390,6 +390,18 @@ fn stacks_that_say_the_same_are_one() {
     });
     let samples: Vec<_> = profile.unwrap().stacks.iter().map(|place| (place.user_stack, place.samples)).collect();
     assert_eq!(samples, [(Some(StackId(77)), 2), (Some(StackId(79)), 1)]);
+}
+
+#[test]
+fn what_comes_after_the_wall_clock_was_set_is_told_in_the_new_time() {
+    let mut run = Run::new();
+    run.tick(&[], BEGIN + 1000 * MS);
+    let before = std::mem::take(&mut run.records);
+    run.step(Input::ClockSet(Clock { offset_ns: 0 }));
+    run.tick(&[], BEGIN + 2000 * MS);
+    assert!(before.iter().all(|record| record.time.starts_with("2026-")), "{before:?}");
+    let told = !run.records.is_empty() && run.records.iter().all(|record| record.time.starts_with("1970-01-"));
+    assert!(told, "{:?}", run.records);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use agent::{
     core::{Core, Input, Tick},
     export::text::{Style, render},
     report::{Record, model::EndReason, summary::Summary},
-    units::{MonoNs, Pid, UserAddr},
+    units::{Clock, MonoNs, Pid, UserAddr},
 };
 use agent_ebpf::{
     abi::kind,
@@ -88,6 +88,7 @@ fn input() -> impl Strategy<Value = Input> {
         2 => tick(),
         1 => Just(Input::Target(Box::new(facts()))),
         1 => word().prop_map(|since| Input::Begin { since: MonoNs(since), clock: facts().clock }),
+        1 => any::<i64>().prop_map(|offset_ns| Input::ClockSet(Clock { offset_ns })),
         1 => word().prop_map(|now| Input::TargetGone { pid: Pid(PID), now: MonoNs(now) }),
         1 => word().prop_map(|at| Input::WorkClass { pid: Pid(PID), vtable: UserAddr(at), class: Some("\u{1b}[2J<<>".into()) }),
         1 => (0u32..9, proptest::collection::vec(any::<u8>(), 0..200)).prop_map(|(family, bytes)| Input::Records { family, bytes: bytes.into() }),

@@ -1,6 +1,7 @@
 //! Counting the objects of a live process.
 
 use std::{
+    cmp::Reverse,
     convert::Infallible,
     ops::Range,
     sync::mpsc,
@@ -203,9 +204,11 @@ impl Seen {
 }
 
 impl Taken {
-    /// What is less is better.
-    fn rank(&self) -> (bool, bool, u64) {
-        (self.census.tally.cut_short, self.disturbed, self.census.stray_share().to_bits())
+    /// What is less is better: what was moved hides what is behind it, and hardly ever is anything counted twice.
+    fn rank(&self) -> (bool, bool, bool, Reverse<u64>) {
+        let Census { tally, .. } = &self.census;
+        let is_stray = self.census.stray_share() >= STRAY_SHARE_MAX;
+        (tally.cut_short, self.disturbed, is_stray, Reverse(tally.objects))
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
 };
 
 use agent_ebpf::abi::family;
-use log::warn;
+use log::{info, warn};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
@@ -39,6 +39,7 @@ use super::{
     sinks::{Destinations, Sinks},
     subject::{self, Subject, SubjectError},
     symbols::Symbols,
+    wall_clock::WallClock,
 };
 use crate::{
     cli::exit,
@@ -123,7 +124,7 @@ pub fn drive(
         }
         if driver.resident.is_some() {
             // There may be nobody to trace for a long time, and what it costs to wait is told all the same.
-            driver.feed(Input::Begin { since: monotonic_ns(), clock: subject::clock() });
+            driver.feed(Input::Begin { since: monotonic_ns(), clock: driver.clock.told() });
         }
         driver.meet();
         if driver.resident.is_some() {
@@ -164,6 +165,7 @@ struct Driver {
     symbols: Symbols,
     answers: mpsc::UnboundedReceiver<Vec<Input>>,
     summary: Summary,
+    clock: WallClock,
     targets: Vec<Pid>,
     clusters: Vec<Watch>,
     /// When it was last looked at what the probes cost.
@@ -201,6 +203,7 @@ impl Driver {
             symbols,
             answers,
             summary: Summary::default(),
+            clock: WallClock::default(),
             targets: Vec::new(),
             clusters: Vec::new(),
             governed: Instant::now(),
@@ -273,6 +276,7 @@ impl Driver {
 
     /// Ends a window: reads the maps, empties the rings, tells the core.
     async fn tick(&mut self) -> Result<(), DriverError> {
+        self.look_at_clock();
         for pid in self.targets.clone() {
             if !subject::exists(pid) {
                 self.gone(pid);
@@ -295,6 +299,15 @@ impl Driver {
         self.close_window(tick).await;
         self.session.calibrate();
         Ok(())
+    }
+
+    fn look_at_clock(&mut self) {
+        let Some(clock) = self.clock.set_since() else { return };
+        info!("the wall clock was set");
+        for cluster in &mut self.clusters {
+            cluster.set_clock(clock);
+        }
+        self.feed(Input::ClockSet(clock));
     }
 
     async fn close_window(&mut self, mut tick: Tick) {

@@ -29,6 +29,7 @@ mod subject;
 mod suspicions;
 mod symbols;
 pub mod trace;
+mod wall_clock;
 
 use std::io::Write;
 

@@ -63,6 +63,11 @@ impl Watch {
         Ok(Self { server, clock, text, told, read_at: MonoNs(0), took: Duration::ZERO })
     }
 
+    /// The wall clock was set.
+    pub fn set_clock(&mut self, clock: Clock) {
+        self.clock = clock;
+    }
+
     /// The postmaster.
     #[must_use]
     pub fn pid(&self) -> Pid {

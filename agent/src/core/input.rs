@@ -20,6 +20,8 @@ use crate::{
 pub enum Input {
     /// The trace begins, though there may be nobody to trace yet.
     Begin { since: MonoNs, clock: Clock },
+    /// The wall clock was set, or the machine has slept.
+    ClockSet(Clock),
     /// A process is traced from here on.
     Target(Box<TargetFacts>),
     /// A PostgreSQL cluster is traced from here on.

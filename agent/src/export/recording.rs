@@ -25,7 +25,7 @@ use crate::{
 const MAGIC: [u8; 8] = *b"AGENTREC";
 
 /// Rises whenever an input or a kernel record changes.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Why a recording cannot be read (on).
 #[derive(Debug, Error)]
@@ -60,6 +60,7 @@ mod tag {
     pub const AWAITS: u8 = 13;
     pub const PG_WAIT_EVENTS: u8 = 14;
     pub const BEGIN: u8 = 15;
+    pub const CLOCK_SET: u8 = 16;
 }
 
 #[derive(Serialize, Deserialize)]
@@ -163,6 +164,7 @@ impl<W: Write> Writer<W> {
         self.frame.clear();
         let tag = match input {
             Input::Begin { since, clock } => self.json(tag::BEGIN, &(*since, *clock))?,
+            Input::ClockSet(clock) => self.json(tag::CLOCK_SET, clock)?,
             Input::Target(facts) => self.json(tag::TARGET, facts.as_ref())?,
             Input::Cluster(facts) => self.json(tag::CLUSTER, facts.as_ref())?,
             Input::PgReading(reading) => self.json(tag::PG_READING, reading.as_ref())?,
@@ -320,6 +322,7 @@ fn parse(tag: u8, payload: Bytes) -> Result<Input, &'static str> {
             let (since, clock) = json(&payload)?;
             Input::Begin { since, clock }
         }
+        tag::CLOCK_SET => Input::ClockSet(json(&payload)?),
         tag::TARGET => Input::Target(Box::new(json::<TargetFacts>(&payload)?)),
         tag::CLUSTER => Input::Cluster(Box::new(json::<ClusterFacts>(&payload)?)),
         tag::PG_READING => Input::PgReading(Box::new(json::<Reading>(&payload)?)),

@@ -18,6 +18,10 @@ pub struct Suspicion {
     making_windows: u32,
     /// The last counts, oldest first.
     counts: Vec<u64>,
+    /// Of so many counts each, the least: by these it is seen what grows slowly.
+    leasts: Vec<u64>,
+    /// How many of the next one are there, and the least of them.
+    gathered: (usize, u64),
     stage: Stage,
 }
 
@@ -30,8 +34,9 @@ enum Stage {
     Resting(u32),
 }
 
-/// Windows that a growth is looked at before makers are.
+/// Windows that a growth is looked at before makers are, and how many times as many where it is slow.
 const GROWTH_WINDOWS: usize = 6;
+const SLOWLY: usize = 5;
 /// Growth over these that is no more than noise.
 const GROWTH_MIN: u64 = 32;
 /// Windows in which makers are watched, in which what they made is watched on, and in which nothing is.
@@ -49,7 +54,14 @@ impl Suspicion {
     /// Makers are watched for so many windows.
     #[must_use]
     pub fn lasting(making_windows: u32) -> Self {
-        Self { growth_windows: GROWTH_WINDOWS, making_windows, counts: Vec::new(), stage: Stage::Idle }
+        Self {
+            growth_windows: GROWTH_WINDOWS,
+            making_windows,
+            counts: Vec::new(),
+            leasts: Vec::new(),
+            gathered: (0, u64::MAX),
+            stage: Stage::Idle,
+        }
     }
 
     /// Two counts are enough: of something that is counted only now and then.
@@ -61,10 +73,7 @@ impl Suspicion {
     /// A window has ended, with so many of it where they were counted.
     pub fn step(&mut self, count: Option<u64>) -> Watch {
         if let Some(count) = count {
-            if self.counts.len() == self.growth_windows {
-                self.counts.remove(0);
-            }
-            self.counts.push(count);
+            self.take(count);
         }
         self.stage = match self.stage {
             Stage::Idle if self.grows() => Stage::Making(self.making_windows),
@@ -82,16 +91,34 @@ impl Suspicion {
         }
     }
 
-    /// One fall is let pass, but none back to what there was in the first half: what only comes and goes rises four times of five often.
-    fn grows(&self) -> bool {
-        let (Some(first), Some(last)) = (self.counts.first(), self.counts.last()) else { return false };
-        let (head, tail) = self.counts.split_at(self.counts.len() / 2);
-        let rises = self.counts.iter().zip(self.counts.iter().skip(1)).filter(|(before, after)| after > before).count();
-        self.counts.len() == self.growth_windows
-            && *last >= first.saturating_add(GROWTH_MIN)
-            && rises + 2 >= self.growth_windows
-            && tail.iter().min() > head.iter().max()
+    fn take(&mut self, count: u64) {
+        push(&mut self.counts, count, self.growth_windows);
+        let (gathered, least) = self.gathered;
+        self.gathered = (gathered + 1, least.min(count));
+        if gathered + 1 == SLOWLY {
+            push(&mut self.leasts, least.min(count), self.growth_windows);
+            self.gathered = (0, u64::MAX);
+        }
     }
+
+    fn grows(&self) -> bool {
+        [&self.counts, &self.leasts].into_iter().any(|counts| counts.len() == self.growth_windows && grow(counts))
+    }
+}
+
+fn push(counts: &mut Vec<u64>, count: u64, most: usize) {
+    if counts.len() == most {
+        counts.remove(0);
+    }
+    counts.push(count);
+}
+
+/// One fall is let pass, but none back to what there was in the first half: what only comes and goes rises four times of five often.
+fn grow(counts: &[u64]) -> bool {
+    let (Some(first), Some(last)) = (counts.first(), counts.last()) else { return false };
+    let (head, tail) = counts.split_at(counts.len() / 2);
+    let rises = counts.iter().zip(counts.iter().skip(1)).filter(|(before, after)| after > before).count();
+    *last >= first.saturating_add(GROWTH_MIN) && rises + 2 >= counts.len() && tail.iter().min() > head.iter().max()
 }
 
 #[cfg(test)]
@@ -110,6 +137,15 @@ mod tests {
         steps.dedup();
         assert_eq!(steps, [Watch::Nothing, Watch::Makers, Watch::Takers, Watch::Nothing]);
         assert_eq!(leak.step(None), Watch::Nothing);
+    }
+
+    #[test]
+    fn what_grows_slowly_is_seen_after_a_while() {
+        let slow = |each: u64| {
+            let mut leak = Suspicion::default();
+            (0..60_u64).position(|window| leak.step(Some(1000 + window * each + window % 2 * 8)) == Watch::Makers)
+        };
+        assert_eq!([0, 1, 3, 40].map(slow), [None, None, Some(29), Some(5)]);
     }
 
     #[test]

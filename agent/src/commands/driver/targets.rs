@@ -15,7 +15,7 @@ use crate::{
         asleep,
         resident::{Resident, Verdict},
         session::FileProbes,
-        subject::{self, Subject},
+        subject::Subject,
     },
     config::ProcessSettings,
     core::Input,
@@ -67,7 +67,7 @@ impl Driver {
         let mut facts = subject.facts;
         facts.since = monotonic_ns();
         self.session.add_threads(&asleep::states(pid, facts.since, main));
-        facts.clock = subject::clock();
+        facts.clock = self.clock.told();
         facts.config = TraceConfig { slow_turn_ns: nanoseconds(how.slow_turn), ..self.mission.config };
         facts.degraded.extend(self.session.degraded.iter().cloned());
         self.targets.push(pid);
