@@ -154,7 +154,7 @@ fn every_window_closes_within_one_percent() {
 fn no_recording_is_said_so() {
     assert!(matches!(recording::Reader::new(&b"AGENT"[..]), Err(RecordingError::NotARecording)));
     assert!(matches!(recording::Reader::new(&b"ELF_ELF_\x01\0\0\0"[..]), Err(RecordingError::NotARecording)));
-    assert!(matches!(recording::Reader::new(&b"AGENTREC\x07\0\0\0"[..]), Err(RecordingError::OtherVersion(7))));
+    assert!(matches!(recording::Reader::new(&b"AGENTREC\xff\0\0\0"[..]), Err(RecordingError::OtherVersion(255))));
 }
 
 fn recorded() -> Vec<u8> {
