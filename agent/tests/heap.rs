@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     io::{BufRead, BufReader},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Output, Stdio},
     thread,
@@ -69,6 +70,25 @@ impl Node {
         let counts: Value = serde_json::from_str(&self.line()).unwrap();
         let of = |count: &Value| (count["objects"].as_u64().unwrap(), count["bytes"].as_u64().unwrap());
         counts.as_object().unwrap().iter().map(|(name, count)| (name.clone(), of(count))).collect()
+    }
+
+    /// Pages of memory that belongs to no file.
+    fn pages(&self) -> usize {
+        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let maps = fs::read_to_string(proc.join("maps")).unwrap();
+        let pagemap = fs::File::open(proc.join("pagemap")).unwrap();
+        let of_mapping = |line: &str| {
+            let mut fields = line.split_ascii_whitespace();
+            let (start, end) = fields.next()?.split_once('-')?;
+            (fields.nth(3)? == "0").then_some(())?;
+            let [start, end] = [start, end].map(|hex| u64::from_str_radix(hex, 16).unwrap() / 4096);
+            // Above it there is only the kernel's own.
+            (end < 1 << 35).then_some(())?;
+            let mut entries = vec![0; usize::try_from(end - start).unwrap() * 8];
+            pagemap.read_exact_at(&mut entries, start * 8).ok()?;
+            Some(entries.as_chunks::<8>().0.iter().filter(|entry| u64::from_le_bytes(**entry) >> 63 == 1).count())
+        };
+        maps.lines().filter_map(of_mapping).sum()
     }
 
     fn census(&self, file: &Path) -> Output {
@@ -196,6 +216,22 @@ fn a_process_that_allocates_all_the_time_is_counted() {
             eprintln!("measured {version} busy {name}: {:+.1} %", off * 100.0);
             assert!(off.abs() < MARGIN, "{version} {name}: {} of {objects}", counted[name].0);
         }
+    }
+}
+
+/// Whoever reads memory that was never touched makes it: a page each, or two megabytes of zeros where huge pages are the rule.
+#[test]
+fn a_census_touches_nothing_that_the_process_has_not_touched() {
+    /// Of V8's own pages, all is read.
+    const PAGES_MAX: usize = 512;
+    for version in OFFICIAL {
+        let Some(node) = Node::start(version, &[]) else { continue };
+        let (_directory, file, _) = directory();
+        let before = node.pages();
+        assert_done(&node.census(&file));
+        let after = node.pages();
+        eprintln!("measured {version}: {before} pages before a census, {after} after it");
+        assert!(after < before + PAGES_MAX, "{version}: {before} pages before a census, {after} after it");
     }
 }
 

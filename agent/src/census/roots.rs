@@ -88,7 +88,8 @@ pub fn follow(memory: &impl Memory, regions: &[Region], present: &Present, reach
     }
     for used in search.blocks.used().collect::<Vec<_>>() {
         for within in chunks(used) {
-            search.words(&within, &[]);
+            let there = search.there(&within);
+            search.words(&within, there, &[]);
         }
     }
 }
@@ -119,18 +120,27 @@ impl<M: Memory> Search<'_, M> {
         let mut is_abandoned = false;
         for within in chunks(region.range.clone()) {
             let chunk = within.start / PAGE_BYTES * PAGE_BYTES;
-            let is_page = self.reach.pages.covers(chunk);
-            is_abandoned = !is_page && (is_abandoned || within.start == chunk && was_page(self.memory, chunk));
-            if !is_page && !is_abandoned {
-                self.words(&within, &skipped);
+            if self.reach.pages.covers(chunk) {
+                is_abandoned = false;
+                continue;
+            }
+            let there = self.there(&within);
+            is_abandoned |= within.start == chunk && there & 1 == 1 && was_page(self.memory, chunk);
+            if !is_abandoned {
+                self.words(&within, there, &skipped);
             }
         }
     }
 
+    /// Which pages there are of the chunk that holds this.
+    fn there(&self, within: &Range<u64>) -> u64 {
+        (self.present)(UserAddr(within.start / PAGE_BYTES * PAGE_BYTES))
+    }
+
     /// The words of a part of a chunk that are there and not skipped.
-    fn words(&mut self, within: &Range<u64>, skipped: &[Range<u64>]) {
+    fn words(&mut self, within: &Range<u64>, there: u64, skipped: &[Range<u64>]) {
         let chunk = within.start / PAGE_BYTES * PAGE_BYTES;
-        for run in runs(chunk, (self.present)(UserAddr(chunk)), within) {
+        for run in runs(chunk, there, within) {
             self.bytes.resize(usize::try_from(run.end - run.start).unwrap_or(0), 0);
             if self.memory.read_at(UserAddr(run.start), &mut self.bytes).is_err() {
                 continue;
