@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    BenchArgs, load_average,
+    Awake, BenchArgs, load_average,
     profile::Node,
     tool::{Attached, Tool, ndjson},
 };
@@ -50,7 +50,7 @@ const ACTIVE: &str = "const fs = require('fs'); setInterval(() => { let sum = 0;
 const IDLE: &str = "setInterval(() => {}, 60_000) // agent-bench-daemon";
 
 /// Runs the cases and writes the table.
-pub fn bench(args: &BenchArgs) -> Result<(), Error> {
+pub fn bench(args: &BenchArgs, awake: &Awake) -> Result<(), Error> {
     let mut table = String::from(HEAD);
     let (mut loads, mut shares) = (Vec::new(), Vec::new());
     for (all, active) in CASES {
@@ -61,8 +61,9 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
         loads.push(load_average());
         eprintln!("{table}");
         let text = format!(
-            "{INTRODUCTION}\nNode.js {}. Load average of the machine after each case: {}.\n\n{table}{}",
+            "{INTRODUCTION}\nNode.js {}. {}. Load average of the machine after each case: {}.\n\n{table}{}",
             args.node,
+            awake.word(),
             loads.join(", "),
             growth(&shares)
         );

@@ -4,6 +4,7 @@
 //! runs under steady load while a tool is attached and detached in turn. Each time with it is compared with the times
 //! before and after it, and the times without it with each other: that null control says what the noise alone shows.
 
+mod awake;
 mod daemon;
 mod postgres;
 mod profile;
@@ -25,6 +26,7 @@ use crate::{
     run::{Error, root, say},
     setup,
 };
+use awake::Awake;
 pub use server::Case;
 use server::{Half, Server};
 use stats::{Estimate, estimate, median};
@@ -64,6 +66,9 @@ pub struct BenchArgs {
     /// Times that each peer is attached in each case
     #[arg(long, default_value_t = 10)]
     peer_pairs: u32,
+    /// Times of each once more where idle CPUs halt, at fifty connections
+    #[arg(long, default_value_t = 20)]
+    halting_pairs: u32,
     /// Length of a half of a pair in milliseconds
     #[arg(long, default_value_t = 1000)]
     half: u64,
@@ -82,38 +87,57 @@ const FIRST_RECORD_PATIENCE: Duration = Duration::from_millis(500);
 pub fn bench(args: &BenchArgs) -> Result<(), Error> {
     setup::setup(setup::Purpose::Test)?;
     crate::build::build(crate::build::Profile::Release)?;
+    let awake = Awake::hold();
     let cases = match args.what {
         None => Case::ALL.to_vec(),
         Some(What::Http50) => vec![Case::Http50],
         Some(What::Http1) => vec![Case::Http1],
         Some(What::Pool) => vec![Case::Pool],
         Some(What::Alloc) => vec![Case::Alloc],
-        Some(What::Diagnose) => return diagnose(args),
-        Some(What::Profile) => return profile::bench(args),
-        Some(What::Postgres) => return postgres::bench(args),
-        Some(What::Daemon) => return daemon::bench(args),
-        Some(What::Ring) => return ring::bench(args),
+        Some(What::Diagnose) => return diagnose(args, &awake),
+        Some(What::Profile) => return profile::bench(args, &awake),
+        Some(What::Postgres) => return postgres::bench(args, &awake),
+        Some(What::Daemon) => return daemon::bench(args, &awake),
+        Some(What::Ring) => return ring::bench(args, &awake),
     };
-    let mut table = String::from(HEAD);
-    let mut structure = String::from(structure::HEAD);
-    let mut loads = Vec::new();
-    for case in cases {
+    let mut results = Results { table: HEAD.into(), structure: structure::HEAD.into(), ..Results::default() };
+    for &case in &cases {
         say(&format!("{}: {} pairs of {} ms", case.name(), args.pairs, args.half));
         let mut server = Server::start(case, &args.node)?;
         std::thread::sleep(WARM_UP);
         let agent = run(&mut server, Tool::Agent, args.pairs, args)?;
-        row(&mut table, case.name(), Tool::Agent, &agent);
-        structure.push_str(&structure::row(case, server.pid())?);
+        row(&mut results.table, case.name(), Tool::Agent, &agent);
+        results.structure.push_str(&structure::row(case, server.pid())?);
         for peer in Tool::PEERS {
             if args.peer_pairs > 0 {
                 let figures = run(&mut server, peer, args.peer_pairs, args)?;
-                row(&mut table, case.name(), peer, &figures);
+                row(&mut results.table, case.name(), peer, &figures);
             }
         }
-        eprintln!("{table}\n{structure}");
-        loads.push(load_average());
+        results.loads.push(load_average());
         // After each case: what was measured stays if a later one is interrupted.
-        write_results(args, &loads, &table, &structure)?;
+        results.write(args, awake.word())?;
+    }
+    let word = awake.word();
+    drop(awake);
+    if args.halting_pairs > 0 {
+        results.halting = format!("{HALTING}{HEAD}");
+        for &case in cases.iter().filter(|case| **case == Case::Http50) {
+            halting(case, args, &mut results.halting)?;
+        }
+        results.write(args, word)?;
+    }
+    Ok(())
+}
+
+/// The agent, and what does nothing as often, where idle CPUs halt.
+fn halting(case: Case, args: &BenchArgs, table: &mut String) -> Result<(), Error> {
+    let mut server = Server::start(case, &args.node)?;
+    std::thread::sleep(WARM_UP);
+    for tool in [Tool::Agent, Tool::EmptySampler, Tool::Sleeper] {
+        say(&format!("{}, idle CPUs halt, {}: {} pairs", case.name(), tool.name(), args.halting_pairs));
+        let figures = run(&mut server, tool, args.halting_pairs, args)?;
+        row(table, case.name(), tool, &figures);
     }
     Ok(())
 }
@@ -127,7 +151,7 @@ server, so that nothing comes on suspicion.
 ";
 
 /// The HTTP server with `agent diagnose`.
-fn diagnose(args: &BenchArgs) -> Result<(), Error> {
+fn diagnose(args: &BenchArgs, awake: &Awake) -> Result<(), Error> {
     let mut table = String::from(HEAD);
     let mut loads = Vec::new();
     for case in [Case::Http50, Case::Http1, Case::Alloc] {
@@ -140,9 +164,10 @@ fn diagnose(args: &BenchArgs) -> Result<(), Error> {
         eprintln!("{table}");
     }
     let text = format!(
-        "{DIAGNOSE}\nNode.js {}, halves of {} ms. Load average of the machine after each case: {}.\n\n{table}",
+        "{DIAGNOSE}\nNode.js {}, halves of {} ms. {}. Load average of the machine after each case: {}.\n\n{table}",
         args.node,
         args.half,
+        awake.word(),
         loads.join(", "),
     );
     let path = root().join("agent/benches/DIAGNOSE.md");
@@ -151,18 +176,31 @@ fn diagnose(args: &BenchArgs) -> Result<(), Error> {
     Ok(())
 }
 
-fn write_results(args: &BenchArgs, loads: &[String], table: &str, structure: &str) -> Result<(), Error> {
-    let text = format!(
-        "{INTRODUCTION}\nNode.js {}, halves of {} ms. Load average of the machine after each case: {}.\n\n{table}\n{structure}",
-        args.node,
-        args.half,
-        loads.join(", "),
-    );
-    let path = root().join("agent/benches/RESULTS.md");
-    fs::create_dir_all(root().join("agent/benches")).map_err(|source| Error::io("agent/benches", source))?;
-    fs::write(&path, text).map_err(|source| Error::io("agent/benches/RESULTS.md", source))?;
-    say(&format!("wrote {}", path.display()));
-    Ok(())
+/// What is written, as it grows.
+#[derive(Default)]
+struct Results {
+    table: String,
+    structure: String,
+    halting: String,
+    loads: Vec<String>,
+}
+
+impl Results {
+    fn write(&self, args: &BenchArgs, awake: &str) -> Result<(), Error> {
+        let Self { table, structure, halting, loads } = self;
+        eprintln!("{table}\n{structure}\n{halting}");
+        let text = format!(
+            "{INTRODUCTION}\nNode.js {}, halves of {} ms. {awake}. Load average of the machine after each case: {}.\n\n{table}\n{structure}{halting}",
+            args.node,
+            args.half,
+            loads.join(", "),
+        );
+        let path = root().join("agent/benches/RESULTS.md");
+        fs::create_dir_all(root().join("agent/benches")).map_err(|source| Error::io("agent/benches", source))?;
+        fs::write(&path, text).map_err(|source| Error::io("agent/benches/RESULTS.md", source))?;
+        say(&format!("wrote {}", path.display()));
+        Ok(())
+    }
 }
 
 /// Runnable tasks over the last minute. The bench itself keeps two or three busy; more is others' work, and noise here.
@@ -183,7 +221,14 @@ with the mean of the two around it; *null* compares neighbours without any tool,
 that holds 1 shows no cost, nor its absence beyond its own width. Attaching and detaching happens between the halves and is not part
 of them. By then the agent's governor has looked at what its probes cost and those that were too dear rest, as they do for most of a
 longer trace. The bpftrace script sees epoll and the scheduler only, less than the agent does. *First record*: from
-the start of the agent until its file holds a record of something in the kernel.
+the start of the agent until its file holds a record of something in the kernel. Idle CPUs are kept from halting (`/dev/cpu_dma_latency`): in a
+virtual machine to wake one takes tens of microseconds of whoever does, and how often there is one to wake is not the tool's doing alone.
+";
+
+const HALTING: &str = "
+The same where idle CPUs halt, beside what does nothing at all: a program that is empty, 99 times a second on each CPU, and a process that
+sleeps for a 99th of a second again and again. The client's CPU halts more often with each of them, and the server pays for waking it.
+
 ";
 
 const HEAD: &str = "\

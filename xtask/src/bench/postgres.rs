@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    BenchArgs, HEAD, Measured, WARM_UP, load_average, row, run,
+    Awake, BenchArgs, HEAD, Measured, WARM_UP, load_average, row, run,
     server::{Half, Running},
     tool::Tool,
 };
@@ -35,7 +35,7 @@ const KEEPS_TO_BUDGET: Duration = Duration::from_secs(2);
 const CASES: [(&str, &str); 2] = [("10", "pgbench, ten branches"), ("1", "pgbench, one branch")];
 
 /// Runs the cases and writes the table.
-pub fn bench(args: &BenchArgs) -> Result<(), Error> {
+pub fn bench(args: &BenchArgs, awake: &Awake) -> Result<(), Error> {
     let mut table = String::from(HEAD);
     let mut loads = Vec::new();
     for (scale, name) in CASES {
@@ -48,8 +48,9 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
         eprintln!("{table}");
     }
     let text = format!(
-        "{INTRODUCTION}\nPostgreSQL 15, halves of {} ms. Load average of the machine after each case: {}.\n\n{table}",
+        "{INTRODUCTION}\nPostgreSQL 15, halves of {} ms. {}. Load average of the machine after each case: {}.\n\n{table}",
         args.half,
+        awake.word(),
         loads.join(", "),
     );
     let path = root().join("agent/benches/POSTGRES.md");

@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    BenchArgs, HEAD, Measured as _, WARM_UP, load_average, row, run,
+    Awake, BenchArgs, HEAD, Measured as _, WARM_UP, load_average, row, run,
     server::{Case, Server},
     structure::{Stats, run_times},
     tool::{Tool, ndjson},
@@ -32,7 +32,7 @@ request is a switch or two.
 ";
 
 /// Runs the cases and writes the table.
-pub fn bench(args: &BenchArgs) -> Result<(), Error> {
+pub fn bench(args: &BenchArgs, awake: &Awake) -> Result<(), Error> {
     let mut table = String::from(HEAD);
     let (mut loads, mut switches) = (Vec::new(), Vec::new());
     for (case, tools) in [
@@ -53,10 +53,11 @@ pub fn bench(args: &BenchArgs) -> Result<(), Error> {
     let walk = walk(&args.node)?;
     let (naming, fifty) = (naming(&args.node)?, fifty(&args.node)?);
     let text = format!(
-        "{INTRODUCTION}\nNode.js {}, halves of {} ms. Load average of the machine after each case: {}; switches of the server's threads \
+        "{INTRODUCTION}\nNode.js {}, halves of {} ms. {}. Load average of the machine after each case: {}; switches of the server's threads \
          in a second of it, with nothing attached: {}.\n\n{table}\n{walk}\n{naming}\n{fifty}",
         args.node,
         args.half,
+        awake.word(),
         loads.join(", "),
         switches.join(", "),
     );

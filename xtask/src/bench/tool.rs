@@ -36,6 +36,8 @@ pub enum Tool {
     Empty,
     /// A program that does nothing, as often as a profile takes samples: what it takes to interrupt.
     EmptySampler,
+    /// A process that does nothing as often: what it takes to wake.
+    Sleeper,
 }
 
 impl Tool {
@@ -55,6 +57,7 @@ impl Tool {
             Self::Daemon => "agent daemon",
             Self::Empty => "an empty program",
             Self::EmptySampler => "an empty program at 99 Hz",
+            Self::Sleeper => "a process that wakes at 99 Hz",
         }
     }
 
@@ -121,6 +124,11 @@ impl Tool {
                 perf.arg(root().join("target/bench.perf"));
                 perf
             }
+            Self::Sleeper => {
+                let mut perl = Command::new("perl");
+                perl.args(["-e", "select undef, undef, undef, 1 / 99 while 1"]);
+                perl
+            }
             Self::Inspector => {
                 let mut shell = Command::new("sh");
                 shell.args(["-c", "kill -USR2 $0; trap 'kill -USR2 $0; exit' TERM; while sleep 0.1; do :; done", &pid]);
@@ -155,7 +163,7 @@ impl Tool {
             Self::Profile | Self::OffCpu => {
                 self.wait_for(attached.child.stderr.take(), "profiling")?;
             }
-            Self::OffCpuTime | Self::RunQLat | Self::Perf | Self::Inspector => {
+            Self::OffCpuTime | Self::RunQLat | Self::Perf | Self::Inspector | Self::Sleeper => {
                 std::thread::sleep(Duration::from_millis(1_200));
             }
         }
