@@ -2,7 +2,7 @@
 
 use agent_ebpf::{
     abi::{Header, family},
-    state::{STACK_WAKEUP_NS, Tally},
+    state::{FULL_WAKEUP_NS, STACK_WAKEUP_NS, Tally},
 };
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -84,21 +84,19 @@ pub enum Urgency {
 /// Waking the reader costs more than the record: do it when enough lies there, else let the reader come by itself.
 #[inline(always)]
 fn wakeup(urgency: Urgency, ring: &RingBuf) -> u64 {
-    if urgency == Urgency::Moving && !woken_lately() || ring.query(u64::from(BPF_RB_AVAIL_DATA)) >= WAKEUP_BYTES {
-        u64::from(BPF_RB_FORCE_WAKEUP)
-    } else {
-        u64::from(BPF_RB_NO_WAKEUP)
-    }
+    let wakes = urgency == Urgency::Moving && !woken_within(STACK_WAKEUP_NS)
+        || ring.query(u64::from(BPF_RB_AVAIL_DATA)) >= WAKEUP_BYTES && !woken_within(FULL_WAKEUP_NS);
+    u64::from(if wakes { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP })
 }
 
-/// This CPU woke the reader of stacks a moment ago: he will look again by himself.
+/// This CPU woke the reader a moment ago, who will look again by himself; else he counts as woken from now on.
 #[inline(always)]
-fn woken_lately() -> bool {
-    let Some(last) = maps::STACK_WOKEN_NS.get_ptr_mut(0) else { return false };
+fn woken_within(ns: u64) -> bool {
+    let Some(last) = maps::READER_WOKEN_NS.get_ptr_mut(0) else { return false };
     let now = now_ns();
     // SAFETY: a per-CPU word; a program that interrupts another here wakes once more at worst.
     unsafe {
-        if now.wrapping_sub(*last) < STACK_WAKEUP_NS {
+        if now.wrapping_sub(*last) < ns {
             return true;
         }
         *last = now;

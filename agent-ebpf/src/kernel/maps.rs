@@ -88,9 +88,9 @@ pub static SEEN: LruHashMap<u64, u8> = LruHashMap::with_max_entries(16384, 0);
 pub static KERNEL_SCRATCH: PerCpuArray<KernelBuffer> = PerCpuArray::with_max_entries(BUFFERS, 0);
 #[map]
 pub static USER_SCRATCH: PerCpuArray<UserBuffer> = PerCpuArray::with_max_entries(BUFFERS, 0);
-/// When this CPU last woke the reader of stacks.
+/// When this CPU last woke the reader.
 #[map]
-pub static STACK_WOKEN_NS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+pub static READER_WOKEN_NS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// The probe that is taking a stack on this CPU.
 #[map]
 pub static PROBE_BUSY: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);

@@ -5,6 +5,10 @@ use crate::abi::record;
 /// A CPU wakes the reader of stacks no more often: to wake costs more than a stack. The reader looks again after so long.
 pub const STACK_WAKEUP_NS: u64 = 5_000_000;
 
+/// And for a ring that fills no more often than this: who is awake already and has not come by yet comes no sooner for being woken at
+/// every record. A million records of turns a second fill a tenth of their ring meanwhile.
+pub const FULL_WAKEUP_NS: u64 = 1_000_000;
+
 /// And for so long after a full collection only: what a stack's frames point at moves in the next one, which may be near. Of a process
 /// that collects less often, one stack in twenty at most waits through a collection, and of that one only what is new to the reader is lost.
 pub const STACK_URGENT_NS: u64 = 1_000_000_000;

@@ -363,10 +363,10 @@ impl Probes {
         }
     }
 
-    /// Detaches a group's probes.
+    /// Detaches a group's probes. They are hit no more in a moment, and nobody waits for the grace period after that: rings fill meanwhile.
     pub fn detach(&mut self, group: Group) {
         let links = self.uprobes.remove(&group).unwrap_or_default();
-        detach_all(links.into_iter().map(|(_, link)| link).collect());
+        detach_aside(links.into_iter().map(|(_, link)| link).collect());
     }
 
     /// Detaches all probes of a file. Nobody waits for it.

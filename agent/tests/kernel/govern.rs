@@ -110,6 +110,29 @@ fn what_is_cheap_is_watched_all_the_time_and_so_is_what_may_cost_anything() {
     close("pool_seen_ns of the time, much to do", 1.0, seen(&records, "pool_seen_ns"), 0.02);
 }
 
+/// Interrupts by which the kernel wakes who reads rings, among others.
+fn wakes() -> f64 {
+    let text = read("/proc/interrupts");
+    let row = text.lines().find_map(|line| line.trim_start().strip_prefix("IWI:")).expect("IRQ work is counted");
+    row.split_whitespace().map_while(|count| count.parse::<f64>().ok()).sum()
+}
+
+#[test]
+fn who_is_awake_already_is_not_woken_again_at_each_record() {
+    let Some(bench) = bench() else { return };
+    let mut workload = Workload::start(VERSION, "hot_loop.js", &[]);
+    let before = wakes();
+    let records = trace(&bench, &mut workload, 4.0, &["--max-overhead", "100%"]);
+    let wakes = wakes() - before;
+    let seconds = records.span().length() / 1e9;
+    let windows = records.loop_windows("main");
+    let turns = sum(&windows, "turns") / seconds;
+    say(&format!("measured hot loop: {turns:.0} turns a second, woken {:.0} times a second", wakes / seconds));
+    assert!(turns * f64::from(slowness()) > 100_000.0, "no load: {turns} turns a second");
+    // Once a millisecond where rings fill, on each CPU that the loop and the sampler run on; it was eighteen.
+    assert!(wakes < 2_500.0 * seconds, "{wakes} wakes in {seconds} s");
+}
+
 /// Hits a second of the scheduler's programs: as with the others, several times what the budget allows.
 const SWITCH_HITS_MAX: f64 = 400_000.0;
 const SWITCHING_SECONDS: f64 = 6.0;

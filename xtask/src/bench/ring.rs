@@ -16,7 +16,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Awake, BenchArgs, load_average, server::Running};
+use super::{BenchArgs, load_average, server::Running};
 use crate::{
     run::{Error, cache, root, say},
     setup,
@@ -48,7 +48,7 @@ struct Tally {
     cpu_seconds: f64,
 }
 
-pub fn bench(args: &BenchArgs, awake: &Awake) -> Result<(), Error> {
+pub fn bench(args: &BenchArgs) -> Result<(), Error> {
     let kernels = setup::kernel_bench::build()?;
     let mut table = String::from(HEAD);
     let mut row = |name: &str, of: Tally| {
@@ -74,9 +74,8 @@ pub fn bench(args: &BenchArgs, awake: &Awake) -> Result<(), Error> {
     eprintln!("{table}");
     let path = root().join("agent/benches/RING.md");
     let text = format!(
-        "{INTRODUCTION}\nNode.js {}. {}. Load average of the machine at the end: {}.\n\n{table}",
+        "{INTRODUCTION}\nNode.js {}. Load average of the machine at the end: {}.\n\n{table}",
         args.node,
-        awake.word(),
         load_average()
     );
     fs::write(&path, text).map_err(|source| Error::io("agent/benches/RING.md", source))

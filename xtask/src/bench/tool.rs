@@ -142,8 +142,8 @@ impl Tool {
             command.stdout(Stdio::piped());
         }
         let child = command.spawn().map_err(|source| Error::io(self.name(), source))?;
-        // A shell cannot trap what its parent ignores, as one that was started in the background ignores SIGINT.
-        let ends_at = if self == Self::Inspector { "-TERM" } else { "-INT" };
+        // What was started in the background ignores SIGINT, and so do its children: a shell cannot even trap it then.
+        let ends_at = if matches!(self, Self::Inspector | Self::Sleeper) { "-TERM" } else { "-INT" };
         let mut attached = Attached { child, begin, attach: Duration::ZERO, hit_ns: Arc::default(), ends_at };
         match self {
             Self::Agent => attached.hit_ns = self.wait_for(attached.child.stderr.take(), "tracing pid")?,
