@@ -165,9 +165,9 @@ fn series(metrics: SocketAddr) -> usize {
     text.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase())).count()
 }
 
-/// Figures that come and go: with what is affordable and suspected, links, and for a moment threads that take them off. Each probe has a
-/// link of its own on kernels before 6.6.
-const SWINGS: [usize; 2] = [4, 5];
+/// Figures that come and go: with what is affordable and suspected, links, their descriptors, and for a moment threads that take them off.
+/// Each probe has a link of its own on kernels before 6.6.
+const SWINGS: [usize; 3] = [1, 4, 5];
 
 /// When it was, in seconds, and what was held then.
 type Look = (f64, [f64; HELD.len()]);
